@@ -1,0 +1,52 @@
+"""What a recipe says about an evaluation: what is measured, and what is claimed of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from smollm3.spec import Spec
+
+
+class Claim(Spec):
+    """One line of the score card: a metric of a model against a number or another metric.
+
+    metric: e.g. `loss/maths`, `accuracy/sum/think`, `adherence/no_think`, `tool_json`.
+    model: the stage it is measured on. baseline_metric, baseline_model: what it is compared
+    with (each defaults to the claim's own; none given: the bare value is judged).
+    compare: value, value - baseline, or value / baseline. Exactly one of at_least and at_most.
+    """
+
+    claim: str
+    metric: str
+    model: str
+    baseline_metric: str | None = None
+    baseline_model: str | None = None
+    compare: Literal["value", "difference", "ratio"] = "value"
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Claim:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give exactly one of at_least and at_most")
+        has_baseline = self.baseline_metric is not None or self.baseline_model is not None
+        if has_baseline != (self.compare != "value"):
+            raise ValueError("compare: difference or ratio goes with a baseline, value without")
+        return self
+
+
+class EvalStage(Spec):
+    """Measures models and writes scorecard.json.
+
+    items: procedural test items for each task and mode; documents: held-out documents for each
+    source's loss; samples: answers of the last model kept for the report.
+    """
+
+    kind: Literal["eval"]
+    claims: list[Claim] = Field(min_length=1)
+    items: int = Field(default=100, gt=0)
+    documents: int = Field(default=100, gt=0)
+    max_tokens: int = Field(default=96, gt=0)
+    samples: int = Field(default=6, ge=0)

@@ -1,0 +1,18 @@
+"""The network: configuration, transformer, rotary tables, attention. Knows nobody above it."""
+
+from smollm3.model.attention import Attend, causal, packed
+from smollm3.model.config import ModelConfig, Yarn, nope_pattern
+from smollm3.model.rope import Rope, rope_tables
+from smollm3.model.transformer import Transformer
+
+__all__ = [
+    "Attend",
+    "ModelConfig",
+    "Rope",
+    "Transformer",
+    "Yarn",
+    "causal",
+    "nope_pattern",
+    "packed",
+    "rope_tables",
+]

@@ -1,0 +1,77 @@
+"""The shape of a model: everything that `config.json` says about the network itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN context extension (Peng et al. 2023, arXiv:2309.00071), applied at inference.
+
+    `factor` is new context / `original_context`; the betas bound the ramp in full turns.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A SmolLM3- or Llama-shaped decoder.
+
+    `uses_rope[i]` says whether layer i rotates its queries and keys; SmolLM3 leaves every 4th
+    layer without positions (NoPE). `context` is in tokens, `init_std` is the standard deviation
+    of the initial weights.
+    """
+
+    vocab_size: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    uses_rope: tuple[bool, ...]
+    rope_theta: float
+    context: int
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    tied: bool = True
+    yarn: Yarn | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
+        if len(self.uses_rope) != self.layers:
+            raise ValueError(f"uses_rope has {len(self.uses_rope)} entries for {self.layers} layers")
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; 3,075,098,624 for SmolLM3-3B."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        block = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        embeddings = self.vocab_size * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.layers * block + self.hidden
+
+    def flops_per_token(self, context: int) -> float:
+        """Training FLOPs for one token: 6 per weight used, and causal attention's share.
+
+        Attention: scores and values are 2 products of 2·H·D per key, (context/2) keys on
+        average, times 3 for forward and backward.
+        """
+        used = self.parameters if self.tied else self.parameters - self.vocab_size * self.hidden
+        attention = 2 * 2 * self.heads * self.head_dim * (context / 2) * self.layers
+        return 6.0 * used + 3.0 * attention
+
+
+def nope_pattern(layers: int, nope_every: int) -> tuple[bool, ...]:
+    """`uses_rope` with NoPE on layers nope_every-1, 2·nope_every-1, ... (0-based); 0: RoPE on all.
+
+    SmolLM3: nope_every 4, so layers 3, 7, ..., 35 do not rotate.
+    """
+    return tuple(nope_every == 0 or (i + 1) % nope_every != 0 for i in range(layers))

@@ -1,0 +1,101 @@
+"""The recipe: one file that names the stages of a model's life, in order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from smollm3.data.spec import Source
+from smollm3.eval.spec import EvalStage
+from smollm3.model import ModelConfig, nope_pattern
+from smollm3.spec import Spec
+from smollm3.train.spec import TrainStage, Weight
+
+
+class ModelShape(Spec):
+    """A network that is trained from nothing; with a parent, its config.json is the truth."""
+
+    layers: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    ffn: int = Field(gt=0)
+    nope_every: int = Field(default=4, ge=0)
+    rope_theta: float = Field(default=50_000, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
+    tied: bool = True
+
+    def config(self, vocab_size: int, context: int) -> ModelConfig:
+        return ModelConfig(
+            vocab_size=vocab_size,
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim or self.hidden // self.heads,
+            ffn=self.ffn,
+            uses_rope=nope_pattern(self.layers, self.nope_every),
+            rope_theta=self.rope_theta,
+            context=context,
+            norm_eps=self.norm_eps,
+            init_std=self.init_std,
+            tied=self.tied,
+        )
+
+
+class ChatIdentity(Spec):
+    """Who the model says it is; a user's model does not claim to be someone else's."""
+
+    name: str = "an assistant"
+    maker: str | None = None
+    cutoff: str | None = None
+
+
+class TokenizerStage(Spec):
+    """Trains a byte-level BPE of `vocab` entries, control tokens included, on `characters` of
+    the mixture; or takes the tokenizer `from` a folder or Hub id."""
+
+    kind: Literal["tokenizer"]
+    vocab: int | None = Field(default=None, ge=300)
+    mixture: dict[str, Weight] = Field(default_factory=dict)
+    characters: float = Field(default=4e6, gt=0)
+    from_: str | None = Field(default=None, alias="from")
+
+
+class MergeStage(Spec):
+    """Linear merge: sum of weight x tensor over the parents, divided by the sum of weights."""
+
+    kind: Literal["merge"]
+    from_: dict[str, Weight] = Field(alias="from", min_length=1)
+
+
+class ExportStage(Spec):
+    """Writes a model in the formats that other programs read."""
+
+    kind: Literal["export"]
+    from_: str | None = Field(default=None, alias="from")
+    to: list[Literal["hf"]] = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+
+
+Stage = Annotated[
+    TokenizerStage | TrainStage | MergeStage | EvalStage | ExportStage,
+    Field(discriminator="kind"),
+]
+
+
+class Recipe(Spec):
+    """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
+    than helps: two threads at 64 hidden are slower than one)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    processes: int = Field(default=1, gt=0)
+    threads: int = Field(default=1, gt=0)
+    model: ModelShape | None = None
+    chat: ChatIdentity = ChatIdentity()
+    sources: dict[str, Source] = Field(default_factory=dict)
+    stages: dict[str, Stage] = Field(min_length=1)
