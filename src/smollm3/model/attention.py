@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -56,22 +57,17 @@ def packed(documents_BT: Tensor) -> Attend:
     runs = [_runs(row, T) for row in changes_BT]
 
     def per_document(layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        rows = [
-            torch.cat(
-                [
-                    causal(layer, q_BTHD[b : b + 1, s:e], k_BTGD[b : b + 1, s:e], v_BTGD[b : b + 1, s:e])
-                    for s, e in spans
-                ],
-                dim=1,
-            )
-            for b, spans in enumerate(runs)
-        ]
-        return torch.cat(rows)
+        def row(b: int) -> Tensor:
+            q, k, v = q_BTHD[b : b + 1], k_BTGD[b : b + 1], v_BTGD[b : b + 1]
+            pieces = [causal(layer, q[:, s:e], k[:, s:e], v[:, s:e]) for s, e in runs[b]]
+            return torch.cat(pieces, dim=1)
+
+        return torch.cat([row(b) for b in range(len(runs))])
 
     return per_document
 
 
 def _runs(changes: list[bool], length: int) -> list[tuple[int, int]]:
-    """[start, end) of each document in a row, from the flags 'the next token is another document'."""
+    """[start, end) of each document, from the flags 'the next token is of another document'."""
     cuts = [0, *(i + 1 for i, change in enumerate(changes) if change), length]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))

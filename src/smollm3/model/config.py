@@ -48,7 +48,8 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
         if len(self.uses_rope) != self.layers:
-            raise ValueError(f"uses_rope has {len(self.uses_rope)} entries for {self.layers} layers")
+            entries = len(self.uses_rope)
+            raise ValueError(f"uses_rope has {entries} entries for {self.layers} layers")
 
     @property
     def parameters(self) -> int:

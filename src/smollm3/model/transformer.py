@@ -37,7 +37,8 @@ class RMSNorm(nn.Module):
 
 def rotate(x_BTHD: Tensor, rope: Rope) -> Tensor:
     """Turn the pair (x[i], x[i + D/2]) by its angle, as Hugging Face weights expect."""
-    cos_T1D, sin_T1D = rope.cos.unsqueeze(-2).to(x_BTHD.dtype), rope.sin.unsqueeze(-2).to(x_BTHD.dtype)
+    cos_T1D = rope.cos.unsqueeze(-2).to(x_BTHD.dtype)
+    sin_T1D = rope.sin.unsqueeze(-2).to(x_BTHD.dtype)
     first, second = x_BTHD.chunk(2, dim=-1)
     return x_BTHD * cos_T1D + torch.cat([-second, first], dim=-1) * sin_T1D
 
@@ -63,7 +64,8 @@ class Attention(nn.Module):
         if self.uses_rope:
             q_BTHD, k_BTGD = rotate(q_BTHD, rope), rotate(k_BTGD, rope)
         o_BTHD = attend(self.layer, q_BTHD, k_BTGD, v_BTGD)
-        return self.o(o_BTHD.flatten(-2))
+        o_BTE: Tensor = self.o(o_BTHD.flatten(-2))
+        return o_BTE
 
 
 class FeedForward(nn.Module):
@@ -76,7 +78,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.ffn, config.hidden, bias=False)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTE)) * self.up(x_BTE))
+        o_BTE: Tensor = self.down(F.silu(self.gate(x_BTE)) * self.up(x_BTE))
+        return o_BTE
 
 
 class Block(nn.Module):
@@ -89,7 +92,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTE: Tensor, rope: Rope, attend: Attend) -> Tensor:
         x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE), rope, attend)
-        return x_BTE + self.ffn(self.ffn_norm(x_BTE))
+        x_BTE = x_BTE + self.ffn(self.ffn_norm(x_BTE))
+        return x_BTE
 
 
 class Transformer(nn.Module):
@@ -109,14 +113,16 @@ class Transformer(nn.Module):
         """Final normed states h_BTE. Without `rope`, positions are 0..T-1."""
         if rope is None:
             rope = rope_tables(self.config, torch.arange(ids_BT.shape[1], device=ids_BT.device))
-        x_BTE = self.embed(ids_BT)
+        x_BTE: Tensor = self.embed(ids_BT)
         for block in self.blocks:
             x_BTE = block(x_BTE, rope, attend)
-        return self.norm(x_BTE)
+        x_BTE = self.norm(x_BTE)
+        return x_BTE
 
     def logits(self, h_BTE: Tensor) -> Tensor:
         """logits_BTV of the given states (any leading shape)."""
-        return self.unembed(h_BTE)
+        logits_BTV: Tensor = self.unembed(h_BTE)
+        return logits_BTV
 
     def forward(self, ids_BT: Tensor, rope: Rope | None = None, attend: Attend = causal) -> Tensor:
         return self.logits(self.hidden(ids_BT, rope, attend))
@@ -134,8 +140,10 @@ class Transformer(nn.Module):
                 continue
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            std = residual_std if name.endswith(("attention.o.weight", "ffn.down.weight")) else (
-                self.config.init_std
+            std = (
+                residual_std
+                if name.endswith(("attention.o.weight", "ffn.down.weight"))
+                else (self.config.init_std)
             )
             values = torch.empty(weight.shape).normal_(0.0, std, generator=generator)
             weight.copy_(values)

@@ -1,0 +1,46 @@
+# make demo: a small SmolLM3 of your own.  make test: what must pass.  make help: the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-all lint bench docs clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt 'torch>=2.9'
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## train the nano recipe, print its score card, leave a model that answers
+	$(BIN)/smollm3 run nano
+
+test: $(VENV)/.installed-dev ## the tests of every change, with coverage
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
+
+test-all: $(VENV)/.installed-dev ## also the slow tests and the named breakages
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
+
+lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev ## every published number again, into benchmarks/results/
+	$(BIN)/python benchmarks/training.py
+
+docs: $(VENV)/.installed-dev ## run the commands and code of README.md and docs/
+	$(BIN)/python -m pytest -m "" tests/e2e/test_docs.py
+
+clean: ## forget runs and caches, keep the installation
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

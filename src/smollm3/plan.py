@@ -1,0 +1,290 @@
+"""What a recipe will cost before it runs: tokens, steps, memory, FLOPs and time of every stage.
+
+Everything follows from the recipe alone; what only the prepared data can tell (the size of an
+epoch) is estimated and marked with ≈.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from smollm3.checkpoint import load_config, load_tokenizer
+from smollm3.data.spec import JsonlSource, ProceduralSource, Source, TextSource
+from smollm3.errors import UserError
+from smollm3.model import ModelConfig, Transformer
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
+from smollm3.train.spec import LearningRate, TrainStage
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Llama 3's vocabulary, which SmolLM3 kept; for a tokenizer that is not on this machine.
+PUBLISHED_VOCAB = 128_256
+# A rough text: 4 bytes a token; a procedural document of the nano recipe: about 100 tokens.
+BYTES_PER_TOKEN = 4
+TOKENS_PER_DOCUMENT = 100
+# A step below this is timed here (seconds on one core), one above is computed.
+MEASURED_FLOPS = 2e11
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`devices` accelerators of `peak` FLOP/s each, of which training uses the share `mfu`.
+
+    The defaults are an H100 SXM (dense bfloat16) and SmolLM3's own 30%: 384 of them need 23 to
+    24 days for 11.136T tokens.
+    """
+
+    devices: int = 1
+    name: str = "H100"
+    peak: float = 989e12
+    mfu: float = 0.30
+
+    def __str__(self) -> str:
+        return (
+            f"{self.devices} x {self.name}, {self.peak / 1e12:.0f} TFLOPS each, {self.mfu:.0%} used"
+        )
+
+    def seconds(self, flops: float) -> float:
+        return flops / (self.devices * self.peak * self.mfu)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process that holds the whole model."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage; the numbers of a stage that does not train are None.
+
+    tokens and tokens_per_step count padded rows; `estimated` says that the amount of data is a
+    guess. seconds are of the whole stage; `timed` says they come from a step timed here.
+    """
+
+    name: str
+    kind: str
+    note: str = ""
+    model: ModelConfig | None = None
+    tokens_per_step: int | None = None
+    steps: int | None = None
+    estimated: bool = False
+    lr: LearningRate | None = None
+    memory: Memory | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    timed: bool = False
+
+    @property
+    def tokens(self) -> int | None:
+        if self.steps is None or self.tokens_per_step is None:
+            return None
+        return self.steps * self.tokens_per_step
+
+
+def kv_bytes_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
+    """Keys and values of all layers: 2·L·G·D elements; 73,728 bytes for SmolLM3-3B in bfloat16."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * element_bytes
+
+
+def training_memory(config: ModelConfig, rows: int, context: int, element_bytes: int) -> Memory:
+    """Bytes to train on `rows` rows of `context` tokens at once.
+
+    Weights, gradients and the two AdamW moments are float32: 4 + 4 + 8 bytes a parameter.
+    Activations kept for the backward pass, in elements of `element_bytes` for each token:
+    a layer keeps 6·E (the input, the normed and the scaled state of both norms), 2·H·D + 2·G·D
+    (queries, output, keys, values) and 4·F (gate, silu(gate), up, their product); the final norm
+    keeps 3·E. Attention scores are not kept (flash attention).
+    Logits: the output in `element_bytes`, its log-softmax and its gradient in float32.
+    """
+    E, F_, V = config.hidden, config.ffn, config.vocab_size
+    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
+    tokens = rows * context
+    return Memory(
+        weights=4 * config.parameters,
+        gradients=4 * config.parameters,
+        moments=8 * config.parameters,
+        activations=tokens * element_bytes * (config.layers * (6 * E + heads + 4 * F_) + 3 * E),
+        logits=tokens * V * (element_bytes + 8),
+    )
+
+
+def step_seconds(config: ModelConfig, rows: int, context: int) -> float:
+    """Seconds of one forward and backward pass here, on random ids; the better of two."""
+    model = Transformer(config)
+    model.init_weights(0)
+    ids_BT = torch.randint(config.vocab_size, (rows, context + 1))
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        logits_BTV = model(ids_BT[:, :-1])
+        F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def stage_costs(
+    recipe: Recipe,
+    *,
+    hardware: Hardware | None = None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> list[StageCost]:
+    """The cost of every stage, in order.
+
+    hardware: for models too large to time here (default: one H100 a process).
+    sizes: (documents, tokens) of sources that are already prepared; the others are estimated.
+    """
+    return _Planner(recipe, hardware or Hardware(devices=recipe.processes), sizes or {}).costs()
+
+
+class _Planner:
+    def __init__(
+        self, recipe: Recipe, hardware: Hardware, sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self.recipe = recipe
+        self.hardware = hardware
+        self.sizes = sizes
+        self.models: dict[str, ModelConfig | None] = {}
+        self.timings: dict[tuple[ModelConfig, int, int], float] = {}
+
+    def costs(self) -> list[StageCost]:
+        costs = []
+        above: str | None = None
+        for name, stage in self.recipe.stages.items():
+            if isinstance(stage, TrainStage):
+                self.models[name] = self._model(name, stage, stage.from_ or above)
+                costs.append(self._train(name, stage))
+                above = name
+            elif isinstance(stage, MergeStage):
+                self.models[name] = self._parent(next(iter(stage.from_)))
+                parts = " + ".join(f"{weight:g} {parent}" for parent, weight in stage.from_.items())
+                costs.append(StageCost(name, stage.kind, parts, self.models[name]))
+                above = name
+            elif isinstance(stage, TokenizerStage):
+                vocab, note = self._vocab()
+                what = f"from {stage.from_}" if stage.from_ else f"{stage.characters:,.0f} characters"
+                note = f"{vocab:,} entries{note}, {what}"
+                costs.append(StageCost(name, stage.kind, note))
+            elif isinstance(stage, ExportStage):
+                note = f"{', '.join(stage.to)} in {stage.dtype} from {stage.from_ or above}"
+                costs.append(StageCost(name, stage.kind, note))
+            else:
+                models = {claim.model for claim in stage.claims}
+                note = f"{len(stage.claims)} claims on {len(models)} models"
+                costs.append(StageCost(name, stage.kind, note))
+        return costs
+
+    def _vocab(self) -> tuple[int, str]:
+        """Entries of the recipe's tokenizer, and a remark when they are assumed."""
+        for stage in self.recipe.stages.values():
+            if isinstance(stage, TokenizerStage):
+                if stage.vocab is not None:
+                    return stage.vocab, ""
+                if stage.from_ is not None and Path(stage.from_).is_dir():
+                    return load_tokenizer(stage.from_).vocab_size, ""
+        return PUBLISHED_VOCAB, " (assumed)"
+
+    def _parent(self, parent: str) -> ModelConfig | None:
+        """Shape of a stage or an outside folder; None for what is not on this machine."""
+        if parent in self.models:
+            return self.models[parent]
+        return load_config(parent) if Path(parent).is_dir() else None
+
+    def _model(self, name: str, stage: TrainStage, parent: str | None) -> ModelConfig | None:
+        if parent is not None:
+            return self._parent(parent)
+        if self.recipe.model is None:
+            raise UserError(f"stages.{name}: has no parent; give `from:` or a `model:` section")
+        return self.recipe.model.config(self._vocab()[0], stage.context)
+
+    def _train(self, name: str, stage: TrainStage) -> StageCost:
+        rows = stage.batch * (2 if stage.is_preference else 1)
+        tokens_per_step = rows * stage.context
+        steps, estimated = self._steps(stage)
+        config = self.models[name]
+        if config is None:
+            note = f"the shape of {stage.from_} is not on this machine"
+            return StageCost(
+                name, stage.kind, note, None, tokens_per_step, steps, estimated, stage.lr
+            )
+        process_rows = math.ceil(rows / self.recipe.processes)
+        at_once = min(process_rows, (stage.micro_batch or rows) * rows // stage.batch)
+        flops = config.flops_per_token(stage.context)
+        seconds, timed = None, False
+        if steps is not None and flops * tokens_per_step < MEASURED_FLOPS:
+            key = (config, at_once, stage.context)
+            if key not in self.timings:
+                self.timings[key] = step_seconds(*key)
+            seconds, timed = steps * self.timings[key] * math.ceil(process_rows / at_once), True
+        elif steps is not None:
+            seconds = self.hardware.seconds(flops * tokens_per_step * steps)
+        return StageCost(
+            name,
+            stage.kind,
+            stage.loss,
+            config,
+            tokens_per_step,
+            steps,
+            estimated,
+            stage.lr,
+            training_memory(
+                config, at_once, stage.context, 4 if stage.precision == "float32" else 2
+            ),
+            None if steps is None else flops * tokens_per_step * steps,
+            seconds,
+            timed,
+        )
+
+    def _steps(self, stage: TrainStage) -> tuple[int | None, bool]:
+        """Steps of a stage and whether they are a guess; None when an epoch's size is unknown."""
+        if stage.steps is not None:
+            return stage.steps, False
+        if stage.tokens is not None:
+            return math.ceil(stage.tokens / (stage.batch * stage.context)), False
+        assert stage.epochs is not None
+        sizes = [self._size(source) for source in stage.mixture]
+        if any(size is None for size in sizes):
+            return None, True
+        documents = sum(size[0] for size in sizes if size)
+        tokens = sum(size[1] for size in sizes if size)
+        per_step = 2 * stage.batch if stage.is_preference else stage.batch * stage.context
+        amount = documents if stage.is_preference else tokens
+        known = all(source in self.sizes for source in stage.mixture)
+        return max(1, round(stage.epochs * amount / per_step)), not known
+
+    def _size(self, name: str) -> tuple[int, int] | None:
+        """(documents, tokens) of a source: prepared, or guessed from its recipe and its files."""
+        if name in self.sizes:
+            return self.sizes[name]
+        source = self.recipe.sources.get(name)
+        return None if source is None else _guess(source)
+
+
+def _guess(source: Source) -> tuple[int, int] | None:
+    if isinstance(source, ProceduralSource):
+        rows = source.documents * (2 if source.format == "preference" else 1)
+        return rows, rows * TOKENS_PER_DOCUMENT
+    if isinstance(source, TextSource | JsonlSource):
+        files = [Path(f) for pattern in source.files for f in glob.glob(pattern, recursive=True)]
+        tokens = sum(f.stat().st_size for f in files) // BYTES_PER_TOKEN
+        return tokens // TOKENS_PER_DOCUMENT, tokens
+    return None

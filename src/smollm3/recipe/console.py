@@ -1,0 +1,107 @@
+"""A run as seen on a terminal: a bar while a stage works, a line when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from smollm3.files import read_json
+from smollm3.recipe.graph import final_model
+from smollm3.recipe.runner import Events, Run
+from smollm3.recipe.schema import Recipe, Stage
+from smollm3.train import Stopped
+
+LOG_EVERY_SECONDS = 10.0  # without a terminal there is no bar; a line now and then instead
+
+
+class RunConsole:
+    """Shows the events of a run; a bar on a terminal, plain lines in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("[bold]{task.fields[stage]}"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.stage = ""
+        self.what = ""
+        self.logged = 0.0
+
+    def events(self) -> Events:
+        return Events(
+            stage_skipped=lambda name: self.console.print(f"[dim]= {name} (done before)"),
+            stage_started=self._started,
+            progress=self._progress,
+            stage_finished=self._finished,
+            warn=lambda text: self.console.print(f"[yellow]! {self.stage}: {text}", highlight=False),
+        )
+
+    def _started(self, name: str, stage: Stage) -> None:
+        self.stage, self.what = name, ""
+        self.logged = time.monotonic()
+        self.task = self.bar.add_task("starting", stage=name, detail="", total=1)
+
+    def _progress(self, what: str, done: float, of: float, detail: str) -> None:
+        assert self.task is not None
+        if what != self.what:
+            self.bar.reset(self.task, description=what, total=of, detail=detail)
+            self.what = what
+        self.bar.update(self.task, completed=done, total=of, detail=detail)
+        if not self.console.is_terminal and time.monotonic() - self.logged > LOG_EVERY_SECONDS:
+            self.logged = time.monotonic()
+            self.console.print(f"  {self.stage}: {what} {done:.0f}/{of:.0f} {detail}", highlight=False)
+
+    def _finished(self, name: str, record: dict[str, Any]) -> None:
+        assert self.task is not None
+        self.bar.remove_task(self.task)
+        facts = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in record["metrics"].items()
+            if isinstance(value, int | float | str)
+        )
+        self.console.print(f"[green]✓[/] {name} [dim]{record['seconds']:.0f}s {facts}", highlight=False)
+
+
+def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[str]) -> None:
+    """Run with progress; end with the score card and what to do next."""
+    console = Console(stderr=False)
+    view = RunConsole(console)
+    started = time.monotonic()
+    try:
+        with view.bar:
+            Run(recipe, out, view.events()).execute(only, redo)
+    except Stopped as stop:
+        console.print(f"stopped at step {stop.step} of {view.stage}; run again to go on")
+        sys.exit(128 + stop.signal)
+    console.print(f"[dim]{time.monotonic() - started:.0f}s in all")
+    scorecard = out / "scorecard.json"
+    if scorecard.exists():
+        from smollm3.eval import table
+
+        console.print(table(read_json(scorecard)))
+    console.print(f"report: {out / 'report.html'}", highlight=False)
+    final = final_model(recipe)
+    if final and (out / final / "stage.json").exists():
+        console.print(f"talk to it: [bold]smollm3 chat {out}", highlight=False)

@@ -1,0 +1,249 @@
+"""Runs the stages of a recipe into a folder; what is done is not done again.
+
+A finished stage is a folder that appeared by one rename, with `stage.json` inside: its config,
+its key (config + checksums of its inputs, recorded when those were made) and its own checksum.
+An interrupted train stage goes on from its last state under `.work/`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3 import checkpoint
+from smollm3.errors import UserError
+from smollm3.files import folder_lock, new_folder, read_json, sha256_json, write_json
+from smollm3.recipe.environment import environment
+from smollm3.recipe.graph import (
+    downstream,
+    final_model,
+    makes_model,
+    model_parents,
+    sources_of,
+    tokenizer_of,
+)
+from smollm3.recipe.schema import (
+    ChatIdentity,
+    EvalStage,
+    Recipe,
+    Stage,
+    TokenizerStage,
+    TrainStage,
+)
+from smollm3.recipe.stages import StageInputs, run_stage
+from smollm3.train import Followers
+
+
+@dataclass
+class Events:
+    """What a run tells its caller, for progress on a terminal or lines in a log."""
+
+    stage_skipped: Callable[[str], None]
+    stage_started: Callable[[str, Stage], None]
+    progress: Callable[[str, float, float, str], None]  # what, done, of, detail
+    stage_finished: Callable[[str, dict[str, Any]], None]
+    warn: Callable[[str], None]
+
+
+class Run:
+    """A recipe and the folder that it fills."""
+
+    def __init__(self, recipe: Recipe, out: Path, events: Events) -> None:
+        self.recipe = recipe
+        self.out = out
+        self.events = events
+        self.parents = model_parents(recipe)
+
+    def execute(self, only: str | None = None, redo: Iterable[str] = ()) -> None:
+        """Run what is not done. `only` one stage; `redo` these and all that is made from them."""
+        for name in [*([only] if only else []), *redo]:
+            if name not in self.recipe.stages:
+                raise UserError(f"no stage '{name}'; stages: {', '.join(self.recipe.stages)}")
+        with folder_lock(self.out):
+            again = downstream(self.recipe, set(redo))
+            self._check_recipe(again)
+            for name in again:
+                self._forget(name)
+            self._write_run_json()
+            with Followers(self.recipe.processes, self.out) as followers:
+                for name, stage in self.recipe.stages.items():
+                    if only and name != only:
+                        continue
+                    self._stage(name, stage, followers)
+
+    # -- one stage ---------------------------------------------------------------------------
+
+    def _stage(self, name: str, stage: Stage, followers: Followers) -> None:
+        folder = self.out / name
+        inputs = self._inputs(name, stage)
+        if self._is_done(name):
+            record = read_json(folder / "stage.json")
+            if record["key"] == self._key(name, stage, record["inputs"]["sources"], inputs):
+                shutil.rmtree(self._work(name), ignore_errors=True)
+                self.events.stage_skipped(name)
+                return
+            raise UserError(
+                f"{folder}: made from other inputs than the recipe's now; "
+                f"--redo {name} makes it again, --out OTHER keeps it"
+            )
+        self.events.stage_started(name, stage)
+        started = time.time()
+        result = run_stage(stage, inputs, followers, self.events.progress, self.events.warn)
+        with new_folder(folder) as temporary:
+            result.save(temporary)
+            record = {
+                "name": name,
+                "kind": stage.kind,
+                "key": self._key(name, stage, result.sources, inputs),
+                "config": _plain(stage),
+                "inputs": {"parents": inputs.digests, "sources": result.sources},
+                "digest": checkpoint.digest(temporary),
+                "metrics": result.metrics,
+                "tokens": result.tokens,
+                "positions": result.positions,
+                "lineage": inputs.lineage,
+                "environment": environment(self.recipe),
+                "seconds": result.seconds + time.time() - started,
+                "started": started,
+                "finished": time.time(),
+            }
+            write_json(temporary / "stage.json", record)
+        shutil.rmtree(self._work(name), ignore_errors=True)
+        self._publish_results(name, stage)
+        self.events.stage_finished(name, record)
+
+    def _inputs(self, name: str, stage: Stage) -> StageInputs:
+        """Resolve parents to folders and check that they are whole."""
+        parents: dict[str, Path] = {}
+        digests: dict[str, str] = {}
+        lineage: list[dict[str, Any]] = []
+        for parent in self.parents[name]:
+            if parent in self.recipe.stages:
+                record = self._record_of(parent, name)
+                folder, digest = self.out / parent, record["digest"]
+                known = [*record["lineage"], {"stage": parent, "digest": digest}]
+                lineage += [a for a in known if a not in lineage]
+            else:
+                folder = checkpoint.locate(parent)
+                digest = checkpoint.digest(folder)
+                lineage.append({"stage": parent, "digest": digest})
+            parents[parent], digests[parent] = folder, digest
+        tokenizer_stage = tokenizer_of(self.recipe, name) if not parents else None
+        if isinstance(stage, TrainStage) and tokenizer_stage is not None:
+            digests[tokenizer_stage] = self._record_of(tokenizer_stage, name)["digest"]
+        return StageInputs(
+            name=name,
+            recipe=self.recipe,
+            parents=parents,
+            digests=digests,
+            lineage=lineage,
+            tokenizer=self.out / tokenizer_stage if tokenizer_stage else None,
+            data=self.out / "data",
+            work=self._work(name),
+        )
+
+    def _record_of(self, parent: str, child: str) -> dict[str, Any]:
+        if not self._is_done(parent):
+            raise UserError(f"stage '{child}' needs '{parent}', which is not done; run it first")
+        record: dict[str, Any] = read_json(self.out / parent / "stage.json")
+        return record
+
+    def _is_done(self, name: str) -> bool:
+        return (self.out / name / "stage.json").exists()
+
+    def _work(self, name: str) -> Path:
+        return self.out / ".work" / name
+
+    def _forget(self, name: str) -> None:
+        """Set a stage to be made again. Its folder stays until the new one takes its place."""
+        shutil.rmtree(self._work(name), ignore_errors=True)
+        (self.out / name / "stage.json").unlink(missing_ok=True)
+
+    def _key(
+        self, name: str, stage: Stage, sources: dict[str, str], inputs: StageInputs
+    ) -> str:
+        return sha256_json(
+            {
+                "config": self._config(name, stage),
+                "parents": inputs.digests,
+                "sources": sources,
+            }
+        )
+
+    def _config(self, name: str, stage: Stage) -> dict[str, Any]:
+        """Everything in the recipe that this stage's result depends on."""
+        recipe = self.recipe
+        config: dict[str, Any] = {"stages": {name: _plain(stage)}, "seed": recipe.seed}
+        used = sources_of(stage, recipe)
+        config["sources"] = {s: _plain(recipe.sources[s]) for s in used}
+        if isinstance(stage, TrainStage) and not self.parents[name]:
+            config["model"] = _plain(recipe.model)
+        if isinstance(stage, TokenizerStage):
+            config["chat"] = _plain(recipe.chat)
+        return config
+
+    # -- the folder and the recipe -----------------------------------------------------------
+
+    def _check_recipe(self, again: set[str]) -> None:
+        """Refuse a folder whose finished or begun stages were made by another recipe."""
+        path = self.out / "run.json"
+        if not path.exists():
+            return
+        before = Run(Recipe.model_validate(read_json(path)["recipe"]), self.out, self.events)
+        for name, stage in self.recipe.stages.items():
+            if name in again or not (self._is_done(name) or self._work(name).exists()):
+                continue
+            old_stage = before.recipe.stages.get(name)
+            old = before._config(name, old_stage) if old_stage is not None else {}
+            changes = [
+                f"{key} was {_short(a)}, is {_short(b)}"
+                for key, a, b in _differences(old, self._config(name, stage), "")
+            ]
+            if changes:
+                raise UserError(
+                    f"{self.out}: holds another recipe's '{name}': {'; '.join(changes)}; "
+                    f"choose another folder with --out, or make it again with --redo {name}"
+                )
+
+    def _write_run_json(self) -> None:
+        write_json(
+            self.out / "run.json",
+            {
+                "name": self.recipe.name,
+                "recipe": _plain(self.recipe),
+                "order": list(self.recipe.stages),
+                "final": final_model(self.recipe),
+            },
+        )
+
+    def _publish_results(self, name: str, stage: Stage) -> None:
+        """Keep the run-level score card and report at the state of the last finished stage."""
+        from smollm3.report import write_report
+
+        if isinstance(stage, EvalStage):
+            write_json(self.out / "scorecard.json", read_json(self.out / name / "scorecard.json"))
+        write_report(self.out)
+
+
+def _plain(spec: Any) -> Any:
+    return spec.model_dump(mode="json", by_alias=True) if spec is not None else None
+
+
+def _differences(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old, new) wherever two JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = []
+        for key in dict.fromkeys([*a, *b]):
+            below = f"{path}.{key}" if path else key
+            found += _differences(a.get(key), b.get(key), below)
+        return found
+    return [] if a == b else [(path, a, b)]
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

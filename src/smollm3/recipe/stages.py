@@ -1,0 +1,242 @@
+"""What each kind of stage does with its inputs. Nothing here knows what was done before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from smollm3 import checkpoint, data, merge
+from smollm3.chat import default_template
+from smollm3.errors import UserError
+from smollm3.eval import evaluate
+from smollm3.files import write_json
+from smollm3.model import ModelConfig
+from smollm3.recipe.graph import sources_of
+from smollm3.recipe.schema import (
+    EvalStage,
+    ExportStage,
+    MergeStage,
+    Recipe,
+    Stage,
+    TokenizerStage,
+    TrainStage,
+)
+from smollm3.report import write_model_card
+from smollm3.tokenizer import Tokenizer
+from smollm3.train import Followers, TrainJob, save_optimizer
+
+Progress = Callable[[str, float, float, str], None]
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Where a stage reads and works. `parents` maps the recipe's word to a folder."""
+
+    name: str
+    recipe: Recipe
+    parents: dict[str, Path]
+    digests: dict[str, str]
+    lineage: list[dict[str, Any]]
+    tokenizer: Path | None
+    data: Path
+    work: Path
+
+    @property
+    def parent(self) -> Path | None:
+        return next(iter(self.parents.values()), None)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """`save` fills the stage's (temporary) folder; the rest goes into stage.json.
+
+    sources: checksum of each source read. tokens: tokens taken from each source. positions:
+    where the next stage that carries `data` goes on in each.
+    """
+
+    save: Callable[[Path], None]
+    sources: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+
+def run_stage(
+    stage: Stage, inputs: StageInputs, followers: Followers, progress: Progress, warn: Warn
+) -> StageResult:
+    """Do the stage's work; nothing is written outside `inputs.work` and the prepared data."""
+    match stage:
+        case TokenizerStage():
+            return _tokenizer(stage, inputs, progress)
+        case TrainStage():
+            return _train(stage, inputs, followers, progress, warn)
+        case MergeStage():
+            return _merge(stage, inputs)
+        case EvalStage():
+            return _eval(stage, inputs, progress)
+        case ExportStage():
+            return _export(stage, inputs)
+
+
+def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -> StageResult:
+    template = default_template(**inputs.recipe.chat.model_dump())
+    if stage.from_ is not None:
+        tokenizer = checkpoint.load_tokenizer(stage.from_)
+        if not tokenizer.template:
+            tokenizer = tokenizer.with_template(template)
+        return StageResult(tokenizer.save, metrics={"vocabulary": tokenizer.vocab_size})
+    assert stage.vocab is not None  # the recipe's check
+    total = sum(stage.mixture.values())
+    texts = chain.from_iterable(
+        _texts(inputs.recipe, name, stage.characters * weight / total)
+        for name, weight in stage.mixture.items()
+    )
+    progress("learning merges", 0, 1, f"{stage.vocab} entries")
+    tokenizer = Tokenizer.train(texts, stage.vocab, template)
+    return StageResult(tokenizer.save, metrics={"vocabulary": tokenizer.vocab_size})
+
+
+def _texts(recipe: Recipe, source: str, characters: float) -> Iterator[str]:
+    """Text of a source, documents in order, until `characters` are reached."""
+    taken = 0
+    for document in data.documents(recipe.sources[source], recipe.seed):
+        for text in document.texts():
+            if taken >= characters:
+                return
+            taken += len(text)
+            yield text
+
+
+def _prepare(
+    inputs: StageInputs, sources: list[str], tokenizer: Tokenizer, progress: Progress
+) -> dict[str, data.Shard]:
+    shards = {}
+    for i, name in enumerate(sources):
+        progress("preparing data", i, len(sources), name)
+        source = inputs.recipe.sources[name]
+        shards[name] = data.prepare(name, source, tokenizer, inputs.data, inputs.recipe.seed)
+    return shards
+
+
+def _train(
+    stage: TrainStage, inputs: StageInputs, followers: Followers, progress: Progress, warn: Warn
+) -> StageResult:
+    folder = inputs.parent or inputs.tokenizer
+    assert folder is not None  # the recipe's check
+    tokenizer = Tokenizer.load(folder)
+    if not tokenizer.template:
+        tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
+    config = _model_config(stage, inputs, tokenizer)
+    shards = _prepare(inputs, list(stage.mixture), tokenizer, progress)
+    for shard in shards.values():
+        for reason, count in shard.meta["skipped"].items():
+            if count:
+                warn(f"{shard.name}: {count} documents skipped ({reason})")
+
+    digests = {name: shard.digest for name, shard in shards.items()}
+    positions: dict[str, int] = {}
+    optimizer = None
+    if stage.carry:
+        assert inputs.parent is not None
+        record = json.loads((inputs.parent / "stage.json").read_bytes())
+        if "optimizer" in stage.carry:
+            optimizer = str(inputs.parent / "optimizer.safetensors")
+        if "data" in stage.carry:
+            positions = record["positions"]
+    job = TrainJob(
+        stage=stage,
+        parent=str(inputs.parent) if inputs.parent else None,
+        model=config,
+        tokenizer=str(folder),
+        shards={name: str(shard.folder) for name, shard in shards.items()},
+        start={name: positions.get(name, 0) for name in shards},
+        optimizer=optimizer,
+        work=str(inputs.work),
+        seed=inputs.recipe.seed,
+        threads=inputs.recipe.threads,
+    )
+    result = followers.train(
+        job,
+        on_step=lambda record, steps: progress(
+            "training", record.step, steps, f"loss {record.loss:.3f}"
+        ),
+        warn=warn,
+    )
+
+    def save(out: Path) -> None:
+        checkpoint.save_model(result.model, tokenizer, out)
+        save_optimizer(result, out / "optimizer.safetensors")
+        shutil.copyfile(inputs.work / "metrics.jsonl", out / "metrics.jsonl")
+
+    used = result.used
+    return StageResult(
+        save=save,
+        sources=digests,
+        metrics=result.metrics,
+        tokens=used,
+        positions=positions | {s: positions.get(s, 0) + n for s, n in used.items()},
+    )
+
+
+def _model_config(stage: TrainStage, inputs: StageInputs, tokenizer: Tokenizer) -> ModelConfig:
+    """The shape in force: the parent's config.json, with the stage's theta and longer context."""
+    if inputs.parent is None:
+        assert inputs.recipe.model is not None
+        config = inputs.recipe.model.config(tokenizer.vocab_size, stage.context)
+    else:
+        config = checkpoint.load_config(inputs.parent)
+    if stage.context > config.context and stage.rope_theta is None:
+        raise UserError(
+            f"stages.{inputs.name}.context: rows of {stage.context} tokens are longer than the "
+            f"model's {config.context}; shorten them, or extend the model with rope_theta"
+        )
+    return replace(
+        config,
+        rope_theta=stage.rope_theta or config.rope_theta,
+        context=max(stage.context, config.context),
+    )
+
+
+def _merge(stage: MergeStage, inputs: StageInputs) -> StageResult:
+    weights = {inputs.parents[name]: weight for name, weight in stage.from_.items()}
+    return StageResult(lambda out: merge.merge(weights, out))
+
+
+def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageResult:
+    sources = sources_of(stage, inputs.recipe)
+    any_model = next(iter(inputs.parents.values()))
+    shards = _prepare(inputs, sources, checkpoint.load_tokenizer(any_model), progress)
+    heldout = {
+        name: data.Shard.open(shard.folder, split="heldout") for name, shard in shards.items()
+    }
+    card = evaluate(stage, inputs.parents, heldout, inputs.recipe.seed, progress)
+    samples = card.pop("samples")
+
+    def save(out: Path) -> None:
+        write_json(out / "scorecard.json", card)
+        write_json(out / "samples.json", samples)
+
+    held = sum(claim["holds"] for claim in card["claims"])
+    return StageResult(
+        save=save,
+        sources={name: shard.digest for name, shard in shards.items()},
+        metrics={"claims": len(card["claims"]), "hold": held},
+    )
+
+
+def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
+    parent = inputs.parent
+    assert parent is not None
+
+    def save(out: Path) -> None:
+        model, tokenizer = checkpoint.load_model(parent), checkpoint.load_tokenizer(parent)
+        checkpoint.save_model(model, tokenizer, out / "hf", dtype=stage.dtype)
+        write_model_card(out / "hf", inputs.recipe.name, inputs.lineage)
+
+    return StageResult(save, metrics={"dtype": stage.dtype})

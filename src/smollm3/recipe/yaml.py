@@ -1,0 +1,87 @@
+"""YAML as people expect it: 1e-3 is a number, `no` is a word, a key twice is an error."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from smollm3.errors import UserError
+
+Path = tuple[str | int, ...]
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """SafeLoader with YAML 1.2's numbers and booleans (1.1 reads 1e-3 as text and `no` as False)."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`; what stands here wins
+                continue
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is not text; quote it", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is already on line {seen[key]}", key_node.start_mark
+                )
+            seen[key] = line
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _resolve(tag: str, pattern: str, first: str) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+
+
+_resolve("null", r"^(?:~|null|)$", "~n\0")
+_resolve("bool", r"^(?:true|false)$", "tf")
+_resolve("int", r"^[-+]?[0-9][0-9_]*$", "-+0123456789")
+_resolve(
+    "float",
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$",
+    "-+.0123456789",
+)
+_resolve("merge", r"^<<$", "<")
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", ""))
+)
+
+
+def parse_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
+    """The value of one YAML document and the line of each path in it; `name` is for errors."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise UserError(f"{name}: the file is empty")
+        lines: dict[Path, int] = {}
+        _collect_lines(node, (), lines)
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as e:
+        line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise UserError(f"{name}{line}: {e.problem or e.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise UserError(f"{name}: not valid YAML ({str(e).splitlines()[0]})") from None
+    finally:
+        loader.dispose()
+
+
+def _collect_lines(node: yaml.Node, path: Path, lines: dict[Path, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*path, str(key.value))
+            lines[below] = key.start_mark.line + 1
+            _collect_lines(value, below, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            lines[*path, i] = value.start_mark.line + 1
+            _collect_lines(value, (*path, i), lines)
