@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from smollm3.checkpoint import load_config, load_tokenizer
+from smollm3 import checkpoint
 from smollm3.data.spec import JsonlSource, ProceduralSource, Source, TextSource
-from smollm3.errors import UserError
+from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, Transformer
-from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
+from smollm3.recipe.graph import model_parents
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.train.spec import LearningRate, TrainStage
+from smollm3.units import count, duration, rate, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +50,11 @@ class Hardware:
     name: str = "H100"
     peak: float = 989e12
     mfu: float = 0.30
+
+    @classmethod
+    def default(cls, config: ModelConfig) -> Hardware:
+        """What a model of this size is trained on: SmolLM3's cluster from 1B up, else one."""
+        return cls(devices=384 if config.parameters >= 1e9 else 1)
 
     def __str__(self) -> str:
         return (
@@ -78,7 +85,7 @@ class StageCost:
     """One stage; the numbers of a stage that does not train are None.
 
     tokens and tokens_per_step count padded rows; `estimated` says that the amount of data is a
-    guess. seconds are of the whole stage; `timed` says they come from a step timed here.
+    guess. seconds are of the whole stage; `basis` says what they follow from.
     """
 
     name: str
@@ -92,7 +99,7 @@ class StageCost:
     memory: Memory | None = None
     flops: float | None = None
     seconds: float | None = None
-    timed: bool = False
+    basis: str = ""
 
     @property
     def tokens(self) -> int | None:
@@ -137,7 +144,8 @@ def step_seconds(config: ModelConfig, rows: int, context: int) -> float:
     for _ in range(2):
         start = time.perf_counter()
         logits_BTV = model(ids_BT[:, :-1])
-        F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+        torch.autograd.backward(loss)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -150,48 +158,44 @@ def stage_costs(
 ) -> list[StageCost]:
     """The cost of every stage, in order.
 
-    hardware: for models too large to time here (default: one H100 a process).
+    hardware: for models too large to time here (default: Hardware.default).
     sizes: (documents, tokens) of sources that are already prepared; the others are estimated.
     """
-    return _Planner(recipe, hardware or Hardware(devices=recipe.processes), sizes or {}).costs()
+    return _Planner(recipe, hardware, sizes or {}).costs()
 
 
 class _Planner:
     def __init__(
-        self, recipe: Recipe, hardware: Hardware, sizes: Mapping[str, tuple[int, int]]
+        self, recipe: Recipe, hardware: Hardware | None, sizes: Mapping[str, tuple[int, int]]
     ) -> None:
         self.recipe = recipe
         self.hardware = hardware
         self.sizes = sizes
+        self.parents = model_parents(recipe)
         self.models: dict[str, ModelConfig | None] = {}
         self.timings: dict[tuple[ModelConfig, int, int], float] = {}
 
     def costs(self) -> list[StageCost]:
-        costs = []
-        above: str | None = None
-        for name, stage in self.recipe.stages.items():
-            if isinstance(stage, TrainStage):
-                self.models[name] = self._model(name, stage, stage.from_ or above)
-                costs.append(self._train(name, stage))
-                above = name
-            elif isinstance(stage, MergeStage):
-                self.models[name] = self._parent(next(iter(stage.from_)))
-                parts = " + ".join(f"{weight:g} {parent}" for parent, weight in stage.from_.items())
-                costs.append(StageCost(name, stage.kind, parts, self.models[name]))
-                above = name
-            elif isinstance(stage, TokenizerStage):
-                vocab, note = self._vocab()
-                what = f"from {stage.from_}" if stage.from_ else f"{stage.characters:,.0f} characters"
-                note = f"{vocab:,} entries{note}, {what}"
-                costs.append(StageCost(name, stage.kind, note))
-            elif isinstance(stage, ExportStage):
-                note = f"{', '.join(stage.to)} in {stage.dtype} from {stage.from_ or above}"
-                costs.append(StageCost(name, stage.kind, note))
-            else:
-                models = {claim.model for claim in stage.claims}
-                note = f"{len(stage.claims)} claims on {len(models)} models"
-                costs.append(StageCost(name, stage.kind, note))
-        return costs
+        return [self._cost(name, stage) for name, stage in self.recipe.stages.items()]
+
+    def _cost(self, name: str, stage: Stage) -> StageCost:
+        parents = self.parents[name]
+        match stage:
+            case TrainStage():
+                self.models[name] = self._model(parents)
+                return self._train(name, stage)
+            case MergeStage():
+                self.models[name] = self._model(parents[:1])
+                note = " + ".join(f"{weight:g} {parent}" for parent, weight in stage.from_.items())
+            case TokenizerStage():
+                vocab, assumed = self._vocab()
+                made = f"from {stage.characters:,.0f} characters"
+                note = f"{vocab:,} entries{assumed} {f'of {stage.from_}' if stage.from_ else made}"
+            case ExportStage():
+                note = f"{parents[0]} as {', '.join(stage.to)} in {stage.dtype}"
+            case EvalStage():
+                note = f"{len(stage.claims)} claims on {len(parents)} models"
+        return StageCost(name, stage.kind, note, self.models.get(name))
 
     def _vocab(self) -> tuple[int, str]:
         """Entries of the recipe's tokenizer, and a remark when they are assumed."""
@@ -200,21 +204,17 @@ class _Planner:
                 if stage.vocab is not None:
                     return stage.vocab, ""
                 if stage.from_ is not None and Path(stage.from_).is_dir():
-                    return load_tokenizer(stage.from_).vocab_size, ""
+                    return checkpoint.load_tokenizer(stage.from_).vocab_size, ""
         return PUBLISHED_VOCAB, " (assumed)"
 
-    def _parent(self, parent: str) -> ModelConfig | None:
-        """Shape of a stage or an outside folder; None for what is not on this machine."""
-        if parent in self.models:
-            return self.models[parent]
-        return load_config(parent) if Path(parent).is_dir() else None
-
-    def _model(self, name: str, stage: TrainStage, parent: str | None) -> ModelConfig | None:
-        if parent is not None:
-            return self._parent(parent)
-        if self.recipe.model is None:
-            raise UserError(f"stages.{name}: has no parent; give `from:` or a `model:` section")
-        return self.recipe.model.config(self._vocab()[0], stage.context)
+    def _model(self, parents: list[str]) -> ModelConfig | None:
+        """Shape of the first parent, or of a new model; None for what is not on this machine."""
+        if not parents:
+            assert self.recipe.model is not None  # the recipe's check
+            return self.recipe.model.config(self._vocab()[0], context=0)
+        if parents[0] in self.recipe.stages:
+            return self.models[parents[0]]
+        return checkpoint.load_config(parents[0]) if Path(parents[0]).is_dir() else None
 
     def _train(self, name: str, stage: TrainStage) -> StageCost:
         rows = stage.batch * (2 if stage.is_preference else 1)
@@ -222,10 +222,11 @@ class _Planner:
         steps, estimated = self._steps(stage)
         config = self.models[name]
         if config is None:
-            note = f"the shape of {stage.from_} is not on this machine"
+            note = f"{stage.loss}; its parent is not on this machine"
             return StageCost(
                 name, stage.kind, note, None, tokens_per_step, steps, estimated, stage.lr
             )
+        hardware = self.hardware or Hardware.default(config)
         process_rows = math.ceil(rows / self.recipe.processes)
         at_once = min(process_rows, (stage.micro_batch or rows) * rows // stage.batch)
         flops = config.flops_per_token(stage.context)
@@ -236,7 +237,7 @@ class _Planner:
                 self.timings[key] = step_seconds(*key)
             seconds, timed = steps * self.timings[key] * math.ceil(process_rows / at_once), True
         elif steps is not None:
-            seconds = self.hardware.seconds(flops * tokens_per_step * steps)
+            seconds = hardware.seconds(flops * tokens_per_step * steps)
         return StageCost(
             name,
             stage.kind,
@@ -251,7 +252,7 @@ class _Planner:
             ),
             None if steps is None else flops * tokens_per_step * steps,
             seconds,
-            timed,
+            "timed here" if timed else str(hardware),
         )
 
     def _steps(self, stage: TrainStage) -> tuple[int | None, bool]:
@@ -288,3 +289,73 @@ def _guess(source: Source) -> tuple[int, int] | None:
         tokens = sum(f.stat().st_size for f in files) // BYTES_PER_TOKEN
         return tokens // TOKENS_PER_DOCUMENT, tokens
     return None
+
+
+def render(costs: list[StageCost]) -> Table:
+    """The costs as a table for the terminal, with what they rest on below."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title="what each stage asks for", title_justify="left")
+    table.add_column("stage", style="bold", no_wrap=True)
+    for column in ("tokens", "steps", "tokens/step"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("learning rate")
+    for column in ("memory", "FLOPs", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for cost in costs:
+        if cost.kind != "train":
+            table.add_row(cost.name, *[""] * 3, f"[dim]{cost.kind}: {cost.note}[/]")
+            continue
+        about = "≈ " if cost.estimated else ""
+        assert cost.lr is not None
+        table.add_row(
+            cost.name,
+            about + count(cost.tokens),
+            about + (f"{cost.steps:,}" if cost.steps is not None else "?"),
+            f"{cost.tokens_per_step:,}",
+            describe_rate(cost.lr),
+            size(cost.memory.total) if cost.memory else "?",
+            "?" if cost.flops is None else f"{cost.flops:.2e}",
+            about + duration(cost.seconds),
+        )
+    seconds = [cost.seconds for cost in costs if cost.seconds is not None]
+    table.add_section()
+    table.add_row(
+        "all",
+        count(sum(cost.tokens or 0 for cost in costs)),
+        *[""] * 4,
+        f"{sum(cost.flops or 0 for cost in costs):.2e}",
+        duration(sum(seconds)),
+    )
+    table.caption = "\n".join(_footnotes(costs))
+    table.caption_justify = "left"
+    return table
+
+
+def _footnotes(costs: list[StageCost]) -> list[str]:
+    models = list(dict.fromkeys(cost.model for cost in costs if cost.model))
+    notes = [
+        f"model: {model.parameters:,} parameters, {kv_bytes_per_token(model):,} bytes of keys and "
+        "values a token (bfloat16)"
+        for model in models
+    ]
+    bases = dict.fromkeys(cost.basis for cost in costs if cost.basis)
+    notes.append(f"time: {'; '.join(bases) or 'unknown'}; without data, evaluation and saving")
+    notes.append("memory: one process with the whole model, AdamW in float32")
+    if any(cost.estimated for cost in costs):
+        notes.append("≈ and ?: an epoch's size is known when the data are prepared")
+    return notes
+
+
+def describe_rate(lr: LearningRate) -> str:
+    """'4e-3, 100 warm-up, linear to 0 over the last 600' for a stage's schedule."""
+    parts = [rate(lr.peak)]
+    if lr.warmup:
+        parts.append(f"{lr.warmup:,} warm-up")
+    if lr.decay == "none":
+        parts.append("constant")
+    else:
+        over = f" over the last {lr.decay_steps:,}" if lr.decay_steps else ""
+        parts.append(f"{lr.decay} to {rate(lr.peak * lr.end)}{over}")
+    return ", ".join(parts)

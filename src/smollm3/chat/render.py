@@ -14,17 +14,28 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 from smollm3.chat.message import Message
-from smollm3.chat.template import render_template
+from smollm3.chat.template import SPARE, render_template
 from smollm3.errors import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# Variation selectors: unlike private-use code points they survive repr(), with which the published
-# template prints tools.
-_SPARE = tuple(map(chr, range(0xE0100, 0xE01F0)))
+_SPARE = tuple(map(chr, SPARE))
+_Span = tuple[int, int]
+_Marked = tuple[str, list[_Span]]  # a text and the marked stretches in it
 _SPARE_FOUND = re.compile(f"[{_SPARE[0]}-{_SPARE[-1]}]")
+
+
+class RenderOptions(TypedDict, total=False):
+    """What a rendering can be told, as keywords of `Renderer.render` and `Tokenizer.render`."""
+
+    tools: Sequence[Any] | None
+    python_tools: Sequence[Any] | None
+    enable_thinking: bool
+    add_generation_prompt: bool
+    custom_instructions: str | None
+    date: datetime.date | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Renderer:
         named: Mapping[str, str],
     ) -> None:
         self.template = template
-        self._first = sorted({token[0] for token in control})
+        self._firsts = sorted({token[0] for token in control})
         self._special = any_of(token for token, special in control.items() if special)
         self._stop = any_of(stops)
         self._named = dict(named)
@@ -87,34 +98,32 @@ class Renderer:
         custom_instructions: str | None = None,
         date: datetime.date | None = None,
     ) -> Rendering:
-        """With a generation prompt nothing counts as generated: the text is a prompt."""
+        """Run the template over the messages.
+
+        tools: called as JSON; python_tools: called as code. Dicts, or texts shown as they are.
+        enable_thinking: unless the system message says /think or /no_think.
+        add_generation_prompt: end with an answer's header; then nothing counts as generated.
+        custom_instructions: where there is no system message.
+        date: told to the model. If None ours tells none, and templates that do tell today's.
+        """
         if not self.template:
             raise UserError("this model has no chat template (chat_template.jinja)")
         chat = [_normal(index, message) for index, message in enumerate(messages)]
         if not chat:
             raise UserError("a conversation needs at least one message")
-        optional = {"python_tools": python_tools, "custom_instructions": custom_instructions}
+        optional = {
+            "xml_tools": _listed(tools),
+            "python_tools": _listed(python_tools),
+            "custom_instructions": custom_instructions,
+        }
         inputs = {key: value for key, value in optional.items() if value is not None}
-        if tools is not None:
-            inputs["xml_tools"] = tools
         try:
-            spare = _unused([self.template, chat, inputs])
-            start, end, *stand_ins = (next(spare) for _ in range(len(self._first) + 2))
-            table = dict(zip(self._first, stand_ins, strict=True))
-            protect_all = str.maketrans(table)
-            chat = [
-                _map_strings(
-                    message,
-                    (lambda text: self._special.sub(lambda m: table[m[0][0]] + m[0][1:], text))
-                    if message["role"] == "assistant"
-                    else (lambda text: text.translate(protect_all)),
-                )
-                for message in chat
-            ]
-            inputs = _map_strings(inputs, lambda text: text.translate(protect_all))
+            start, end, *stand_ins = _unused([self.template, chat, inputs], len(self._firsts) + 2)
+            table = dict(zip(self._firsts, stand_ins, strict=True))
+            chat, inputs = self._guard(chat, inputs, table)
         except RecursionError:
             raise UserError("messages or tools are nested too deeply") from None
-        variables = {
+        fixed = {
             **self._named,
             **inputs,
             "tools": inputs.get("xml_tools"),
@@ -122,21 +131,14 @@ class Renderer:
             "enable_thinking": enable_thinking,
         }
 
-        def run(upto: int, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
-            text = render_template(
-                self.template,
-                date=date,
-                marks=(start, end),
-                variables={
-                    **variables,
-                    "messages": chat[:upto],
-                    "add_generation_prompt": prompt,
-                },
-            )
+        def run(upto: int, prompt: bool) -> _Marked:
+            variables = {**fixed, "messages": chat[:upto], "add_generation_prompt": prompt}
+            marks = (start, end)
+            text = render_template(self.template, date=date, marks=marks, variables=variables)
             return _unmark(text, start, end)
 
         text, published = run(len(chat), add_generation_prompt)
-        generated: list[tuple[int, int]] = []
+        generated: list[_Span] = []
         problem = None
         if not add_generation_prompt:
             try:
@@ -146,12 +148,28 @@ class Renderer:
         restore = {ord(stand_in): first for first, stand_in in table.items()}
         return Rendering(_cut(text, published, generated), restore, problem)
 
+    def _guard(
+        self, chat: list[dict[str, Any]], inputs: dict[str, Any], stand_in: dict[str, str]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The inputs with stand-ins: everywhere in what others say, and in what the assistant
+        said where it spells a token with special=true."""
+        table = str.maketrans(stand_in)
+
+        def others(text: str) -> str:
+            return text.translate(table)
+
+        def assistant(text: str) -> str:
+            return self._special.sub(lambda m: stand_in[m[0][0]] + m[0][1:], text)
+
+        chat = [
+            _map_strings(message, assistant if message["role"] == "assistant" else others)
+            for message in chat
+        ]
+        return chat, _map_strings(inputs, others)
+
     def _completions(
-        self,
-        text: str,
-        chat: list[dict[str, Any]],
-        run: Callable[[int, bool], tuple[str, list[tuple[int, int]]]],
-    ) -> list[tuple[int, int]]:
+        self, text: str, chat: list[dict[str, Any]], run: Callable[[int, bool], _Marked]
+    ) -> list[_Span]:
         """Where `text` holds what the model writes: what message i adds to the rendering of the
         messages before it with a generation prompt, to the end of the first stop token."""
         spans = []
@@ -181,15 +199,14 @@ def _normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
     if isinstance(message, Message):
         message = message.to_dict()
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise UserError(f"message {index}: must be a mapping with a role, one of {', '.join(ROLES)}")
+        raise UserError(
+            f"message {index}: must be a mapping with a role, one of {', '.join(ROLES)}"
+        )
     normal = {key: value for key, value in message.items() if value is not None}
     content = normal.get("content", "")
     if isinstance(content, Sequence) and not isinstance(content, str):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
-    if not isinstance(content, str):
-        raise UserError(f"message {index}: content must be a text or a list of text parts")
-    normal["content"] = content
+        content = "".join(_text_part(index, part) for part in content)
+    normal["content"] = _text_part(index, content)
     for key in ("reasoning_content", "thinking", "reasoning"):
         if key in normal:
             normal["reasoning_content"] = normal[key]
@@ -197,8 +214,34 @@ def _normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
     return normal
 
 
-def _unused(value: Any) -> Iterable[str]:
-    raise NotImplementedError
+def _text_part(index: int, part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        raise UserError(f"message {index}: content must be a text or a list of text parts")
+    return text
+
+
+def _listed(tools: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Data sets also write all tools as one text, empty where there are none."""
+    if isinstance(tools, str):
+        return [tools] if tools.strip() else []
+    return tools
+
+
+def _unused(value: Any, n: int) -> list[str]:
+    """n spare code points that occur in no string of `value`."""
+    used: set[str] = set()
+
+    def note(text: str) -> str:
+        if not text.isascii():
+            used.update(_SPARE_FOUND.findall(text))
+        return text
+
+    _map_strings(value, note)
+    free = [c for c in _SPARE if c not in used][:n]
+    if len(free) < n:
+        raise UserError("the conversation uses nearly all variation selectors (U+E0100-U+E01EF)")
+    return free
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
@@ -215,3 +258,32 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Sequence):
         return [_map_strings(item, change) for item in value]
     raise UserError(f"messages and tools must be JSON values, not {type(value).__name__}")
+
+
+def _unmark(text: str, start: str, end: str) -> _Marked:
+    """The text without marks, and where the marked stretches lie in it."""
+    plain: list[str] = []
+    spans: list[_Span] = []
+    position = begin = 0
+    for part in re.split(f"([{start}{end}])", text):
+        if part == start:
+            begin = position
+        elif part == end:
+            spans.append((begin, position))
+        else:
+            plain.append(part)
+            position += len(part)
+    return "".join(plain), spans
+
+
+def _cut(text: str, published: list[_Span], generated: list[_Span]) -> list[Piece]:
+    edges = {edge for span in (*published, *generated) for edge in span}
+    cuts = sorted(edges | {0, len(text)})
+    return [
+        Piece(
+            text[a:b],
+            published=any(start <= a < end for start, end in published),
+            generated=any(start <= a < end for start, end in generated),
+        )
+        for a, b in pairwise(cuts)
+    ]

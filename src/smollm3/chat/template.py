@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
@@ -18,21 +19,25 @@ import jinja2.sandbox
 
 from smollm3.errors import UserError
 
-# A template comes with a checkpoint: someone else's code. The longest contexts are about 1e6 tokens.
+# A template is someone else's code. A million tokens are about 4e6 characters.
 MAX_CHARACTERS = 64_000_000
 MAX_ITERATIONS = 1_000_000  # of all range() in one rendering together
+# Code points for marks and stand-ins: variation selectors. Unlike private-use code points they
+# survive repr(), with which the published template prints tools.
+SPARE = range(0xE0100, 0xE01F0)
+_NOT_ASCII = re.compile(f"[^\x00-\x7f{chr(SPARE[0])}-{chr(SPARE[-1])}]")
 
 
-def default_template(name: str = "an assistant", maker: str | None = None, cutoff: str | None = None) -> str:
-    """Our chat template for a model that says it is `name`, made by `maker`, knowing up to `cutoff`.
-
-    What is None is not mentioned.
-    """
+def default_template(
+    name: str = "an assistant", maker: str | None = None, cutoff: str | None = None
+) -> str:
+    """Our chat template for a model that says it is `name`, made by `maker`, whose knowledge ends
+    at `cutoff`; what is None is not mentioned."""
     identity = {"name": name, "maker": maker, "cutoff": cutoff}
-    # A Jinja string literal reads JSON's escapes, but not its surrogate pairs: those stay unescaped.
+    # Jinja strings read JSON's escapes except surrogate pairs, so other alphabets stay as they are.
     lines = [
-        f"{{% set {key} = {'none' if value is None else json.dumps(value, ensure_ascii=False)} %}}\n"
-        for key, value in identity.items()
+        f"{{% set {key} = {'none' if text is None else json.dumps(text, ensure_ascii=False)} %}}\n"
+        for key, text in identity.items()
     ]
     body = resources.files(__package__).joinpath("template.jinja").read_text(encoding="utf-8")
     return "".join(lines) + body
@@ -65,13 +70,10 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes for HTML; chat templates mean plain JSON."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    text = json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise(message: str) -> None:

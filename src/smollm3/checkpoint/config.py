@@ -106,7 +106,8 @@ def from_json(values: Any, file: Path) -> ModelConfig:
     for key, only in FIXED.items():
         if values.get(key, only) not in (only, None):
             raise keys.fail(key, f"{values[key]!r} is not supported, only {only!r}")
-    if any(kind != "full_attention" for kind in values.get("layer_types") or ()):
+    layer_types = keys.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
         raise keys.fail("layer_types", "only full_attention is supported")
 
     layers, hidden = keys.integer("num_hidden_layers"), keys.integer("hidden_size")

@@ -1,7 +1,7 @@
 """The network: configuration, transformer, rotary tables, attention. Knows nobody above it."""
 
 from smollm3.model.attention import Attend, causal, packed
-from smollm3.model.config import ModelConfig, Yarn, nope_pattern
+from smollm3.model.config import ModelConfig, Yarn, extend_context, nope_pattern
 from smollm3.model.rope import Rope, rope_tables
 from smollm3.model.transformer import Transformer
 
@@ -12,6 +12,7 @@ __all__ = [
     "Transformer",
     "Yarn",
     "causal",
+    "extend_context",
     "nope_pattern",
     "packed",
     "rope_tables",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+# RULER at 128k, twice the trained 64k, is the longest that was ever published for SmolLM3.
+MAX_EXTENSION = 2
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,24 @@ def nope_pattern(layers: int, nope_every: int) -> tuple[bool, ...]:
     SmolLM3: nope_every 4, so layers 3, 7, ..., 35 do not rotate.
     """
     return tuple(nope_every == 0 or (i + 1) % nope_every != 0 for i in range(layers))
+
+
+def extend_context(config: ModelConfig, context: int) -> ModelConfig:
+    """`config` able to hold `context` tokens: by YaRN of factor context / original where that is
+    more than it holds already; otherwise unchanged, so that short prompts stay unscaled.
+
+    Raises ValueError for more than MAX_EXTENSION times the original context.
+    """
+    if context < 1:
+        raise ValueError(f"context: must be at least 1 token, not {context}")
+    if context <= config.context:
+        return config
+    original = config.yarn.original_context if config.yarn else config.context
+    if context > MAX_EXTENSION * original:
+        raise ValueError(
+            f"context: {context} tokens are {context / original:.3g} times the {original} that the "
+            f"model was trained on; YaRN holds to {MAX_EXTENSION} times, so take at most "
+            f"{MAX_EXTENSION * original} or train it on longer rows"
+        )
+    yarn = replace(config.yarn or Yarn(1.0, original), factor=context / original)
+    return replace(config, context=context, yarn=yarn)

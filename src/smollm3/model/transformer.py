@@ -92,8 +92,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTE: Tensor, rope: Rope, attend: Attend) -> Tensor:
         x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE), rope, attend)
-        x_BTE = x_BTE + self.ffn(self.ffn_norm(x_BTE))
-        return x_BTE
+        out_BTE: Tensor = x_BTE + self.ffn(self.ffn_norm(x_BTE))
+        return out_BTE
 
 
 class Transformer(nn.Module):
@@ -113,11 +113,11 @@ class Transformer(nn.Module):
         """Final normed states h_BTE. Without `rope`, positions are 0..T-1."""
         if rope is None:
             rope = rope_tables(self.config, torch.arange(ids_BT.shape[1], device=ids_BT.device))
-        x_BTE: Tensor = self.embed(ids_BT)
+        x_BTE = self.embed(ids_BT)
         for block in self.blocks:
             x_BTE = block(x_BTE, rope, attend)
-        x_BTE = self.norm(x_BTE)
-        return x_BTE
+        h_BTE: Tensor = self.norm(x_BTE)
+        return h_BTE
 
     def logits(self, h_BTE: Tensor) -> Tensor:
         """logits_BTV of the given states (any leading shape)."""

@@ -97,7 +97,8 @@ def _place(path: yaml.Path, lines: dict[yaml.Path, int], name: str) -> str:
 def _first_error(
     error: ValidationError, raw: dict[str, Any], lines: dict[yaml.Path, int], name: str
 ) -> str:
-    errors = error.errors()
+    # A misspelt key is also a missing one; the spelling is what helps.
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     path = _real_path(first["loc"], raw)
     where = _place(path, lines, name) if path else name

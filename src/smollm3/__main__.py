@@ -1,0 +1,5 @@
+"""`python -m smollm3` is the command line."""
+
+from smollm3.cli import main
+
+main()

@@ -1,0 +1,201 @@
+"""Float32 values to the block formats of GGUF.
+
+Q8_0, Q4_0 and Q5_0 are llama.cpp's reference quantisation, byte for byte. Q4_K and Q6_K search for
+scales as it does: over many roundings of the values, the weighted least-squares fit with the
+smallest error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smollm3.checkpoint.gguf.quants import CHUNK, FORMATS, Bytes, Floats, Records, pack_scales
+
+TINY = 1e-15  # blocks with nothing above this are zero: float16 scales end at 6e-8
+
+
+def _inverse(values: Floats) -> Floats:
+    """1/x, and 0 where x is too near 0 for that."""
+    out = np.zeros_like(values)
+    np.divide(np.float32(1), values, out=out, where=np.abs(values) > TINY)
+    return out
+
+
+def _records(name: str, **fields: NDArray[Any]) -> Records:
+    out = np.empty(len(fields["d"]), FORMATS[name].dtype)
+    for field, values in fields.items():
+        out[field] = values
+    return out
+
+
+def _two_nibbles(q: Bytes) -> Bytes:
+    """[..., 2n] -> [..., n]: the first half in the low nibbles."""
+    half = q.shape[-1] // 2
+    return (q[..., :half] & 15) | (q[..., half:] << 4)
+
+
+def _bf16(x_N1: Floats) -> Records:
+    bits = x_N1[:, 0].view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # nearest, ties to even
+
+
+def _q8_0(x: Floats) -> Records:
+    d = np.abs(x).max(axis=1) / np.float32(127)
+    scaled = x * _inverse(d)[:, None]
+    away_from_zero = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    return _records("Q8_0", d=d, q=away_from_zero)
+
+
+def _largest(x: Floats) -> Floats:
+    """The value of largest magnitude in each row, with its sign."""
+    return np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
+
+
+def _offset_binary(x: Floats, half: int) -> tuple[Floats, Bytes]:
+    """Scale and values 0..2*half-1: the value of largest magnitude becomes -half exactly."""
+    d = _largest(x) / np.float32(-half)
+    q = np.trunc(x * _inverse(d)[:, None] + np.float32(half + 0.5))
+    return d, np.minimum(q, 2 * half - 1).astype(np.uint8)
+
+
+def _q4_0(x: Floats) -> Records:
+    d, q = _offset_binary(x, 8)
+    return _records("Q4_0", d=d, q=_two_nibbles(q))
+
+
+def _q5_0(x: Floats) -> Records:
+    d, q = _offset_binary(x, 16)
+    high = np.packbits(q >> 4, axis=1, bitorder="little")
+    return _records("Q5_0", d=d, high=high, q=_two_nibbles(q))
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    return np.asarray(np.einsum("nk,nk->n", a, b))
+
+
+def _fit_line(x: Floats, w: Floats, top: int) -> tuple[Floats, Floats]:
+    """scale, shift >= 0 of each row such that x ~ scale * q - shift with q in 0..top.
+
+    For each of 21 step sizes around (max - min) / top: round, solve the weighted least squares
+    for scale and shift given q, and keep the fit with the smallest weighted error.
+    """
+    low = np.minimum(x.min(axis=1), 0)
+    width = x.max(axis=1) - low
+    inverse_width = _inverse(width)
+    wx = w * x
+    sum_w, sum_x = w.sum(axis=1), wx.sum(axis=1)
+    above_low = x - low[:, None]
+
+    def rounded(levels: float) -> Floats:
+        q = np.rint(above_low * (np.float32(levels) * inverse_width)[:, None])
+        return np.asarray(np.minimum(q, top, out=q))
+
+    def error(q: Floats, scale: Floats, shift: Floats) -> Floats:
+        residual = q * scale[:, None]
+        residual += shift[:, None]
+        residual -= x
+        return np.asarray(np.einsum("nk,nk,nk->n", w, residual, residual))
+
+    scale, shift = width / np.float32(top), low
+    best = error(rounded(top), scale, shift)
+    for step in range(21):
+        q = rounded(top - 1 + 0.1 * step)
+        wq = w * q
+        sum_q, qq, xq = wq.sum(axis=1), _dot(wq, q), _dot(wx, q)
+        determinant = sum_w * qq - sum_q * sum_q
+        inverse = _inverse(determinant)
+        new_scale = (sum_w * xq - sum_x * sum_q) * inverse
+        new_shift = (qq * sum_x - sum_q * xq) * inverse
+        no_shift = new_shift > 0  # the format only shifts down
+        new_scale = np.where(no_shift, xq * _inverse(qq), new_scale)
+        new_shift = np.where(no_shift, 0, new_shift)
+        new = error(q, new_scale, new_shift)
+        better = (determinant > 0) & (new < best)
+        scale, shift = np.where(better, new_scale, scale), np.where(better, new_shift, shift)
+        best = np.where(better, new, best)
+    return scale, -shift
+
+
+def _six_bits(values_N8: Floats) -> tuple[NDArray[np.float16], Bytes]:
+    """A float16 unit for each row, and the row's values in that unit, 0..63."""
+    peak = values_N8.max(axis=1)
+    q = np.rint(values_N8 * (63 * _inverse(peak))[:, None])
+    return (peak / np.float32(63)).astype(np.float16), np.minimum(q, 63).astype(np.uint8)
+
+
+def _q4_k(x_N256: Floats) -> Records:
+    x = x_N256.reshape(-1, 32)
+    rms = np.sqrt(np.square(x).mean(axis=1))
+    scale, shift = _fit_line(x, rms[:, None] + np.abs(x), 15)
+    d, scales = _six_bits(scale.reshape(-1, 8))
+    dmin, mins = _six_bits(shift.reshape(-1, 8))
+    unit = d.astype(np.float32)[:, None] * scales
+    shift = dmin.astype(np.float32)[:, None] * mins
+    shifted = x_N256.reshape(-1, 8, 32) + shift[:, :, None]
+    q = np.rint(shifted * _inverse(unit)[:, :, None]).clip(0, 15).astype(np.uint8)
+    packed = _two_nibbles(q.reshape(-1, 4, 64)).reshape(-1, 128)
+    return _records("Q4_K", d=d, dmin=dmin, scales=pack_scales(scales, mins), q=packed)
+
+
+def _fit_scale(x: Floats, half: int) -> Floats:
+    """The scale of each row such that x ~ scale * q with q in -half..half-1, weights x^2.
+
+    Given q the least-squares scale is sum(w x q) / sum(w q q), and it takes off
+    sum(w x q)^2 / sum(w q q) of the error: the largest of 19 step sizes wins.
+    """
+    inverse_peak = _inverse(_largest(x))
+    w = x * x
+    wx = w * x
+    scale, best = np.zeros_like(inverse_peak), np.zeros_like(inverse_peak)
+    for step in (0, *range(-9, 0), *range(1, 10)):
+        q = np.rint(x * (-np.float32(half + 0.1 * step) * inverse_peak)[:, None])
+        q = q.clip(-half, half - 1)
+        xq, qq = _dot(wx, q), _dot(w * q, q)
+        # Not through _inverse: the sums are of fourth powers, and far below TINY without harm.
+        new_scale = np.divide(xq, qq, out=np.zeros_like(xq), where=qq > 0)
+        better = new_scale * xq > best
+        scale = np.where(better, new_scale, scale)
+        best = np.where(better, new_scale * xq, best)
+    return scale
+
+
+def _q6_k(x_N256: Floats) -> Records:
+    scale = _fit_scale(x_N256.reshape(-1, 16), 32).reshape(-1, 16)
+    inverse_d = np.float32(-128) * _inverse(_largest(scale))
+    d = _inverse(inverse_d).astype(np.float16)
+    scales = np.minimum(np.rint(scale * inverse_d[:, None]), 127)
+    unit = d.astype(np.float32)[:, None] * scales
+    q = np.rint(x_N256.reshape(-1, 16, 16) * _inverse(unit)[:, :, None]).clip(-32, 31) + 32
+    q = q.astype(np.uint8).reshape(-1, 2, 4, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    high = np.bitwise_or.reduce((q >> 4) << shifts, axis=2).reshape(-1, 64)
+    low = _two_nibbles(q.reshape(-1, 2, 128)).reshape(-1, 128)
+    return _records("Q6_K", d=d, scales=scales, low=low, high=high)
+
+
+ENCODERS: dict[str, Callable[[Floats], Records]] = {
+    "F32": lambda x: x[:, 0],
+    "F16": lambda x: x[:, 0].astype(np.float16),
+    "BF16": _bf16,
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q5_0": _q5_0,
+    "Q4_K": _q4_k,
+    "Q6_K": _q6_k,
+}
+
+
+def quantize(values: Floats, name: str) -> Bytes:
+    """The bytes of finite float32 `values` in format `name`; their number fills whole blocks.
+    At most 65504 in magnitude but for F32 and BF16: scales are float16."""
+    form = FORMATS[name]
+    blocks = np.ascontiguousarray(values, np.float32).reshape(-1, form.block)
+    out = np.empty(len(blocks), form.dtype)
+    step = CHUNK // form.block
+    for start in range(0, len(blocks), step):
+        out[start : start + step] = ENCODERS[name](blocks[start : start + step])
+    return out.view(np.uint8)

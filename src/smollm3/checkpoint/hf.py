@@ -1,0 +1,172 @@
+"""Hugging Face model folders: config.json, safetensors, tokenizer, generation_config.json."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smollm3.checkpoint.config import from_json, to_json
+from smollm3.checkpoint.locate import locate
+from smollm3.checkpoint.weights import Weights, torch_dtype, write_weights
+from smollm3.errors import UserError
+from smollm3.files import disk_errors, read_json, sha256_file, write_json
+from smollm3.model import ModelConfig, Transformer, extend_context
+from smollm3.tokenizer import Tokenizer
+
+# Our names -> published names; a block's parts are prefixed `blocks.N.` -> `model.layers.N.`.
+TOP_NAMES = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "unembed": "lm_head",
+}
+BLOCK_NAMES = {
+    "attention_norm": "input_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+}
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def published_name(ours: str) -> str:
+    """`blocks.3.attention.q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
+    module = ours.removesuffix(".weight")
+    if module in TOP_NAMES:
+        return f"{TOP_NAMES[module]}.weight"
+    _, layer, part = module.split(".", 2)
+    return f"model.layers.{layer}.{BLOCK_NAMES[part]}.weight"
+
+
+def load_config(target: str | Path) -> ModelConfig:
+    """The network that `target`'s config.json describes."""
+    file = locate(target) / "config.json"
+    return from_json(read_json(file), file)
+
+
+def load_tokenizer(target: str | Path) -> Tokenizer:
+    return Tokenizer.load(locate(target))
+
+
+def load_model(
+    target: str | Path,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    context: int | None = None,
+) -> Transformer:
+    """The model of a folder, run folder, Hub id or short name, in `dtype` on `device`.
+
+    context: tokens it must hold; more than config.json says turns on YaRN (`extend_context`).
+    Missing, unknown or mis-shaped tensors are a UserError that names the file and the tensor.
+    """
+    folder = locate(target)
+    wanted = torch_dtype(dtype)
+    config = load_config(folder)
+    if context is not None:
+        try:
+            config = extend_context(config, context)
+        except ValueError as e:
+            raise UserError(f"{target}: {e}") from None
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = Weights(folder)
+    expected = {published_name(n): (n, tuple(p.shape)) for n, p in model.named_parameters()}
+    _check_names(folder, weights, {name: shape for name, (_, shape) in expected.items()})
+
+    # Copies, not views of the mapped file: aligned memory gives the same bits however the
+    # weights came here, and a file replaced under a running model harms nothing.
+    state = {
+        ours: weights[name].to(device=device, dtype=wanted, copy=True)
+        for name, (ours, _) in expected.items()
+    }
+    if model.config.tied:
+        state["unembed.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if model.config.tied:
+        model.unembed.weight = model.embed.weight
+    return model
+
+
+def _check_names(folder: Path, weights: Weights, expected: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in expected.items():
+        if name not in weights:
+            raise UserError(f"{folder}: {name}: missing from the safetensors files")
+        if weights.shapes[name] != shape:
+            raise UserError(
+                f"{weights.files[name]}: {name}: has shape {list(weights.shapes[name])}, "
+                f"config.json says {list(shape)}"
+            )
+    for name, file in weights.files.items():
+        if name in expected or name.endswith("rotary_emb.inv_freq"):  # old Llama files keep tables
+            continue
+        if name != HEAD:
+            raise UserError(f"{file}: {name}: unknown tensor; config.json does not describe it")
+        if not torch.equal(weights[HEAD], weights[EMBEDDING]):
+            raise UserError(
+                f"{file}: {HEAD}: differs from the embedding, but config.json ties them; "
+                "set tie_word_embeddings to false"
+            )
+
+
+def save_model(
+    model: Transformer, tokenizer: Tokenizer, folder: str | Path, dtype: str | None = None
+) -> None:
+    """Write a Hugging Face folder that transformers, vLLM, mlx-lm and llama.cpp's converter read.
+
+    dtype: of the written weights; None keeps the model's. The same model gives the same bytes.
+    """
+    folder = Path(folder)
+    parameters = {published_name(name): p.detach() for name, p in model.named_parameters()}
+    first = next(iter(parameters.values()))
+    written = first.dtype if dtype is None else torch_dtype(dtype)
+    sizes = {name: p.numel() * written.itemsize for name, p in parameters.items()}
+
+    def load(name: str) -> Tensor:
+        return parameters[name].to(device="cpu", dtype=written)
+
+    save_settings(model.config, tokenizer, folder, written)
+    write_weights(folder, sizes, load)
+
+
+def save_settings(
+    config: ModelConfig, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype
+) -> None:
+    """Write all of a model folder but its weights, which are in `dtype`."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {config.vocab_size}"
+        )
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    ids = {
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.stop_ids[0],
+        "pad_token_id": tokenizer.pad_id,
+    }
+    write_json(folder / "config.json", to_json(config, str(dtype).removeprefix("torch.")) | ids)
+    # The published way to sample, and every token that ends an answer.
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    write_json(
+        folder / "generation_config.json",
+        ids | sampling | {"eos_token_id": list(tokenizer.stop_ids)},
+    )
+
+
+def digest(folder: str | Path) -> str:
+    """sha256 over what decides the model's answers: config, weights, tokenizer and template."""
+    folder = Path(folder)
+    names = {"config.json", "tokenizer.json", "chat_template.jinja"}
+    names |= {path.name for path in folder.glob("*.safetensors")}
+    total = hashlib.sha256()
+    for name in sorted(names):
+        if (folder / name).exists():
+            total.update(f"{name} {sha256_file(folder / name)}\n".encode())
+    return total.hexdigest()

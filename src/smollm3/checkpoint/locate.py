@@ -1,0 +1,62 @@
+"""From what a user calls a model to a folder on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from smollm3.errors import UserError
+from smollm3.files import read_json
+
+SHORT_NAMES = {
+    "smollm3-3b": "HuggingFaceTB/SmolLM3-3B",
+    "smollm3-3b-base": "HuggingFaceTB/SmolLM3-3B-Base",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
+# No pickles, and nothing from subfolders: other formats of the same model live there.
+WANTED = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def locate(target: str | Path) -> Path:
+    """The folder of `target`: a model folder, a run's folder (its final model), a Hub id with an
+    optional @revision (fetched, or from the cache when offline), or a short name.
+
+    Raises UserError for what is none of these or cannot be fetched.
+    """
+    path = Path(target).expanduser()
+    if path.is_dir():
+        return _final_model(path) if (path / "run.json").exists() else path
+    if path.exists():
+        raise UserError(f"{path}: is a file; give the folder it lies in")
+    hub = HUB_ID.fullmatch(SHORT_NAMES.get(str(target), str(target)))
+    # `runs/nanno` beside a folder `runs` is a misspelt path, not a repository.
+    if hub is None or Path(hub["repo"]).parent.is_dir():
+        known = ", ".join(SHORT_NAMES)
+        raise UserError(f"{target}: no such folder, and neither a Hub id nor one of {known}")
+    return _fetch(str(target), hub["repo"], hub["revision"])
+
+
+def _final_model(run: Path) -> Path:
+    record = read_json(run / "run.json")
+    final = record.get("final") if isinstance(record, dict) else None
+    if not isinstance(final, str) or Path(final).name != final:
+        raise UserError(f"{run / 'run.json'}: final: names no stage; run the recipe again")
+    if not (run / final).is_dir():
+        raise UserError(f"{run}: its last model, {final}, is not made yet; run the recipe first")
+    return run / final
+
+
+def _fetch(target: str, repo: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
+        )
+    except Exception as e:  # the Hub's and the HTTP library's errors share no base
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise UserError(
+            f"{target}: no such folder, and fetching it from the Hub failed: {reason}"
+        ) from e
+    return Path(folder)

@@ -1,0 +1,223 @@
+"""The kit's own tiny SmolLM3: a checkpoint in which every mistake shows and every answer is known.
+
+Two things are built into the weights.
+
+*Everything matters.* Weights are large, norms are not one, epsilon and theta are unusual, so that
+a wrong detail anywhere moves log-probabilities by tenths, not by rounding.
+
+*One answer is scripted.* Some channels of the residual stream are kept free for a chain of
+tokens: the last feed-forward block turns the channel of one into the channel of the next. So after
+any generation prompt the greedy answer is a thought and a tool call, whatever the precision, and
+servers can be checked for what they make of it.
+
+All weights are small integers times a power of two: the same on every machine, and exact in
+bfloat16 too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from smollm3.chat import Message, ToolCall, default_template
+from smollm3.checkpoint import save_model
+from smollm3.files import new_folder
+from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
+from smollm3.tokenizer import Tokenizer
+
+Weights = Literal["plain", "yarn"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+
+CONFIG = ModelConfig(
+    vocab_size=512,
+    layers=8,
+    hidden=128,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    ffn=256,
+    uses_rope=nope_pattern(8, 4),
+    rope_theta=50_000.0,  # neither 10,000 nor the classes' 2,000,000
+    context=1024,
+    norm_eps=0.0625,  # against mean squares near 1; who writes 1e-6 into the code is found out
+)
+# The same weights, read as a model of half the context that YaRN stretches.
+YARN = replace(CONFIG, yarn=Yarn(factor=2.0, original_context=512))
+
+TEXT = """\
+The ferry leaves at seven in the morning and comes back when the market has closed. Nobody on the
+island owns a car, so everything travels by cart: flour, letters, a piano once, and twice a week the
+doctor. In winter the harbour freezes and the children walk across to school.
+A queue keeps what came first in front; a stack keeps what came last on top. Both can be made from
+a list, and a list from nothing but pairs. To sort a list, split it, sort the halves and merge them.
+Le boulanger ouvre à six heures et vend tout avant midi. Die Katze schläft auf dem warmen Dach.
+El tren llega tarde cuando llueve en la sierra. Il vento porta via le foglie e le lettere.
+O barco volta ao porto antes da noite. 水は低い所へ流れる。
+def area(width: float, height: float) -> float: return width * height
+for name, price in sorted(prices.items()): total += price * 1.19
+"""
+ANSWER = (
+    *("<think>", "Look", " outside", "</think>", "<tool_call>", '{"', "name", '":"', "get"),
+    *("_weather", '","', "arguments", '":{"', "day", '":', "3", "}}", "</tool_call>"),
+    "<|im_end|>",
+)
+# In SmolLM3's chat protocol a generation prompt ends with a line end.
+CHAIN = ("\n", *ANSWER)
+EXPECTED = Message("assistant", "", "Look outside", (ToolCall("get_weather", {"day": 3}),))
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a day.",
+        "parameters": {
+            "type": "object",
+            "properties": {"day": {"type": "integer", "description": "1 is Monday"}},
+            "required": ["day"],
+        },
+    },
+}
+
+# Greatest integer and power of two of each kind of weight. A uniform integer up to n has standard
+# deviation n/sqrt(3); queries and keys are scaled until scores spread by about 2, so that turning
+# them matters.
+SCALES = {
+    "embed": (64, -6),
+    "attention.q": (48, -7),
+    "attention.k": (48, -7),
+    "attention.v": (48, -8),
+    "attention.o": (48, -7),
+    "ffn.gate": (48, -8),
+    "ffn.up": (48, -8),
+    "ffn.down": (48, -8),
+}
+FREE = len(CHAIN)  # channels of the residual stream, the first ones
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The checkpoint in both readings, its tokenizer, and texts to ask about."""
+
+    models: dict[Weights, Transformer]
+    tokenizer: Tokenizer
+
+    @cached_property
+    def short(self) -> list[list[int]]:
+        """Prompts of 6 to 40 tokens; the last is never of the chain."""
+        return [self._cut(start, length) for start, length in zip(range(0, 120, 17), _LENGTHS)]
+
+    @cached_property
+    def long(self) -> list[list[int]]:
+        """Prompts of 600 and 900 tokens: beyond the length that YaRN starts from."""
+        return [self._cut(0, 600), self._cut(55, 900)]
+
+    @cached_property
+    def _ids(self) -> list[int]:
+        return self.tokenizer.encode(TEXT.replace("\n", " ")) * 4
+
+    def _cut(self, start: int, length: int) -> list[int]:
+        chain = {self.tokenizer.encode_markup(token)[0] for token in CHAIN}
+        end = start + length
+        while self._ids[end - 1] in chain:
+            end += 1
+        return self._ids[start:end]
+
+    def write(self, folder: Path, gguf: bool = False) -> None:
+        """`plain/` and `yarn/` as Hugging Face folders, with `gguf` also `plain.gguf`, `yarn.gguf`.
+
+        The same bytes every time; an existing `folder` is replaced.
+        """
+        with new_folder(folder) as temporary:
+            for name, model in self.models.items():
+                save_model(model, self.tokenizer, temporary / name)
+                if gguf:
+                    from smollm3.checkpoint.gguf import export_gguf
+
+                    export_gguf(model, self.tokenizer, temporary / f"{name}.gguf", "f32")
+
+
+_LENGTHS = (6, 40, 13, 27, 19, 34, 9, 23)
+
+
+def make_kit() -> Kit:
+    tokenizer = _tokenizer()
+    plain = _model(tokenizer)
+    yarn = reshaped(plain, YARN)
+    return Kit({"plain": plain, "yarn": yarn}, tokenizer)
+
+
+def reshaped(
+    model: Transformer, config: ModelConfig, changed: dict[str, Tensor] | None = None
+) -> Transformer:
+    """A model of another configuration on the same weights, but for those `changed`."""
+    with torch.device("meta"):
+        other = Transformer(config)
+    other.load_state_dict({**model.state_dict(), **(changed or {})}, assign=True)
+    return other.requires_grad_(False)
+
+
+def _tokenizer() -> Tokenizer:
+    # Often enough that each part of the scripted answer becomes one token.
+    script = "".join(token for token in ANSWER if not token.startswith("<"))
+    texts = [*TEXT.splitlines(), *["assistant user system", script] * 100]
+    tokenizer = Tokenizer.train(texts, CONFIG.vocab_size, default_template("the conformance kit"))
+    split = [token for token in CHAIN if len(tokenizer.encode_markup(token)) != 1]
+    if split or tokenizer.encode_markup("".join(CHAIN)) != chain_ids(tokenizer):
+        raise AssertionError(f"the tokenizer cuts the scripted answer elsewhere: {split}")
+    return tokenizer
+
+
+def chain_ids(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.encode_markup(token)[0] for token in CHAIN]
+
+
+@torch.no_grad()
+def _model(tokenizer: Tokenizer) -> Transformer:
+    model = Transformer(CONFIG)
+    for name, weight in model.named_parameters():
+        weight.copy_(_draw(name, weight.shape))
+    _keep_free(model)
+    _write_chain(model, chain_ids(tokenizer))
+    return model.requires_grad_(False)
+
+
+def _draw(name: str, shape: Sequence[int]) -> Tensor:
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+    if len(shape) == 1:  # a norm: from 0.5 to 1.5
+        return torch.randint(64, 193, tuple(shape), generator=generator) / 128
+    [(n, power)] = [v for part, v in SCALES.items() if part in name]
+    return torch.randint(-n, n + 1, tuple(shape), generator=generator) * 2.0**power
+
+
+def _keep_free(model: Transformer) -> None:
+    """No block reads or writes the first FREE channels."""
+    model.embed.weight[:, :FREE] = 0
+    for name, weight in model.blocks.named_parameters():
+        if weight.ndim == 1:
+            weight[:FREE] = 1
+        elif name.endswith((".o.weight", ".down.weight")):
+            weight[:FREE] = 0
+        else:
+            weight[:, :FREE] = 0
+    model.norm.weight[:FREE] = 1
+
+
+def _write_chain(model: Transformer, ids: Sequence[int]) -> None:
+    """Token i of the chain has channel i; neuron i of the last block answers to it (gate and up
+    read the same, so the sign is lost but the size squared) and fills channel i + 1."""
+    ffn = model.blocks[-1].ffn
+    for i, token in enumerate(ids):
+        model.embed.weight[token, i] = 8
+    for i in range(len(ids) - 1):
+        for part in (ffn.gate, ffn.up):
+            part.weight[i] = 0
+            part.weight[i, i] = 2
+        ffn.down.weight[:, i] = 0
+        ffn.down.weight[i + 1, i] = 8

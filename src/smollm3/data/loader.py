@@ -1,0 +1,301 @@
+"""Batch k of a stage as a function of (stage, shards, seed, k)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smollm3.data.batch import Batch
+from smollm3.data.mixture import Mixture
+from smollm3.data.order import permutation
+from smollm3.data.packing import packing_index
+from smollm3.data.shards import GENERATED, PUBLISHED, Shard
+from smollm3.errors import UserError
+
+Ints = NDArray[np.int64]
+
+
+class Stage(Protocol):
+    """What the loader reads of a TrainStage."""
+
+    @property
+    def mixture(self) -> dict[str, float]: ...
+    @property
+    def loss(self) -> str: ...
+    @property
+    def mask(self) -> Literal["generated", "published"]: ...
+    @property
+    def packing(self) -> Literal["wrapped", "bfd"]: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def tokens(self) -> float | None: ...
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def epochs(self) -> float | None: ...
+    @property
+    def is_preference(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _Row:
+    """n + 1 tokens, the document each belongs to, and whether it is trained on as a target."""
+
+    tokens: Ints
+    documents: Ints
+    trained: NDArray[np.bool_]
+
+
+class _Source(ABC):
+    """The rows of one source. `rows`: how many make an epoch; row i >= rows goes on in the next.
+
+    left_out, truncated: documents (pairs) that do not fit into a row.
+    """
+
+    rows: int
+    left_out = 0
+    truncated = 0
+
+    def __init__(self, shard: Shard, mask_bit: int | None) -> None:
+        """mask_bit: of `shard.masks`, None to train on every token."""
+        self.shard = shard
+        self.mask_bit = mask_bit
+
+    @abstractmethod
+    def row(self, i: int) -> _Row: ...
+
+    def _trained(self, where: Any) -> NDArray[np.bool_]:
+        if self.mask_bit is None or self.shard.masks is None:
+            return np.ones(len(self.shard.tokens[where]), np.bool_)
+        bits: NDArray[np.uint8] = self.shard.masks[where] & self.mask_bit
+        return bits != 0
+
+
+class _Wrapped(_Source):
+    """The tokens of the shard as one ring, cut every `context` tokens from `start` on."""
+
+    def __init__(self, shard: Shard, mask_bit: int | None, context: int, start: int) -> None:
+        super().__init__(shard, mask_bit)
+        self.context, self.start = context, start
+        self.rows = shard.n_tokens // context
+        if shard.n_tokens < context + 1:
+            raise _too_small(shard, context)
+
+    def row(self, i: int) -> _Row:
+        """context + 1 tokens; the last is the first of row i + 1."""
+        n = self.shard.n_tokens
+        offset = self.start + i * self.context
+        round_, offset = divmod(offset, n)
+        stop = offset + self.context + 1
+        if stop <= n:
+            return self._piece(slice(offset, stop), round_)
+        pieces = self._piece(slice(offset, n), round_), self._piece(slice(0, stop - n), round_ + 1)
+        return _Row(
+            *(np.concatenate([getattr(p, key) for p in pieces]) for key in _Row.__annotations__)
+        )
+
+    def _piece(self, where: slice, round_: int) -> _Row:
+        ends = self.shard.ends
+        positions = np.arange(where.start, where.stop, dtype=np.uint64)
+        first = int(np.searchsorted(ends, positions[0], side="right"))
+        last = int(np.searchsorted(ends, positions[-1], side="right"))
+        documents = np.searchsorted(ends[first : last + 1], positions, side="right")
+        return _Row(
+            self.shard.tokens[where].astype(np.int64),
+            documents + (first + round_ * len(ends)),
+            self._trained(where),
+        )
+
+
+class _Packed(_Source):
+    """Whole documents in best-fit-decreasing rows, in a new order every epoch."""
+
+    def __init__(self, shard: Shard, mask_bit: int | None, context: int, seed: int) -> None:
+        super().__init__(shard, mask_bit)
+        self.context, self.seed = context, seed
+        lengths = shard.lengths()
+        self._documents, self._ends = packing_index(shard.folder, shard.split, lengths, context + 1)
+        self.rows = len(self._ends)
+        self.truncated = int((lengths > context + 1).sum())
+
+    def row(self, i: int) -> _Row:
+        epoch, place = divmod(i, self.rows)
+        row = int(_order(self.rows, f"{self.seed}/{self.shard.name}/{epoch}")[place])
+        start = int(self._ends[row - 1]) if row else 0
+        places = []
+        for document in self._documents[start : self._ends[row]].tolist():
+            where = self.shard.document(document)
+            places.append(slice(where.start, min(where.stop, where.start + self.context + 1)))
+        lengths = [place.stop - place.start for place in places]
+        return _Row(
+            np.concatenate([self.shard.tokens[place] for place in places]).astype(np.int64),
+            np.repeat(np.arange(len(places)), lengths),
+            np.concatenate([self._trained(place) for place in places]),
+        )
+
+
+class _Pairs(_Source):
+    """Preference pairs in a new order every epoch; row 2i and 2i + 1 are a pair's two sides."""
+
+    def __init__(self, shard: Shard, mask_bit: int | None, context: int, seed: int) -> None:
+        super().__init__(shard, mask_bit)
+        self.seed = seed
+        longest = shard.lengths().reshape(-1, 2).max(axis=1)
+        self._fitting = np.flatnonzero(longest <= context + 1)
+        self.rows = len(self._fitting)
+        self.left_out = len(longest) - self.rows
+        if not self.rows:
+            raise UserError(
+                f"{shard.name}: none of its {len(longest)} pairs fits into a context of {context} "
+                f"tokens (the shortest has {longest.min(initial=0)}); raise the stage's context"
+            )
+
+    def pair(self, i: int) -> int:
+        """The number of the pair in the shard."""
+        epoch, place = divmod(i, self.rows)
+        order = _order(self.rows, f"{self.seed}/{self.shard.name}/{epoch}")
+        return int(self._fitting[order[place]])
+
+    def row(self, i: int) -> _Row:
+        where = self.shard.document(i)
+        tokens = self.shard.tokens[where].astype(np.int64)
+        return _Row(tokens, np.zeros(len(tokens), np.int64), self._trained(where))
+
+
+@lru_cache(maxsize=64)
+def _order(n: int, key: str) -> Ints:
+    return permutation(n, key)
+
+
+def _too_small(shard: Shard, context: int) -> UserError:
+    return UserError(
+        f"{shard.name}: its {shard.n_tokens} tokens do not fill one row of {context}; "
+        "give it more data or the stage a shorter context"
+    )
+
+
+class Loader:
+    """The batches of a training stage. It has no state: any batch can be had at any time, and
+    the ranks' parts of a batch put together are the same for every number of ranks.
+
+    wrapped: sample i of a source is `context` tokens from start + i * context on, in a ring.
+    bfd: sample i is a row of whole documents; preference losses: a pair. Both are visited in an
+    order that is shuffled anew each epoch.
+    A target is never the first token of another document. Under `loss: assistant` conversations
+    count by their mask; text sources count every token.
+
+    steps: optimizer steps of the stage.
+    left_out, truncated: by source, pairs and documents that are longer than a row.
+    """
+
+    def __init__(
+        self, shards: dict[str, Shard], stage: Stage, start: dict[str, int], seed: int, pad_id: int
+    ) -> None:
+        """start: where each source goes on, in tokens (packing: wrapped). A source that cannot
+        be used in this stage is a UserError that names it."""
+        self.stage = stage
+        self.pad_id = pad_id
+        self.mixture = Mixture(stage.mixture)
+        self._sources: dict[str, _Source] = {}
+        for name in self.mixture.names:
+            self._sources[name] = _source(shards[name], stage, start.get(name, 0), seed)
+        self.left_out = {n: s.left_out for n, s in self._sources.items() if s.left_out}
+        self.truncated = {n: s.truncated for n, s in self._sources.items() if s.truncated}
+        self.steps = self._count_steps()
+
+    def _count_steps(self) -> int:
+        stage = self.stage
+        if stage.steps is not None:
+            return stage.steps
+        if stage.epochs is not None:
+            rows = sum(source.rows for source in self._sources.values())
+            return max(1, math.ceil(stage.epochs * rows / stage.batch))
+        if stage.is_preference:
+            raise UserError(f"tokens: a stage with loss: {stage.loss} takes steps or epochs")
+        assert stage.tokens is not None  # the stage's check
+        return math.ceil(stage.tokens / self.tokens_per_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a whole batch, padding included; of pairs the most that there can be."""
+        rows = self.stage.batch * (2 if self.stage.is_preference else 1)
+        return rows * self.stage.context
+
+    def used(self, k: int) -> dict[str, int]:
+        """Tokens (pairs) taken from each source by batches 0..k-1; in bfd rows with padding."""
+        each = 1 if self.stage.is_preference else self.stage.context
+        counts = self.mixture.counts(k * self.stage.batch)
+        return {name: n * each for name, n in counts.items()}
+
+    def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
+        """Rank's part of batch k: rows rank * B // world up to (rank + 1) * B // world."""
+        size = self.stage.batch
+        before, after = self.used(k), self.used(k + 1)
+        used = {name: after[name] - before[name] for name in after if after[name] > before[name]}
+        first, last = (k * size + r * size // world for r in (rank, rank + 1))
+        samples = self.mixture.samples(first, last)
+        if self.stage.is_preference:
+            return self._pairs(samples, used)
+        rows = [self._sources[name].row(i) for name, i in samples]
+        return self._stack(rows, self.stage.context, used, ())
+
+    def _pairs(self, samples: list[tuple[str, int]], used: dict[str, int]) -> Batch:
+        pairs = []
+        for name, i in samples:
+            source = self._sources[name]
+            assert isinstance(source, _Pairs)
+            pairs.append((name, source.pair(i)))
+        rows = [self._sources[n].row(2 * pair + side) for side in (0, 1) for n, pair in pairs]
+        longest = max((len(row.tokens) - 1 for row in rows), default=0)
+        return self._stack(rows, -(-longest // 8) * 8, used, tuple(pairs))
+
+    def _stack(
+        self, rows: list[_Row], width: int, used: dict[str, int], pairs: tuple[tuple[str, int], ...]
+    ) -> Batch:
+        """Rows of n + 1 tokens as [B, width] inputs and targets; padding is a document apart,
+        but for pairs, whose rows are one document."""
+        shape = (len(rows), width + 1)
+        tokens = np.full(shape, self.pad_id, np.int64)
+        documents = np.zeros(shape, np.int64)
+        trained = np.zeros(shape, np.bool_)
+        for r, row in enumerate(rows):
+            n = len(row.tokens)
+            tokens[r, :n] = row.tokens
+            documents[r, :n] = row.documents - row.documents[0]
+            documents[r, n:] = 0 if pairs else documents[r, n - 1] + 1
+            trained[r, :n] = row.trained
+        weights = trained[:, 1:] & (documents[:, 1:] == documents[:, :-1])
+        return Batch(
+            ids_BT=torch.from_numpy(tokens[:, :-1].copy()),
+            targets_BT=torch.from_numpy(tokens[:, 1:].copy()),
+            weights_BT=torch.from_numpy(weights.astype(np.float32)),
+            documents_BT=torch.from_numpy(documents[:, :-1].copy()),
+            used=used,
+            pairs=pairs,
+        )
+
+
+def _source(shard: Shard, stage: Stage, start: int, seed: int) -> _Source:
+    if stage.is_preference != (shard.format == "preference"):
+        needs = "preference pairs" if stage.is_preference else "text or conversations"
+        raise UserError(
+            f"{shard.name}: loss: {stage.loss} needs {needs}, this source has format: "
+            f"{shard.format}; change the mixture"
+        )
+    bit = GENERATED if stage.mask == "generated" else PUBLISHED
+    mask_bit = None if stage.loss == "all" else bit
+    if stage.is_preference:
+        return _Pairs(shard, mask_bit, stage.context, seed)
+    if stage.packing == "bfd":
+        return _Packed(shard, mask_bit, stage.context, seed)
+    return _Wrapped(shard, mask_bit, stage.context, start)

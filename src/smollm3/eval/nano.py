@@ -1,0 +1,237 @@
+"""The nano suite: what a model of any size can be asked in seconds.
+
+Metrics, all on data that training never saw:
+  loss/SOURCE           nats per trained-on token of held-out documents
+  accuracy/TASK/MODE    share of procedural questions answered exactly, greedily
+  adherence/MODE        share of answers that end by themselves and have (think) or have not
+                        (no_think) any reasoning, over all tasks
+  tool_json             share of tool questions, in both modes, answered by valid calls of
+                        declared tools
+  tool_right            share of them answered by exactly the right call
+  preference/margin     share of held-out pairs whose chosen answer is likelier than the rejected
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from smollm3.chat import Message
+from smollm3.data.shards import GENERATED, Shard
+from smollm3.data.synthetic import TASKS, Item, items
+from smollm3.errors import UserError
+from smollm3.eval.measure import Measure, ratio, share
+from smollm3.eval.spec import EvalStage
+from smollm3.infer import Engine, SamplingParams
+
+MODES = ("think", "no_think")
+DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
+
+
+def known_metrics(formats: Mapping[str, str]) -> list[str]:
+    """Every metric there is, given the format of each source."""
+    return [
+        *(f"loss/{source}" for source, format in formats.items() if format != "preference"),
+        *(f"accuracy/{task}/{mode}" for task in TASKS for mode in MODES),
+        *(f"adherence/{mode}" for mode in MODES),
+        "tool_json",
+        "tool_right",
+        *(["preference/margin"] if "preference" in formats.values() else []),
+    ]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of an item. text: as written; ended: by itself, not at the limit."""
+
+    item: Item
+    mode: str
+    text: str
+    message: Message
+    ended: bool
+
+    @property
+    def right(self) -> bool:
+        """Exactly the expected content, or exactly the expected call."""
+        if self.item.tool_call is None:
+            return self.message.content.strip() == self.item.answer
+        calls = [{"name": c.name, "arguments": c.arguments} for c in self.message.tool_calls]
+        return calls == [self.item.tool_call]
+
+    @property
+    def adheres(self) -> bool:
+        return self.ended and (self.message.reasoning is not None) == (self.mode == "think")
+
+    @property
+    def calls_declared(self) -> bool:
+        declared = {_tool_name(tool) for tool in self.item.tools}
+        called = {call.name for call in self.message.tool_calls}
+        return bool(called) and called <= declared
+
+
+class Suite:
+    """Measures one model.
+
+    window: tokens of a document that count; the same for all models of a score card, so that
+    a longer context alone lowers no loss.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stage: EvalStage,
+        heldout: Mapping[str, Shard],
+        seed: int,
+        window: int,
+    ) -> None:
+        self.engine = engine
+        self.stage = stage
+        self.heldout = heldout
+        self.seed = seed
+        self.window = window
+        self.answers = cache(self._answers)
+
+    def measure(self, metric: str) -> Measure:
+        """One of `known_metrics`."""
+        match metric.split("/"):
+            case ["loss", source]:
+                return self._loss(self.heldout[source])
+            case ["accuracy", task, mode]:
+                return share([a.right for a in self.answers(task, mode, self.stage.items)])
+            case ["adherence", mode]:
+                # about `items` questions in all, the same number of each task
+                each = math.ceil(self.stage.items / len(TASKS))
+                return share([a.adheres for t in TASKS for a in self.answers(t, mode, each)])
+            case ["tool_json"]:
+                return share([a.calls_declared for a in self._tool_answers()])
+            case ["tool_right"]:
+                return share([a.right for a in self._tool_answers()])
+            case _:
+                return self._margin()
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The first answers in both modes, tasks in turn, for people to read."""
+        if not self.stage.samples:
+            return []
+        each = math.ceil(self.stage.samples / len(TASKS))
+        by_task = [
+            list(zip(*(self.answers(task, mode, each) for mode in MODES), strict=True))
+            for task in TASKS
+        ]
+        in_turn = [both for row in zip(*by_task, strict=True) for both in row]
+        return [_sample(a) for both in in_turn[: self.stage.samples] for a in both]
+
+    def _tool_answers(self) -> list[Answer]:
+        return [a for mode in MODES for a in self.answers("tool", mode, self.stage.items)]
+
+    def _answers(self, task: str, mode: str, n: int) -> list[Answer]:
+        asked = items(task, n, self.seed, held_out=True)
+        tokenizer = self.engine.tokenizer
+        prompts = [
+            tokenizer.render(
+                [{"role": "user", "content": item.question}],
+                tools=list(item.tools) or None,
+                enable_thinking=mode == "think",
+                date=DATE,
+            ).ids
+            for item in asked
+        ]
+        params = SamplingParams(temperature=0, max_tokens=self.stage.max_tokens)
+        answers = []
+        for item, completion in zip(asked, self.engine.generate(prompts, params), strict=True):
+            ended = completion.finish_reason == "stop"
+            message = tokenizer.parse(completion.ids[:-1] if ended else completion.ids)
+            answers.append(Answer(item, mode, completion.text, message, ended))
+        return answers
+
+    def _loss(self, shard: Shard) -> Measure:
+        """Mean negative log-likelihood of the trained-on tokens; of a conversation, those that
+        the model itself must write."""
+        documents = [
+            (ids, mask)
+            for ids, mask in _documents(shard, self.stage.documents, self.window)
+            if mask[1:].any()
+        ]
+        if len(documents) < 2:
+            raise UserError(
+                f"sources.{shard.name}: fewer than 2 held-out documents; raise its holdout"
+            )
+        scores = self.engine.score_batch([ids for ids, _ in documents])
+        sums = [
+            -float(np.asarray(row)[mask[1:]].sum())
+            for row, (_, mask) in zip(scores, documents, strict=True)
+        ]
+        return ratio(sums, [int(mask[1:].sum()) for _, mask in documents])
+
+    def _margin(self) -> Measure:
+        ahead: list[bool] = []
+        for shard in self.heldout.values():
+            if shard.format != "preference":
+                continue
+            documents = list(_documents(shard, 2 * self.stage.documents, self.window + 1))
+            pairs = [
+                pair
+                for pair in zip(documents[::2], documents[1::2], strict=True)
+                if all(len(ids) <= self.window for ids, _ in pair)  # a cut answer is another one
+            ]
+            scores = self.engine.score_batch([ids for pair in pairs for ids, _ in pair])
+            logps = [
+                float(np.asarray(row)[mask[1:]].sum())
+                for row, (_, mask) in zip(scores, (d for pair in pairs for d in pair), strict=True)
+            ]
+            ahead += [c > r for c, r in zip(logps[::2], logps[1::2], strict=True)]
+        if not ahead:
+            raise UserError(
+                f"preference/margin: no held-out pair of at most {self.window} tokens; "
+                "raise the holdout of the preference sources"
+            )
+        return share(ahead)
+
+
+def _documents(
+    shard: Shard, most: int, window: int
+) -> Iterator[tuple[list[int], np.ndarray[Any, np.dtype[np.bool_]]]]:
+    """(ids, mask of trained-on tokens) of the first documents, each cut to `window` tokens."""
+    for index in range(min(most, shard.documents)):
+        place = shard.document(index)
+        span = slice(place.start, min(place.stop, place.start + window))
+        ids = shard.tokens[span].tolist()
+        mask = (
+            np.ones(len(ids), dtype=np.bool_)
+            if shard.masks is None
+            else (np.asarray(shard.masks[span]) & GENERATED).astype(np.bool_)
+        )
+        yield ids, mask
+
+
+def _tool_name(tool: Mapping[str, Any]) -> str:
+    """A tool's name, in OpenAI's wrapping or without."""
+    return str(tool.get("function", tool)["name"])
+
+
+def _sample(answer: Answer) -> dict[str, Any]:
+    message = answer.message
+    expected = answer.item.answer if answer.item.tool_call is None else _spelled(answer.item)
+    return {
+        "question": answer.item.question,
+        "mode": answer.mode,
+        "answer": answer.text,
+        "reasoning": message.reasoning,
+        "content": message.content,
+        "tool_calls": [{"name": c.name, "arguments": c.arguments} for c in message.tool_calls],
+        "expected": expected,
+        "right": answer.right,
+    }
+
+
+def _spelled(item: Item) -> str:
+    """A call as one reads it: add(a=12, b=30)."""
+    assert item.tool_call is not None
+    arguments = ", ".join(f"{k}={v!r}" for k, v in item.tool_call["arguments"].items())
+    return f"{item.tool_call['name']}({arguments})"

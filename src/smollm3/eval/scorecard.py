@@ -1,0 +1,184 @@
+"""The score card: every claim of an evaluation with the number that decides it."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smollm3.checkpoint import load_config
+from smollm3.data.shards import Shard
+from smollm3.errors import UserError
+from smollm3.eval.measure import Measure
+from smollm3.eval.nano import Suite, known_metrics
+from smollm3.eval.spec import Claim, EvalStage
+from smollm3.infer import load_engine
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Progress = Callable[[str, float, float, str], None]  # what, done, of, detail
+
+
+def evaluate(
+    stage: EvalStage,
+    models: Mapping[str, Path],
+    heldout: Mapping[str, Shard],
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure what the claims name and judge them.
+
+    models: each claim's model -> its folder; each is loaded once. heldout: the held-out part of
+    each source. Returns {"claims", "metrics", "samples", "environment"}, plain JSON; the samples
+    are of the last claim's model. UserError for an unknown metric, model or source.
+    """
+    check_claims(stage, models, {name: shard.format for name, shard in heldout.items()})
+    wanted: dict[str, list[str]] = {}
+    for claim in stage.claims:
+        for model, metric in (_measured(claim), _baseline(claim)):
+            if metric not in wanted.setdefault(model, []):
+                wanted[model].append(metric)
+    window = min(load_config(models[model]).context for model in wanted)
+
+    metrics: dict[str, dict[str, Measure]] = {}
+    samples: list[dict[str, Any]] = []
+    total, done = sum(map(len, wanted.values())), 0
+    for model, names in wanted.items():
+        suite = Suite(load_engine(models[model]), stage, heldout, seed, window)
+        metrics[model] = {}
+        for name in names:
+            if progress:
+                progress("measuring", done, total, f"{name} of {model}")
+            metrics[model][name] = suite.measure(name)
+            done += 1
+        if model == stage.claims[-1].model:
+            samples = suite.samples()
+    return {
+        "claims": [_judged(claim, metrics) for claim in stage.claims],
+        "metrics": {
+            model: {name: asdict(measure) for name, measure in measures.items()}
+            for model, measures in metrics.items()
+        },
+        "samples": samples,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
+def check_claims(stage: EvalStage, models: Collection[str], formats: Mapping[str, str]) -> None:
+    """UserError for the first claim that names what there is not, with the nearest that there is.
+
+    formats: "text", "chat" or "preference" of each source.
+    """
+    metrics = known_metrics(formats)
+    for claim in stage.claims:
+        for model, metric in (_measured(claim), _baseline(claim)):
+            if metric not in metrics:
+                near = difflib.get_close_matches(metric, metrics, n=1, cutoff=0)
+                raise UserError(
+                    f"claim '{claim.claim}': unknown metric '{metric}'; did you mean '{near[0]}'?"
+                )
+            if model not in models:
+                raise UserError(
+                    f"claim '{claim.claim}': unknown model '{model}'; there are {', '.join(models)}"
+                )
+
+
+def show(metric: str, value: float) -> str:
+    """A loss in nats a token, any other metric in per cent."""
+    return f"{value:.3f}" if metric.startswith("loss/") else f"{100 * value:.1f}%"
+
+
+def table(scorecard: Mapping[str, Any]) -> Table:
+    """The claims for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    claims = scorecard["claims"]
+    held = sum(claim["holds"] for claim in claims)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"score card: {held} of {len(claims)} hold", title_justify="left"
+    )
+    table.add_column("")
+    table.add_column("claim")
+    table.add_column("measured", style="dim")
+    for column in ("value", "95% interval", "baseline", "target"):
+        table.add_column(column, justify="right")
+    for claim in claims:
+        metric = claim["metric"]
+        baseline = claim["baseline"]
+        table.add_row(
+            "[green]✓[/]" if claim["holds"] else "[red]✗[/]",
+            claim["claim"],
+            f"{metric} of {claim['model']}",
+            show(metric, claim["value"]),
+            f"{show(metric, claim['low'])} to {show(metric, claim['high'])}",
+            "" if baseline is None else show(metric, baseline),
+            claim["target"],
+        )
+    return table
+
+
+def _measured(claim: Claim) -> tuple[str, str]:
+    return claim.model, claim.metric
+
+
+def _baseline(claim: Claim) -> tuple[str, str]:
+    """(model, metric) of the baseline; the claim's own where it has none."""
+    return claim.baseline_model or claim.model, claim.baseline_metric or claim.metric
+
+
+def _judged(claim: Claim, metrics: Mapping[str, Mapping[str, Measure]]) -> dict[str, Any]:
+    """Judged by the measured values themselves; the interval says how much to make of it."""
+    model, metric = _measured(claim)
+    measure = metrics[model][metric]
+    baseline: float | None = None
+    if claim.compare != "value":
+        baseline_model, baseline_metric = _baseline(claim)
+        baseline = metrics[baseline_model][baseline_metric].value
+    return {
+        "claim": claim.claim,
+        "metric": metric,
+        "model": model,
+        **asdict(measure),
+        "baseline": baseline,
+        "target": _target(claim),
+        "holds": _holds(claim, measure.value, baseline or 0.0),
+    }
+
+
+def _holds(claim: Claim, value: float, baseline: float) -> bool:
+    """A ratio is judged as value against bound x baseline, so a baseline of 0 divides nothing:
+    any value above 0 is more than any multiple of it, and 0 is not."""
+    bound = claim.at_least if claim.at_least is not None else claim.at_most
+    assert bound is not None  # the claim's own check
+    if claim.compare == "difference":
+        bound += baseline
+    elif claim.compare == "ratio":
+        bound *= baseline
+        if claim.at_least is not None and baseline == 0:
+            return value > 0
+    return value >= bound if claim.at_least is not None else value <= bound
+
+
+def _target(claim: Claim) -> str:
+    """'≥ 90.0%', '≤ baseline - 0.100', '≥ 2 x baseline'."""
+    sign, bound = ("≥", claim.at_least) if claim.at_least is not None else ("≤", claim.at_most)
+    assert bound is not None
+    if claim.compare == "value":
+        return f"{sign} {show(claim.metric, bound)}"
+    if claim.compare == "ratio":
+        return f"{sign} {bound:g} x baseline"
+    if bound == 0:
+        return f"{sign} baseline"
+    return f"{sign} baseline {'+' if bound > 0 else '-'} {show(claim.metric, abs(bound))}"

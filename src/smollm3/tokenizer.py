@@ -1,0 +1,353 @@
+"""Byte-level BPE with control tokens: train, load, save; text and conversations to ids and back.
+
+Two ways to encode are kept apart. Text is only text: `<|im_end|>` spelled in a document is eleven
+characters. Markup is what our own code wrote: there it is one control token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
+from smollm3.chat.render import any_of
+from smollm3.errors import UserError
+from smollm3.files import read_json, sha256_json, write_atomic, write_json
+
+# The library's threads do not survive a fork and gain nothing beside one process a core.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Llama 3's split: contractions, words with one sign before them, up to three digits, signs with
+# the line ends after them, line ends, blanks.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# SmolLM3's control tokens in the order of their ids; the tags of reasoning, tools and code are not
+# `special`, so they survive decoding without special tokens and text parsers see them.
+CONTROL = {
+    "<|begin_of_text|>": True,
+    "<|end_of_text|>": True,
+    "<think>": False,
+    "</think>": False,
+    "<|finetune_right_pad_id|>": True,
+    "<|start_header_id|>": True,
+    "<|end_header_id|>": True,
+    "<|eom_id|>": True,
+    "<|eot_id|>": True,
+    "<|python_tag|>": True,
+    "<|im_start|>": True,
+    "<|im_end|>": True,
+    "<tool_response>": False,
+    "</tool_response>": False,
+    "<tool_call>": False,
+    "</tool_call>": False,
+    "<code>": False,
+    "</code>": False,
+}
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as ids with its loss masks, one entry per token, True = trained on.
+
+    published: the template's `{% generation %}` blocks, as trl masks them: the whole assistant
+        turn, header included.
+    generated: only what the model itself must write, from the end of the generation prompt to its
+        stop token; all False for a rendering that ends in a generation prompt. A UserError where
+        the template does not allow it.
+    """
+
+    ids: list[int]
+    published: list[bool]
+    _generated: list[bool]
+    _problem: str | None
+
+    @property
+    def generated(self) -> list[bool]:
+        if self._problem:
+            raise UserError(self._problem)
+        return self._generated
+
+
+class Tokenizer:
+    """A tokenizer.json with its chat template.
+
+    vocab_size: entries, control tokens included.
+    bos: id that goes before every text, None for SmolLM3.
+    stop_ids: tokens that end an answer.  end_of_text_id: ends a document in pretraining.
+    """
+
+    def __init__(
+        self, source: str, config: dict[str, Any], template: str, stop_ids: Sequence[int] = ()
+    ) -> None:
+        """source: the text of tokenizer.json. config: the content of tokenizer_config.json.
+        stop_ids: those that generation_config.json adds."""
+        try:
+            self._markup = tokenizers.Tokenizer.from_str(source)
+        except Exception as e:  # the library raises no narrower class
+            raise UserError(f"tokenizer.json: not a tokenizer ({e})") from None
+        self._markup.no_truncation()  # some files keep settings of the program that wrote them
+        self._markup.no_padding()
+        self._source = source
+        self._config = config
+        self.template = template
+        self._named = {key: _spelling(config[key]) for key in _NAMED if config.get(key)}
+        added = self._markup.get_added_tokens_decoder()
+        # Runs of blanks that some vocabularies add are text, whatever list they stand in.
+        self._control = {
+            token.content: token.special
+            for token in added.values()
+            if token.special or token.content.strip()
+        }
+        self._control_ids = {
+            token.content: index for index, token in added.items() if token.content in self._control
+        }
+        self._control_split = re.compile(f"({any_of(self._control).pattern})")
+        self.vocab_size: int = self._markup.get_vocab_size(with_added_tokens=True)
+
+        eos = self._named_id("eos_token")
+        turn_end = self._control_ids.get("<|im_end|>") if "<|im_end|>" in template else None
+        ends = [index for index in (turn_end, eos, *stop_ids) if index is not None]
+        if not ends:
+            raise UserError("tokenizer_config.json: no eos_token; name the token that ends a text")
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
+        text_ends = [self._control_ids.get(t) for t in ("<|end_of_text|>", "<|endoftext|>")]
+        self.end_of_text_id: int = next(i for i in (*text_ends, eos, *ends) if i is not None)
+        pad = self._named_id("pad_token")
+        self.pad_id: int = self.end_of_text_id if pad is None else pad
+        before = self._markup.encode("").ids  # what the post-processor puts before every text
+        bos = self._named_id("bos_token")
+        self.bos: int | None = bos if bos in before else None
+
+        stops = [self._markup.id_to_token(index) for index in self.stop_ids]
+        self._renderer = Renderer(template, self._control, filter(None, stops), self._named)
+
+    def _named_id(self, key: str) -> int | None:
+        if key not in self._named:
+            return None
+        index: int | None = self._markup.token_to_id(self._named[key])
+        if index is None:
+            raise UserError(
+                f"tokenizer_config.json: {key} {self._named[key]!r} is not in the vocabulary"
+            )
+        return index
+
+    # files
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab: int, template: str) -> Tokenizer:
+        """A byte-level BPE of at most `vocab` entries, control tokens included; the same texts
+        give the same tokenizer."""
+        least = len(CONTROL) + 256
+        if vocab < least:
+            raise UserError(
+                f"vocab: {vocab} is too small; 256 bytes and control tokens need {least}"
+            )
+        bpe = tokenizers.Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab - len(CONTROL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        for token, special in CONTROL.items():  # one by one: the order gives the ids
+            bpe.add_tokens([AddedToken(token, special=special, normalized=False)])
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|finetune_right_pad_id|>",
+            "clean_up_tokenization_spaces": False,
+        }
+        return cls(bpe.to_str(pretty=True), config, template)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """From a Hugging Face folder; a missing or damaged file is a UserError that names it."""
+        folder = Path(folder)
+        try:
+            source = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{folder / 'tokenizer.json'}: no such file") from None
+        except UnicodeDecodeError as e:
+            raise UserError(f"{folder / 'tokenizer.json'}: not UTF-8 ({e})") from None
+        config = _read_object(folder / "tokenizer_config.json")
+        generation = folder / "generation_config.json"
+        stop_ids = _read_object(generation).get("eos_token_id") if generation.exists() else None
+        stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids]
+        try:
+            return cls(
+                source,
+                {key: value for key, value in config.items() if key != "chat_template"},
+                _read_template(folder, config.get("chat_template")),
+                [index for index in stop_ids if isinstance(index, int)],
+            )
+        except UserError as e:
+            raise UserError(f"{folder}: {e}") from None
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the template."""
+        folder = Path(folder)
+        write_atomic(folder / "tokenizer.json", self._source)
+        write_json(folder / "tokenizer_config.json", self._config)
+        write_json(folder / "special_tokens_map.json", self._named)
+        if self.template:
+            write_atomic(folder / "chat_template.jinja", self.template)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over everything that decides ids, masks and stops."""
+        return sha256_json([self._source, self._named, self.stop_ids, self.template])
+
+    # text
+
+    @cached_property
+    def _text(self) -> tokenizers.Tokenizer:
+        """The tokenizer without control tokens: no text can become one."""
+        parts = json.loads(self._source)
+        kept = [t for t in parts["added_tokens"] if t["content"] not in self._control]
+        parts["added_tokens"] = kept
+        parts["post_processor"] = parts["truncation"] = parts["padding"] = None
+        model = parts["model"]
+        if model.get("type") == "BPE":
+            # Some vocabularies list control tokens among the pieces, where `ignore_merges` finds
+            # whole words. Added tokens outside the vocabulary would be numbered anew.
+            model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in self._control}
+            model["vocab"] |= {token["content"]: token["id"] for token in kept}
+            if model.get("unk_token") in self._control:
+                model["unk_token"] = None
+        return tokenizers.Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; a control token spelled in it is ordinary text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return _encode(self._text, texts)
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Ids of a text whose control tokens are meant: never for text from outside."""
+        return _encode(self._markup, [text])[0]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids; `skip_special` leaves out turn ends, padding and the like, not the tags
+        around reasoning and calls."""
+        text: str = self._markup.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    # conversations
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any] | Message], **options: Unpack[RenderOptions]
+    ) -> Rendered:
+        """Ids and loss masks of a conversation; training sets `add_generation_prompt=False`.
+
+        messages: {"role", "content", optional "reasoning_content", "tool_calls"} or Message.
+        Equal to transformers' ids where contents spell no control token, but that each answer is
+        encoded apart from its prompt, as at inference.
+        """
+        rendering = self._renderer.render(messages, **options)
+        ids: list[int] = []
+        published: list[bool] = []
+        generated: list[bool] = []
+        pieces_ids = self._encode_pieces(rendering)
+        for piece, piece_ids in zip(rendering.pieces, pieces_ids, strict=True):
+            ids += piece_ids
+            published += [piece.published] * len(piece_ids)
+            generated += [piece.generated] * len(piece_ids)
+        return Rendered(ids, published, generated, rendering.problem)
+
+    def render_text(
+        self, messages: Sequence[Mapping[str, Any] | Message], **options: Unpack[RenderOptions]
+    ) -> str:
+        """The text of `render`: to be read, not encoded, as contents may forge tokens in it."""
+        return self._renderer.render(messages, **options).text
+
+    def _encode_pieces(self, rendering: Rendering) -> list[list[int]]:
+        texts = [piece.text for piece in rendering.pieces]
+        restored = [text.translate(rendering.restore) for text in texts]
+        if restored == texts:  # no content has even the first character of a control token
+            return _encode(self._markup, texts)
+        return [self._encode_guarded(text, rendering.restore) for text in texts]
+
+    def _encode_guarded(self, text: str, restore: dict[int, str]) -> list[int]:
+        """Only what is spelled without stand-ins is a control token."""
+        parts = self._control_split.split(text)  # text, token, text, ..., token, text
+        texts = iter(self.encode_batch([part.translate(restore) for part in parts[::2]]))
+        ids = list(next(texts))
+        for token, following in zip(parts[1::2], texts, strict=True):
+            ids += [self._control_ids[token], *following]
+        return ids
+
+    def parse(
+        self, output: str | Sequence[int], *, tools: bool = True, python_tools: bool = False
+    ) -> Message:
+        """The message in what the model wrote after a generation prompt, text or ids.
+
+        tools, python_tools: which styles of calls were offered.
+        """
+        if not isinstance(output, str):
+            end = next((i for i, token in enumerate(output) if token in self.stop_ids), len(output))
+            output = self.decode(output[:end], skip_special=True)
+        return parse(output, xml=tools, python=python_tools)
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    try:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    except TypeError:
+        raise UserError(
+            "a text holds a lone surrogate, which is no character; mend the data"
+        ) from None
+    return [encoding.ids for encoding in encodings]
+
+
+def _spelling(token: str | dict[str, Any]) -> str:
+    """Configs name a token by its spelling or as a serialised AddedToken."""
+    return token if isinstance(token, str) else str(token.get("content"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    return value
+
+
+def _read_template(folder: Path, configured: Any) -> str:
+    """chat_template.jinja, or where older folders keep it; "" if there is none."""
+    try:
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except UnicodeDecodeError as e:
+        raise UserError(f"{folder / 'chat_template.jinja'}: not UTF-8 ({e})") from None
+    if isinstance(configured, list):
+        configured = {entry["name"]: entry["template"] for entry in configured}.get("default")
+    return configured if isinstance(configured, str) else ""

@@ -1,0 +1,37 @@
+"""The program of a follower: `python -m smollm3.train.follower INIT_FILE RANK SIZE`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from smollm3.errors import UserError
+from smollm3.train.followers import READY, follow
+from smollm3.train.world import World
+
+
+def main() -> None:
+    # The leader alone decides when to stop; it tells its followers within a step's sum.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_leader, daemon=True).start()
+    init_file, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    print(READY, flush=True)
+    os.dup2(2, 1)  # nobody reads the pipe from here on
+    try:
+        follow(World.join(rank, size, init_file))
+    except UserError:
+        sys.exit(1)  # the leader is gone, or reports it
+
+
+def _end_with_leader() -> None:
+    """The leader writes nothing here: the read ends when its end of the pipe is closed."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What a training stage is given, and what it hands back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from smollm3 import checkpoint
+from smollm3.data import Shard
+from smollm3.files import sha256_file, sha256_json
+from smollm3.model import ModelConfig, Transformer
+from smollm3.train.spec import TrainStage
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One stage with its inputs; JSON-able, so that it can be handed to other processes.
+
+    parent: model to start from; None: fresh weights from (`seed`, `model`).
+    model: the configuration in force; it may differ from the parent's in theta and context.
+    tokenizer: folder. shards: source -> prepared folder. start: source -> token offset.
+    optimizer: file of moments to go on with. work: folder for states and metrics.jsonl.
+    threads: of each process.
+    """
+
+    stage: TrainStage
+    parent: str | None
+    model: ModelConfig
+    tokenizer: str
+    shards: dict[str, str]
+    start: dict[str, int]
+    optimizer: str | None
+    work: str
+    seed: int
+    threads: int = 1
+
+    def to_json(self) -> str:
+        return json.dumps(_adapter().dump_python(self, mode="json", by_alias=True))
+
+    @staticmethod
+    def from_json(text: str) -> TrainJob:
+        return _adapter().validate_python(json.loads(text))
+
+    def digest(self, shards: dict[str, Shard]) -> str:
+        """Checksum of everything that decides the result, by content and not by place.
+
+        What only moves the last bits (threads, compile, precision) is not in it: a state
+        records it apart, see `state.environment`.
+        """
+        stage = self.stage.model_dump(mode="json", by_alias=True, exclude={"compile", "precision"})
+        return sha256_json(
+            {
+                "stage": stage,
+                "parent": self.parent_digest,
+                "model": asdict(self.model),
+                "sources": {name: shard.digest for name, shard in shards.items()},
+                "start": self.start,
+                "optimizer": self.optimizer and sha256_file(Path(self.optimizer)),
+                "seed": self.seed,
+            }
+        )
+
+    @property
+    def parent_digest(self) -> str | None:
+        return self.parent and checkpoint.digest(checkpoint.locate(self.parent))
+
+    def start_model(self) -> Transformer:
+        """The weights before the first step, float32 on the CPU, under the configuration in force."""
+        if self.parent is None:
+            model = Transformer(self.model)
+            model.init_weights(self.seed)
+        else:
+            model = checkpoint.load_model(self.parent)
+            model.config = self.model
+        return model
+
+
+@cache
+def _adapter() -> TypeAdapter[TrainJob]:
+    return TypeAdapter(TrainJob)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. step counts from 1; loss in nats per trained token (or per pair).
+
+    grad_norm: before clipping. tokens: taken by this step, all ranks together (pairs for
+    preference losses). skipped: the guard left the weights as they were. metrics: means over
+    the step that the loss adds (margin, accuracy).
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+    skipped: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def row(self) -> dict[str, Any]:
+        """For metrics.jsonl; JSON has no NaN or infinity, they become null."""
+        row = asdict(self)
+        row |= row.pop("metrics")
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """optimizer: named tensors, see `optimizer.tensors_of`. used: tokens (or pairs) by source.
+
+    metrics: steps, loss (of the last step), skipped, seconds (of all steps, also before a
+    resume), tokens_per_second, and resumed_under where a resume found another environment.
+    """
+
+    model: Transformer
+    optimizer: dict[str, Tensor]
+    metrics: dict[str, Any]
+    used: dict[str, int]

@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM end a run after the step at hand, with its state saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its state after `step` is saved and a next run goes on."""
+
+    def __init__(self, step: int, signal: int) -> None:
+        super().__init__(f"stopped at step {step}; run again to go on")
+        self.step = step
+        self.signal = signal
+
+
+class StopSignals:
+    """Within the block the first SIGINT or SIGTERM is only noted in `received`.
+
+    A second one does what it always did. Ignored signals stay ignored.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.__exit__(None, None, None)

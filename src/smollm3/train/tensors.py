@@ -1,0 +1,32 @@
+"""Named tensors in a safetensors file, with errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smollm3.errors import UserError
+from smollm3.files import disk_errors
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write `path`; not atomic, callers write into a folder that is published as a whole."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with disk_errors(path):
+            save_file(plain, path)
+    except SafetensorError as e:
+        raise UserError(f"{path}: cannot be written ({e})") from e
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of `path`, on the CPU; a missing or damaged file is a UserError."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path}: damaged ({e})") from None

@@ -1,0 +1,130 @@
+"""The ranks of a data-parallel run and what they say to each other.
+
+Every rank holds the whole model and takes its share of each batch; one sum over all ranks a
+step keeps them equal.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smollm3.errors import UserError
+
+# Followers wait for the next job while their leader prepares data or evaluates. A rank that dies
+# closes its connection, which ends the others' waiting at once; this is for no such case.
+LONGEST_WAIT = timedelta(days=7)
+
+
+def default_device() -> torch.device:
+    """This process's GPU (LOCAL_RANK's under torchrun), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """rank 0 leads: it alone writes files. `processes` are the leader's own followers."""
+
+    rank: int
+    size: int
+    device: torch.device
+    processes: Sequence[subprocess.Popen[str]] = ()
+
+    @staticmethod
+    def single() -> World:
+        return World(0, 1, default_device())
+
+    @staticmethod
+    def join(
+        rank: int, size: int, init_file: Path, processes: Sequence[subprocess.Popen[str]] = ()
+    ) -> World:
+        """Meet `size` processes of this machine over `init_file`, which must be new; CPU, gloo."""
+        # Else gloo looks the host's name up, which fails on machines without a network.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{init_file.resolve()}",
+            rank=rank,
+            world_size=size,
+            timeout=LONGEST_WAIT,
+        )
+        return World(rank, size, torch.device("cpu"), processes)
+
+    @staticmethod
+    def from_environment() -> World:
+        """The world that torchrun (RANK, WORLD_SIZE, MASTER_ADDR) has made: NCCL or gloo."""
+        device = default_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT
+        )
+        return World(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce_(self, tensor: Tensor) -> None:
+        """Sum `tensor` over all ranks, in place; every rank gets the same bits."""
+        if self.size > 1:
+            with self._reporting_deaths():
+                dist.all_reduce(tensor)
+
+    def broadcast_text(self, text: str = "") -> str:
+        """The leader's `text`, on every rank."""
+        if self.size == 1:
+            return text
+        with self._reporting_deaths():
+            data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else None
+            length = torch.tensor(0 if data is None else len(data), device=self.device)
+            dist.broadcast(length, 0)
+            if not length:
+                return ""
+            if data is None:
+                data = torch.empty(int(length), dtype=torch.uint8)
+            data = data.to(self.device)
+            dist.broadcast(data, 0)
+            return bytes(data.tolist()).decode()
+
+    def leave(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @contextmanager
+    def _reporting_deaths(self) -> Iterator[None]:
+        """One clear error where another rank is gone; gloo's own names only a socket."""
+        try:
+            yield
+        except RuntimeError as e:
+            raise UserError(f"{self._death(e)}; run again to go on from the last state") from e
+
+    def _death(self, error: RuntimeError) -> str:
+        deadline = time.monotonic() + 5.0  # the connection can close before the process is gone
+        while self.processes and time.monotonic() < deadline:
+            for rank, process in enumerate(self.processes, start=1):
+                if process.poll() is not None:
+                    return f"training process {rank + 1} of {self.size} {ending(process)}"
+            time.sleep(0.05)
+        return f"lost contact with another training process ({str(error).splitlines()[0]})"
+
+
+def ending(process: subprocess.Popen[str]) -> str:
+    """How a process ended, in words."""
+    code = process.wait()
+    if code < 0:
+        return f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    return f"ended with code {code}"

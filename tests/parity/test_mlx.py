@@ -1,0 +1,199 @@
+"""MLX folders as mlx_lm sees them (on Linux through mlx-cpu)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smollm3.chat import default_template
+from smollm3.checkpoint import load_model
+from smollm3.checkpoint.mlx import export_mlx, quantize
+from smollm3.errors import UserError
+from smollm3.infer import Engine, SamplingParams
+from smollm3.model import ModelConfig, Transformer, extend_context, nope_pattern
+from smollm3.tokenizer import Tokenizer
+
+mx = pytest.importorskip("mlx.core", reason="needs mlx (on Linux: mlx-cpu)")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    mlx_lm = pytest.importorskip("mlx_lm", reason="needs mlx-lm")
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    layers=4,
+    hidden=128,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    ffn=192,
+    uses_rope=nope_pattern(4, 4),
+    rope_theta=50_000.0,
+    context=64,
+    init_std=0.1,
+)
+PROMPTS = ["to be or not", "42", "é"]
+IDS_BT = torch.arange(60).mul(37).remainder(300)[None]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["to be or not to be"], 300, default_template())
+
+
+def make(config: ModelConfig) -> Transformer:
+    model = Transformer(config)
+    model.init_weights(3)
+    return model
+
+
+def mlx_logits(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+    logits = model(mx.array(ids_BT.numpy())).astype(mx.float32)
+    return torch.from_numpy(np.array(logits))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, tied=False),
+        dataclasses.replace(CONFIG, uses_rope=(False, True, True, False)),
+        dataclasses.replace(CONFIG, uses_rope=(True,) * 4, head_dim=16),
+        extend_context(CONFIG, 128),
+    ],
+    ids=["tied", "untied", "other layers NoPE", "Llama", "YaRN"],
+)
+def test_float32_gives_the_same_greedy_tokens(
+    config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = make(config)
+    export_mlx(model, tokenizer, tmp_path)
+    theirs, their_tokenizer = mlx_lm.load(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(mlx_logits(theirs, IDS_BT), model(IDS_BT), atol=1e-4, rtol=0)
+    engine = Engine(model, tokenizer)
+    greedy = SamplingParams(temperature=0.0, max_tokens=24)
+    for prompt, ours in zip(PROMPTS, engine.generate(PROMPTS, greedy), strict=True):
+        steps = mlx_lm.stream_generate(theirs, their_tokenizer, prompt, max_tokens=24)
+        tokens = [step.token for step in steps]
+        assert tokens == ours.ids[: len(tokens)]
+        # mlx_lm stops at the end of an answer, the engine at the end of a document too.
+        assert len(tokens) == 24 or tokens[-1] in tokenizer.stop_ids
+
+
+def test_the_stop_token_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    export_mlx(make(CONFIG), tokenizer, tmp_path)
+    _, theirs = mlx_lm.load(str(tmp_path))
+    assert theirs.eos_token_ids == set(tokenizer.stop_ids)
+    ids = theirs.apply_chat_template(
+        [{"role": "user", "content": "to be"}], add_generation_prompt=True
+    )
+    ours = tokenizer.render([{"role": "user", "content": "to be"}]).ids
+    assert list(ids) == ours
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_4_bit_is_what_mlx_itself_would_write(
+    tied: bool, dtype: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Loads, keeps every tensor bit for bit as mlx_lm's own quantiser makes it, and gives the
+    logits of the dequantised weights."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import quantize_model
+
+    # 96 is no multiple of 64, so the down projections stay as they are.
+    model = make(dataclasses.replace(CONFIG, tied=tied, ffn=96)).to(getattr(torch, dtype))
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    export_mlx(model, tokenizer, plain)
+    export_mlx(model, tokenizer, packed, bits=4)
+    ours, config = mlx_lm.utils.load_model(packed)
+    theirs, their_config = quantize_model(*mlx_lm.utils.load_model(plain), 64, 4)
+    assert config["quantization"] == their_config["quantization"]
+
+    expected = dict(tree_flatten(theirs.parameters()))
+    found = dict(tree_flatten(ours.parameters()))
+    assert found.keys() == expected.keys()
+    assert "model.layers.0.mlp.down_proj.scales" not in found
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert mx.array_equal(tensor, expected[name]), name
+
+    restored = dequantized(model, found)
+    with torch.no_grad():
+        difference = (mlx_logits(ours, IDS_BT) - restored(IDS_BT)).abs().max()
+        lost = (restored(IDS_BT) - model.float()(IDS_BT)).abs().max()
+    assert difference < (1e-3 if dtype == "float32" else 0.1)
+    assert lost > difference  # 4 bits cost something, so the comparison above can fail
+
+
+def dequantized(model: Transformer, tensors: dict[str, Any]) -> Transformer:
+    from smollm3.checkpoint.hf import published_name
+
+    restored = Transformer(model.config)
+    state = {}
+    for name, parameter in model.named_parameters():
+        published = published_name(name)
+        module = published.removesuffix(".weight")
+        value = tensors[published]
+        if f"{module}.scales" in tensors:
+            scales, biases = tensors[f"{module}.scales"], tensors[f"{module}.biases"]
+            value = mx.dequantize(value, scales, biases, 64, 4)
+        state[name] = torch.from_numpy(np.array(value.astype(mx.float32)))
+        assert state[name].shape == parameter.shape
+    restored.load_state_dict(state, strict=False)
+    return restored
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.floats(-30, 20),
+    shift=st.floats(-3, 3),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_packing_equals_mx_quantize(seed: int, spread: float, shift: float, dtype: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(3, 192, generator=generator) + shift
+    weight = (weight * 2.0**spread).clamp(-6e4, 6e4).to(getattr(torch, dtype))
+    weight[0, :64] = weight[0, 0]  # a group of one value
+    theirs = mx.quantize(mx.array(weight.float().numpy()).astype(getattr(mx, dtype)), 64, 4)
+    for name, our, their in zip(
+        "weight scales biases".split(), quantize(weight), theirs, strict=True
+    ):
+        if name == "weight":
+            np.testing.assert_array_equal(our.numpy(), np.array(their))
+        else:
+            assert our.dtype == weight.dtype
+            np.testing.assert_array_equal(our.float().numpy(), np.array(their.astype(mx.float32)))
+
+
+def test_rows_are_quantised_in_pieces_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(10, 128, generator=torch.Generator().manual_seed(0))
+    whole = quantize(weight)
+    monkeypatch.setattr("smollm3.checkpoint.mlx.ROWS", 3)
+    for part, expected in zip(quantize(weight), whole, strict=True):
+        assert torch.equal(part, expected)
+
+
+def test_damaged_weights_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = make(CONFIG)
+    with torch.no_grad():
+        model.blocks[1].ffn.up.weight[7, 70] = float("nan")
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight: .* not finite"):
+        export_mlx(model, tokenizer, tmp_path, bits=4)
+
+
+def test_a_4_bit_folder_does_not_pass_for_a_plain_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    export_mlx(make(CONFIG), tokenizer, tmp_path, bits=4)
+    assert json.loads((tmp_path / "config.json").read_bytes())["quantization"]["bits"] == 4
+    with pytest.raises(UserError, match="quantised weights are not supported"):
+        load_model(tmp_path)
