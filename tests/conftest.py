@@ -6,11 +6,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pydantic
 import pytest
 import torch
 
+from smollm3 import data
 from smollm3.chat import default_template
+from smollm3.data.spec import Source
+from smollm3.model import ModelConfig
 from smollm3.tokenizer import Tokenizer
+from smollm3.train import TrainJob
+from smollm3.train.spec import TrainStage
 
 torch.set_num_threads(1)
 
@@ -21,3 +27,56 @@ TEMPLATE = default_template()
 def tokenizer() -> Tokenizer:
     """A tokenizer of 292 entries with our chat template: bytes, control tokens, a few merges."""
     return Tokenizer.train(["the model that answers the question, été 日本"] * 4, 292, TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def make_job(tokenizer, tmp_path_factory):
+    """make_job(work, **stage) -> TrainJob of a tiny model on text, conversations or pairs."""
+    folder = tmp_path_factory.mktemp("prepared")
+    tokenizer.save(folder / "tokenizer")
+    adapter = pydantic.TypeAdapter(Source)
+    formats = {"web": "text", "maths": "text", "chat": "chat", "pairs": "preference"}
+    shards = {}
+
+    def shard(name: str) -> str:
+        if name not in shards:
+            source = adapter.validate_python(
+                {"kind": "procedural", "generator": name, "documents": 40, "format": formats[name]}
+            )
+            shards[name] = str(data.prepare(name, source, tokenizer, folder, seed=0).folder)
+        return shards[name]
+
+    def make(work, *, seed=0, parent=None, optimizer=None, start=None, **stage) -> TrainJob:
+        defaults = {
+            "kind": "train",
+            "mixture": {"web": 2, "maths": 1},
+            "context": 32,
+            "batch": 4,
+            "lr": {"peak": 3e-3, "warmup": 2},
+        }
+        spec = TrainStage.model_validate(defaults | ({"steps": 6} | stage))
+        config = ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            layers=2,
+            hidden=16,
+            heads=4,
+            kv_heads=2,
+            head_dim=4,
+            ffn=24,
+            uses_rope=(True, False),
+            rope_theta=10_000.0,
+            context=max(spec.context, 32),
+        )
+        return TrainJob(
+            stage=spec,
+            parent=parent,
+            model=config,
+            tokenizer=str(folder / "tokenizer"),
+            shards={name: shard(name) for name in spec.mixture},
+            start=start or {},
+            optimizer=optimizer,
+            work=str(work),
+            seed=seed,
+        )
+
+    return make

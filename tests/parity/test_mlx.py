@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from smollm3.chat import default_template
 from smollm3.checkpoint import load_model
+from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.mlx import export_mlx, quantize
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams
@@ -26,6 +27,7 @@ mx = pytest.importorskip("mlx.core", reason="needs mlx (on Linux: mlx-cpu)")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     mlx_lm = pytest.importorskip("mlx_lm", reason="needs mlx-lm")
+tree_flatten = pytest.importorskip("mlx.utils").tree_flatten
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -105,18 +107,14 @@ def test_the_stop_token_ends_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> 
 def test_4_bit_is_what_mlx_itself_would_write(
     tied: bool, dtype: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Loads, keeps every tensor bit for bit as mlx_lm's own quantiser makes it, and gives the
-    logits of the dequantised weights."""
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import quantize_model
-
+    """Every tensor bit for bit as mlx_lm's own quantiser makes it."""
     # 96 is no multiple of 64, so the down projections stay as they are.
     model = make(dataclasses.replace(CONFIG, tied=tied, ffn=96)).to(getattr(torch, dtype))
     plain, packed = tmp_path / "plain", tmp_path / "packed"
     export_mlx(model, tokenizer, plain)
     export_mlx(model, tokenizer, packed, bits=4)
     ours, config = mlx_lm.utils.load_model(packed)
-    theirs, their_config = quantize_model(*mlx_lm.utils.load_model(plain), 64, 4)
+    theirs, their_config = mlx_lm.utils.quantize_model(*mlx_lm.utils.load_model(plain), 64, 4)
     assert config["quantization"] == their_config["quantization"]
 
     expected = dict(tree_flatten(theirs.parameters()))
@@ -127,17 +125,21 @@ def test_4_bit_is_what_mlx_itself_would_write(
         assert tensor.dtype == expected[name].dtype, name
         assert mx.array_equal(tensor, expected[name]), name
 
-    restored = dequantized(model, found)
+
+def test_4_bit_gives_the_logits_of_the_dequantised_weights(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = make(CONFIG)
+    export_mlx(model, tokenizer, tmp_path, bits=4)
+    theirs, _ = mlx_lm.utils.load_model(tmp_path)
+    restored = dequantized(model, dict(tree_flatten(theirs.parameters())))
     with torch.no_grad():
-        difference = (mlx_logits(ours, IDS_BT) - restored(IDS_BT)).abs().max()
-        lost = (restored(IDS_BT) - model.float()(IDS_BT)).abs().max()
-    assert difference < (1e-3 if dtype == "float32" else 0.1)
-    assert lost > difference  # 4 bits cost something, so the comparison above can fail
+        logits = restored(IDS_BT)
+        torch.testing.assert_close(mlx_logits(theirs, IDS_BT), logits, atol=1e-3, rtol=0)
+        assert (logits - model(IDS_BT)).abs().max() > 0.1  # 4 bits cost something
 
 
 def dequantized(model: Transformer, tensors: dict[str, Any]) -> Transformer:
-    from smollm3.checkpoint.hf import published_name
-
     restored = Transformer(model.config)
     state = {}
     for name, parameter in model.named_parameters():
@@ -167,7 +169,7 @@ def test_packing_equals_mx_quantize(seed: int, spread: float, shift: float, dtyp
     weight[0, :64] = weight[0, 0]  # a group of one value
     theirs = mx.quantize(mx.array(weight.float().numpy()).astype(getattr(mx, dtype)), 64, 4)
     for name, our, their in zip(
-        "weight scales biases".split(), quantize(weight), theirs, strict=True
+        ["weight", "scales", "biases"], quantize(weight), theirs, strict=True
     ):
         if name == "weight":
             np.testing.assert_array_equal(our.numpy(), np.array(their))

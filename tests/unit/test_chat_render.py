@@ -227,14 +227,17 @@ def test_generated_refuses_what_inference_cannot_see():
     assert any(rendered.published)
     with pytest.raises(UserError, match=r"message 1 .* cannot be used with mask: generated"):
         _ = rendered.generated
-    rewriting = (
-        "{% for m in messages %}{{ m.role }}: "
-        "{{ m.content if loop.last else 'gone' }}<|im_end|>{% endfor %}"
-        "{{ 'assistant: ' if add_generation_prompt }}"
-    )
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content if KEPT else 'gone' }}<|im_end|>"
+    turns += "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
     two = [user("q"), assistant("a"), assistant("b")]
-    with pytest.raises(UserError, match="mask: generated"):
-        _ = with_template(rewriting).render(two, add_generation_prompt=False).generated
+    for kept in ("loop.last", "loop.last or m.role == 'user'", "m.role == 'user'"):
+        tok = with_template(turns.replace("KEPT", kept))
+        rendered = tok.render(two, add_generation_prompt=False)
+        if kept == "m.role == 'user'":
+            assert any(rendered.generated)
+        else:
+            with pytest.raises(UserError, match="mask: generated"):
+                _ = rendered.generated
     endless = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match="stop token"):
         _ = with_template(endless).render(two, add_generation_prompt=False).generated

@@ -78,7 +78,10 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
     other.start()
     try:
         assert ready.wait(60)
-        with pytest.raises(UserError, match=f"in use by process {other.pid}"), files.folder_lock(tmp_path):
+        with (
+            pytest.raises(UserError, match=f"in use by process {other.pid}"),
+            files.folder_lock(tmp_path),
+        ):
             pass
     finally:
         other.kill()

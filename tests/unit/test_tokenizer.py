@@ -223,6 +223,7 @@ def test_a_llama_folder(llama):
     assert tok.decode([i for i, trained in pairs if trained]) == "b<|eot_id|>"
     assert not any(rendered.published)
     assert rendered.ids[0] == tok.bos
+    assert tok.render([{"role": "user", "content": "a"}]).ids.count(tok.bos) == 1
     assert tok.render_text(chat).startswith("<|begin_of_text|><|start_header_id|>user")
 
     tok.save(llama / "again")
@@ -230,6 +231,17 @@ def test_a_llama_folder(llama):
         (llama / "generation_config.json").read_bytes()
     )
     assert Tokenizer.load(llama / "again").digest == tok.digest
+
+
+def test_control_tokens_among_the_pieces_are_out_of_reach(llama):
+    """Without a split, `ignore_merges` would find them as whole words."""
+    parts = json.loads((llama / "tokenizer.json").read_text())
+    parts["pre_tokenizer"] = parts["pre_tokenizer"]["pretokenizers"][1]
+    (llama / "tokenizer.json").write_text(json.dumps(parts))
+    tok = Tokenizer.load(llama)
+    for token in CONTROL:
+        assert len(tok.encode(token)) > 1
+        assert tok.decode(tok.encode(token)) == token
 
 
 def test_added_runs_of_blanks_are_text(tok, tmp_path):

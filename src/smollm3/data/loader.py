@@ -77,8 +77,8 @@ class _Source(ABC):
     def _trained(self, where: Any) -> NDArray[np.bool_]:
         if self.mask_bit is None or self.shard.masks is None:
             return np.ones(len(self.shard.tokens[where]), np.bool_)
-        bits: NDArray[np.uint8] = self.shard.masks[where] & self.mask_bit
-        return bits != 0
+        trained: NDArray[np.bool_] = (self.shard.masks[where] & self.mask_bit) != 0
+        return trained
 
 
 class _Wrapped(_Source):

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from smollm3.data.shards import (
-    GENERATED,
-    PUBLISHED,
-    Shard,
-    ShardWriter,
-    digest_of,
-    files_of,
-)
+from smollm3.data.shards import GENERATED, PUBLISHED, Shard, ShardWriter
 from smollm3.data.sources import Document, documents, fingerprint, hash64
 from smollm3.data.spec import Source
 from smollm3.errors import UserError
-from smollm3.files import new_folder, sha256_json, write_json
+from smollm3.files import new_folder, sha256_json
 from smollm3.tokenizer import Tokenizer
 
 VERSION = 1  # of this module's and sources.py's output
@@ -44,17 +38,24 @@ def prepare(
     progress: called with the number of documents done.
     meta["skipped"] counts what was left out, by reason.
     """
-    origin = fingerprint(source)
-    key = sha256_json([VERSION, source.model_dump(mode="json"), origin, seed, tokenizer.digest])
-    folder = Path(cache) / f"{name}-{key[:16]}"
-    if (folder / "meta.json").exists():
-        try:
-            return Shard.open(folder)
-        except UserError:
-            pass  # damaged: made anew
-    with new_folder(folder) as temporary:
-        _write(temporary, name, source, tokenizer, seed=seed, progress=progress)
+    try:
+        settings = [source.model_dump(mode="json"), fingerprint(source), seed]
+        key = sha256_json([VERSION, *settings, tokenizer.digest])
+        folder = Path(cache) / f"{name}-{key[:16]}"
+        if not _is_whole(folder):
+            with new_folder(folder) as temporary:
+                _write(temporary, name, source, tokenizer, seed=seed, progress=progress)
+    except UserError as e:
+        raise UserError(f"sources.{name}: {e}") from None
     return Shard.open(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        Shard.open(folder)
+    except UserError:  # absent or damaged
+        return False
+    return True
 
 
 def _write(
@@ -69,38 +70,32 @@ def _write(
     skipped: Counter[str] = Counter()
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     group = 2 if source.format == "preference" else 1
-    writer = ShardWriter(folder, token_bytes, with_masks=source.format != "text", group=group)
     tokenise = {"text": _texts, "chat": _chats, "preference": _pairs}[source.format]
     stream = documents(source, seed, skipped)
-    done = 0
-    while batch := list(islice(stream, _BATCH)):
-        for document, made in zip(batch, tokenise(batch, tokenizer, skipped), strict=True):
-            if made is not None:
-                key = hash64(f"{seed}/{document.id}")
-                writer.add(*made, key=key, content=document.content_hash())
-        done += len(batch)
-        if progress:
-            progress(done)
-    counts = writer.finish(source.holdout, tokenizer.digest[:16])
-    if not counts["train"]["documents"]:
-        reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.items())
-        raise UserError(f"sources.{name}: no usable documents ({reasons})")
-    files = files_of(folder)
-    meta = {
-        "name": name,
-        "format": source.format,
-        "token_bytes": token_bytes,
-        "documents": counts["train"]["documents"],
-        "tokens": counts["train"]["tokens"],
-        "heldout": counts["heldout"],
-        "skipped": dict(sorted(skipped.items())),
-        "source": source.model_dump(mode="json"),
-        "tokenizer": tokenizer.digest,
-        "seed": seed,
-        "files": files,
-        "digest": digest_of(files),
-    }
-    write_json(folder / "meta.json", meta)
+    done = kept = 0
+    writer = ShardWriter(folder, token_bytes, with_masks=source.format != "text", group=group)
+    with closing(writer):
+        while batch := list(islice(stream, _BATCH)):
+            for document, made in zip(batch, tokenise(batch, tokenizer, skipped), strict=True):
+                if made is not None:
+                    key = hash64(f"{seed}/{document.id}")
+                    writer.add(*made, key=key, content=document.content_hash())
+                    kept += 1
+            done += len(batch)
+            if progress:
+                progress(done)
+        if not kept:
+            reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.items())
+            raise UserError(f"no usable documents ({reasons})")
+        meta = {
+            "name": name,
+            "format": source.format,
+            "source": source.model_dump(mode="json"),
+            "tokenizer": tokenizer.digest,
+            "seed": seed,
+            "skipped": dict(sorted(skipped.items())),
+        }
+        writer.finish(source.holdout, meta)
 
 
 def _texts(
@@ -147,16 +142,15 @@ def _side(
     document: Document, answer: list[dict[str, object]], tokenizer: Tokenizer
 ) -> tuple[list[int], list[int]]:
     """Prompt and answer up to the answer's last stop token, and the mask of the answer."""
-    prompt = tokenizer.render(document.messages, **document.options).ids
     rendered = tokenizer.render(
         [*document.messages, *answer], add_generation_prompt=False, **document.options
     )
-    if rendered.ids[: len(prompt)] != prompt:
-        raise UserError("the answer does not go on from the prompt")
-    written = [i for i, g in enumerate(rendered.generated) if g and i >= len(prompt)]
-    if not written:
+    generated = rendered.generated
+    starts = [i for i, g in enumerate(generated) if g and not (i and generated[i - 1])]
+    earlier = sum(message["role"] == "assistant" for message in document.messages)
+    if len(starts) <= earlier:
         raise UserError("without an answer")
-    mask = [0] * (written[-1] + 1)
-    for i in written:
-        mask[i] = GENERATED | PUBLISHED
-    return rendered.ids[: len(mask)], mask
+    mask = [0] * starts[earlier]
+    mask += [(GENERATED | PUBLISHED) * g for g in generated[starts[earlier] :]]
+    end = len(mask) - mask[::-1].index(GENERATED | PUBLISHED)
+    return rendered.ids[:end], mask[:end]

@@ -11,7 +11,6 @@ for the splits `train` and `heldout`. The first three are datatrove's format, wh
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smollm3.errors import UserError
-from smollm3.files import read_json, sha256_file
+from smollm3.files import read_json, sha256_file, sha256_json, write_json
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -141,11 +140,15 @@ class ShardWriter:
         self._keys.append(key)
         self._contents.append(content)
 
-    def finish(self, holdout: float, tokenizer: str) -> dict[str, dict[str, int]]:
-        """Write both splits; returns {"documents", "tokens"} of each."""
+    def close(self) -> None:
         self._tokens.close()
         if self._masks is not None:
             self._masks.close()
+
+    def finish(self, holdout: float, meta: dict[str, Any]) -> None:
+        """Write both splits, and last meta.json: `meta` (name, format, tokenizer, ...) with
+        counts and checksums."""
+        self.close()
         lengths = np.array(self._lengths, np.int64)
         ends = np.cumsum(lengths)
         order = np.argsort(np.array(self._keys, np.uint64), kind="stable")
@@ -166,13 +169,25 @@ class ShardWriter:
             split_ends.tofile(self.folder / f"{split}.ds.index")
             tokens = int(split_ends[-1]) if len(split_ends) else 0
             (self.folder / f"{split}.ds.metadata").write_text(
-                f"{tokenizer}|{self.dtype.itemsize}\n{tokens}\n"
+                f"{meta['tokenizer']}|{self.dtype.itemsize}\n{tokens}\n"
             )
-            counts[split] = {"documents": len(groups), "tokens": tokens}
+            counts[split] = {"documents": len(documents), "tokens": tokens}
         del scratch
         for file in self.folder.glob("scratch.*"):
             file.unlink()
-        return counts
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(self.folder.iterdir())
+        }
+        meta = {
+            **meta,
+            **counts["train"],
+            "heldout": counts["heldout"],
+            "token_bytes": self.dtype.itemsize,
+            "files": files,
+            "digest": sha256_json({name: file["sha256"] for name, file in files.items()}),
+        }
+        write_json(self.folder / "meta.json", meta)
 
 
 def _held_out(contents: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
@@ -184,17 +199,3 @@ def _held_out(contents: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     n = int(np.searchsorted(different, np.uint64(int(share * 2**64))))
     threshold: np.uint64 = different[min(max(n, 1), len(different) - 1)]
     return contents < threshold
-
-
-def files_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and checksum of every file in a folder."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.iterdir())
-    }
-
-
-def digest_of(files: dict[str, dict[str, Any]]) -> str:
-    """One checksum over those of the files."""
-    lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files))
-    return hashlib.sha256(lines.encode()).hexdigest()

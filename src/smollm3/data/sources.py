@@ -50,10 +50,14 @@ class Document:
         """All running text in it, e.g. to train a tokenizer on."""
         if self.text is not None:
             yield self.text
+        for tool in self.options.get("tools", ()):
+            yield tool if isinstance(tool, str) else json.dumps(tool, ensure_ascii=False)
         for message in (*self.messages, *self.chosen, *self.rejected):
             for key in ("reasoning_content", "content"):
                 if isinstance(message.get(key), str) and message[key]:
                     yield message[key]
+            for call in message.get("tool_calls", ()):
+                yield json.dumps(call.get("function", call), ensure_ascii=False)
 
     def content_hash(self) -> int:
         """64 bits of the checksum of everything in it but its id."""
@@ -149,6 +153,10 @@ def _document(identity: str, row: Any, form: str, column: str) -> Document:
             raise _Damaged(f"without the field {column!r}")
         if not text.strip():
             raise _Damaged("empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _Damaged("a lone surrogate, which is no character") from None
         return Document(identity, text=text)
     options = _render_options(row.get("chat_template_kwargs") or {})
     if form == "chat":

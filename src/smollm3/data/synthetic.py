@@ -135,7 +135,8 @@ def _language(rng: Random) -> tuple[Item, Item]:
     return right, wrong
 
 
-# Tools. Signatures are short: name and types are what a model of this size can use.
+# Tools. Two of them are offered with each question, and signatures are names and types only: a
+# small vocabulary spends some 40 tokens on each.
 
 TOOLS: tuple[dict[str, Any], ...] = (
     {"name": "get_weather", "parameters": {"city": "string"}},
@@ -172,18 +173,19 @@ def _tool(rng: Random) -> tuple[Item, Item]:
                 "I want to go from {start} to {end} by train.",
             )
     question = rng.choice(patterns).format(**arguments)
+    other = rng.choice([t for t in TOOLS if t["name"] != tool])
+    offered = tuple(t for t in TOOLS if t["name"] in (tool, other["name"]))
     call = {"name": tool, "arguments": arguments}
-    right = Item(question, f"So call {tool}.", "", TOOLS, call)
-    return right, replace(right, **_wrong_call(call, rng))
+    right = Item(question, f"So call {tool}.", "", offered, call)
+    return right, replace(right, **_wrong_call(call, other["name"], rng))
 
 
-def _wrong_call(call: dict[str, Any], rng: Random) -> dict[str, Any]:
+def _wrong_call(call: dict[str, Any], other: str, rng: Random) -> dict[str, Any]:
     """Another tool, a missing argument, or a claim without any call."""
     arguments = dict(call["arguments"])
     match rng.randrange(3):
         case 0:
-            name = rng.choice([tool["name"] for tool in TOOLS if tool["name"] != call["name"]])
-            return {"reasoning": f"So call {name}.", "tool_call": {**call, "name": name}}
+            return {"reasoning": f"So call {other}.", "tool_call": {**call, "name": other}}
         case 1:
             del arguments[rng.choice(list(arguments))]
             return {"tool_call": {**call, "arguments": arguments}}

@@ -107,7 +107,7 @@ class Run:
                 "positions": result.positions,
                 "lineage": inputs.lineage,
                 "environment": environment(self.recipe),
-                "seconds": result.seconds + time.time() - started,
+                "seconds": time.time() - started,
                 "started": started,
                 "finished": time.time(),
             }

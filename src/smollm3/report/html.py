@@ -68,7 +68,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ("time", duration(sum(stage.record["seconds"] for stage in run.done))),
         ("finished", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last["finished"]))),
         ("machine", machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"),
-        ("processes", f"{machine['processes']} with {machine['threads']} threads each"),
+        ("processes x threads", f"{machine['processes']} x {machine['threads']}"),
         (
             "versions",
             f"smollm3 {machine['smollm3']}, torch {machine['torch']}, Python {machine['python']}",
@@ -160,8 +160,8 @@ def _warnings(run: RunRecord) -> list[str]:
         if steps := stage.skipped_steps:
             places = ", ".join(f"{step:,}" for step in steps[:5]) + (", ..." if steps[5:] else "")
             found.append(
-                f"{stage.name}: {len(steps)} of {len(stage.steps):,} steps left the weights as they were, "
-                f"for a loss or gradient that is no number or far too large (step {places})"
+                f"{stage.name}: {len(steps)} of {len(stage.steps):,} steps left the weights as "
+                f"they were (loss or gradient no number or far too large): step {places}"
             )
         found += [f"{stage.name}: {text}" for text in stage.record.get("warnings", [])]
     for (source, reason), documents in run.skipped.items():

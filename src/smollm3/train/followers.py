@@ -47,7 +47,7 @@ class Followers:
         on_step: Callable[[StepRecord, int], None] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> TrainResult:
-        """`loop.train` on all processes. After any error but UserError-free ends they are let go."""
+        """`loop.train` on all processes; see there."""
         world = self._world = self._world or self._start()
         try:
             world.broadcast_text(job.to_json())

@@ -72,7 +72,7 @@ class TrainJob:
         return self.parent and checkpoint.digest(checkpoint.locate(self.parent))
 
     def start_model(self) -> Transformer:
-        """The weights before the first step, float32 on the CPU, under the configuration in force."""
+        """The float32 weights before the first step, under the configuration in force."""
         if self.parent is None:
             model = Transformer(self.model)
             model.init_weights(self.seed)

@@ -51,7 +51,7 @@ PREFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def preference(
-    model: Transformer, h_BTE: Tensor, batch: Batch, loss: str, beta: float, reference_B: Tensor
+    model: Transformer, h_BTE: Tensor, batch: Batch, reference_B: Tensor, *, loss: str, beta: float
 ) -> LossSums:
     """A loss of PREFERENCES, summed over pairs.
 
@@ -81,13 +81,13 @@ def log_probs(model: Transformer, h_BTE: Tensor, batch: Batch) -> Tensor:
 
 
 def _negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
-    """-log p(target), [N]; beyond LOGITS in chunks, whose logits are made again for the backward."""
+    """-log p(target), [N]; beyond LOGITS in chunks, whose logits the backward makes again."""
     chunk = max(1, LOGITS // model.config.vocab_size)
     if len(h_NE) <= chunk:
         return _cross_entropy(model, h_NE, targets_N)
     parts = [
         checkpoint(_cross_entropy, model, h, targets, use_reentrant=False, preserve_rng_state=False)
-        for h, targets in zip(h_NE.split(chunk), targets_N.split(chunk), strict=True)
+        for h, targets in zip(torch.split(h_NE, chunk), torch.split(targets_N, chunk), strict=True)
     ]
     return torch.cat(parts)
 

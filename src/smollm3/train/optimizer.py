@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smollm3.errors import UserError
 from smollm3.model import Transformer
+from smollm3.train.job import TrainResult
 from smollm3.train.spec import Optimizer
 from smollm3.train.tensors import read_tensors, write_tensors
 
@@ -71,9 +72,10 @@ def set_tensors(
 
 
 def load(optimizer: torch.optim.AdamW, model: Transformer, path: Path) -> None:
-    """Go on from a file of `save`."""
+    """Go on from a file of `save_optimizer`."""
     set_tensors(optimizer, model, read_tensors(path), path)
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    write_tensors(path, tensors)
+def save_optimizer(result: TrainResult, path: Path) -> None:
+    """Write the moments that a later stage's `carry: [optimizer]` goes on with."""
+    write_tensors(path, result.optimizer)

@@ -69,9 +69,7 @@ class World:
         device = default_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT
-        )
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         return World(dist.get_rank(), dist.get_world_size(), device)
 
     @property

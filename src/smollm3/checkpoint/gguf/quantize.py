@@ -1,8 +1,8 @@
 """Float32 values to the block formats of GGUF.
 
-Q8_0, Q4_0 and Q5_0 are llama.cpp's reference quantisation, byte for byte. Q4_K and Q6_K search for
-scales as it does: over many roundings of the values, the weighted least-squares fit with the
-smallest error.
+Q8_0, Q4_0 and Q5_0 are llama.cpp's own quantisation, byte for byte. For Q4_K and Q6_K both search
+for scales: of many ways to round the values, the weighted least-squares fit of smallest error. Ours
+tries other step sizes for Q4_K; the errors differ by less than a hundredth.
 """
 
 from __future__ import annotations
@@ -78,45 +78,37 @@ def _dot(a: Floats, b: Floats) -> Floats:
 
 
 def _fit_line(x: Floats, w: Floats, top: int) -> tuple[Floats, Floats]:
-    """scale, shift >= 0 of each row such that x ~ scale * q - shift with q in 0..top.
+    """scale and shift >= 0 of each row such that x ~ scale * q - shift with q in 0..top, weights w.
 
-    For each of 21 step sizes around (max - min) / top: round, solve the weighted least squares
-    for scale and shift given q, and keep the fit with the smallest weighted error.
+    Given q the least-squares line takes scale * sum(w x q) - shift * sum(w x) off the error: of 21
+    step sizes the largest wins, then two rounds refine it (round to the line, fit the line).
     """
-    low = np.minimum(x.min(axis=1), 0)
-    width = x.max(axis=1) - low
-    inverse_width = _inverse(width)
     wx = w * x
     sum_w, sum_x = w.sum(axis=1), wx.sum(axis=1)
-    above_low = x - low[:, None]
+    scale, shift = np.zeros_like(sum_x), np.minimum(sum_x * _inverse(sum_w), 0)  # a constant
+    best = shift * sum_x
 
-    def rounded(levels: float) -> Floats:
-        q = np.rint(above_low * (np.float32(levels) * inverse_width)[:, None])
-        return np.asarray(np.minimum(q, top, out=q))
-
-    def error(q: Floats, scale: Floats, shift: Floats) -> Floats:
-        residual = q * scale[:, None]
-        residual += shift[:, None]
-        residual -= x
-        return np.asarray(np.einsum("nk,nk,nk->n", w, residual, residual))
-
-    scale, shift = width / np.float32(top), low
-    best = error(rounded(top), scale, shift)
-    for step in range(21):
-        q = rounded(top - 1 + 0.1 * step)
-        wq = w * q
+    def consider(q: Floats) -> None:
+        nonlocal scale, shift, best
+        wq = w * q.clip(0, top, out=q)
         sum_q, qq, xq = wq.sum(axis=1), _dot(wq, q), _dot(wx, q)
-        determinant = sum_w * qq - sum_q * sum_q
-        inverse = _inverse(determinant)
+        inverse = _inverse(sum_w * qq - sum_q * sum_q)
         new_scale = (sum_w * xq - sum_x * sum_q) * inverse
         new_shift = (qq * sum_x - sum_q * xq) * inverse
-        no_shift = new_shift > 0  # the format only shifts down
-        new_scale = np.where(no_shift, xq * _inverse(qq), new_scale)
-        new_shift = np.where(no_shift, 0, new_shift)
-        new = error(q, new_scale, new_shift)
-        better = (determinant > 0) & (new < best)
+        proportional = new_shift >= 0  # the format only shifts down
+        new_scale = np.where(proportional, xq * _inverse(qq), new_scale)
+        new_shift = np.where(proportional, 0, new_shift)
+        gain = new_scale * xq + new_shift * sum_x
+        better = gain > best
         scale, shift = np.where(better, new_scale, scale), np.where(better, new_shift, shift)
-        best = np.where(better, new, best)
+        best = np.where(better, gain, best)
+
+    low = np.minimum(x.min(axis=1), 0)
+    above_low, inverse_width = x - low[:, None], _inverse(x.max(axis=1) - low)
+    for levels in np.linspace(top - 3, top + 1, 21, dtype=np.float32):
+        consider(np.rint(above_low * (levels * inverse_width)[:, None]))
+    for _ in range(2):
+        consider(np.rint((x - shift[:, None]) * _inverse(scale)[:, None]))
     return scale, -shift
 
 

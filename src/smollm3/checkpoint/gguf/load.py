@@ -1,0 +1,170 @@
+"""GGUF files of the architectures `smollm3` and `llama` as our model and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smollm3.checkpoint.gguf.reader import Gguf
+from smollm3.checkpoint.gguf.vocab import read_tokenizer
+from smollm3.checkpoint.weights import torch_dtype
+from smollm3.errors import UserError
+from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
+from smollm3.tokenizer import Tokenizer
+
+# Our names -> GGUF's; a block's parts are prefixed `blocks.N.` -> `blk.N.`.
+TOP_NAMES = {"embed": "token_embd", "norm": "output_norm", "unembed": "output"}
+BLOCK_NAMES = {
+    "attention_norm": "attn_norm",
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "ffn_norm": "ffn_norm",
+    "ffn.gate": "ffn_gate",
+    "ffn.up": "ffn_up",
+    "ffn.down": "ffn_down",
+}
+# llama.cpp has no key for the pattern: every 4th layer of `smollm3` is NoPE, none of `llama`.
+NOPE_EVERY = {"smollm3": 4, "llama": 0}
+ROTATED = ("attention.q.weight", "attention.k.weight")
+
+
+def gguf_name(ours: str) -> str:
+    """`blocks.3.attention.q.weight` -> `blk.3.attn_q.weight`."""
+    module = ours.removesuffix(".weight")
+    if module in TOP_NAMES:
+        return f"{TOP_NAMES[module]}.weight"
+    _, layer, part = module.split(".", 2)
+    return f"blk.{layer}.{BLOCK_NAMES[part]}.weight"
+
+
+def to_halves(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows of q or k from llama.cpp's order, where RoPE turns rows 2i and 2i+1 of a head, to that
+    of Hugging Face, where it turns rows i and i + D/2. On every layer, NoPE ones too."""
+    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
+
+
+def to_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `to_halves`."""
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
+
+
+def load_config(path: Path) -> ModelConfig:
+    """The network that the metadata of a GGUF file describes."""
+    return _config(Gguf(path))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer and chat template inside a GGUF file."""
+    return read_tokenizer(Gguf(path))
+
+
+def load_model(path: Path, dtype: str = "float32", device: str | torch.device = "cpu") -> Transformer:
+    """The model of a GGUF file, its values computed to `dtype` one tensor at a time."""
+    file, wanted = Gguf(path), torch_dtype(dtype)
+    config = _config(file)
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    _check_tensors(file, {gguf_name(name): shape for name, shape in shapes.items()})
+    state: dict[str, Tensor] = {}
+    for name in shapes:
+        weight = torch.from_numpy(file.read(gguf_name(name)))
+        if name.endswith(ROTATED):
+            weight = to_halves(weight, config.head_dim)
+        state[name] = weight.to(device=device, dtype=wanted)
+    if config.tied:
+        state["unembed.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tied:
+        model.unembed.weight = model.embed.weight
+    return model
+
+
+def _check_tensors(file: Gguf, expected: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in expected.items():
+        if name not in file.tensors:
+            raise file.fail(name, "missing")
+        if file.tensors[name].shape != shape:
+            found = list(file.tensors[name].shape)
+            raise file.fail(name, f"has shape {found}, the metadata say {list(shape)}")
+    for name in file.tensors:
+        if name == "rope_freqs.weight":
+            raise file.fail(name, "RoPE scaling as in Llama 3.1 is not supported")
+        if name not in expected:
+            raise file.fail(name, "unknown tensor; the network has none of this name")
+
+
+def _config(file: Gguf) -> ModelConfig:
+    """Sizes are held against the tensors first: the model is never larger than the file."""
+    arch: str = file.get("general.architecture", str)
+    if arch not in NOPE_EVERY:
+        raise file.fail("general.architecture", f"{arch!r} is not supported, only smollm3 and llama")
+
+    def positive(key: str, default: int | None = None) -> int:
+        return file.positive(f"{arch}.{key}", default)
+
+    layers, hidden, ffn = (
+        positive(key) for key in ("block_count", "embedding_length", "feed_forward_length")
+    )
+    heads = positive("attention.head_count")
+    kv_heads = positive("attention.head_count_kv", heads)
+    head_dim = positive("attention.key_length", hidden // heads or None)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if positive(key, head_dim) != head_dim:
+            raise file.fail(f"{arch}.{key}", f"only the head size, {head_dim}, is supported")
+    if file.metadata.get(f"{arch}.expert_count", 0) != 0:
+        raise file.fail(f"{arch}.expert_count", "mixtures of experts are not supported")
+    if "token_embd.weight" not in file.tensors:
+        raise file.fail("token_embd.weight", "missing")
+    vocab_size = file.tensors["token_embd.weight"].shape[0]
+    sizes = {
+        "token_embd.weight": (vocab_size, hidden),
+        "blk.0.ffn_gate.weight": (ffn, hidden),
+        "blk.0.attn_q.weight": (heads * head_dim, hidden),
+        "blk.0.attn_k.weight": (kv_heads * head_dim, hidden),
+    }
+    for name, shape in sizes.items():
+        if name not in file.tensors or file.tensors[name].shape != shape:
+            raise file.fail(name, f"missing, or not of shape {list(shape)} as the metadata say")
+    if layers > len(file.tensors):
+        raise file.fail(f"{arch}.block_count", f"{layers} layers, {len(file.tensors)} tensors")
+    context, yarn = _context(file, arch)
+    try:
+        return ModelConfig(
+            vocab_size=vocab_size,
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            ffn=ffn,
+            uses_rope=nope_pattern(layers, NOPE_EVERY[arch]),
+            rope_theta=file.number(f"{arch}.rope.freq_base", 10_000.0),
+            context=context,
+            norm_eps=file.number(f"{arch}.attention.layer_norm_rms_epsilon"),
+            tied="output.weight" not in file.tensors,
+            yarn=yarn,
+        )
+    except ValueError as e:
+        raise UserError(f"{file.path}: {e}") from None
+
+
+def _context(file: Gguf, arch: str) -> tuple[int, Yarn | None]:
+    """Tokens of context, and YaRN; `context_length` is the length after scaling."""
+    context = file.positive(f"{arch}.context_length")
+    prefix = f"{arch}.rope.scaling"
+    kind: str = file.get(f"{prefix}.type", str, "none")
+    if kind == "none":
+        return context, None
+    if kind != "yarn":
+        raise file.fail(f"{prefix}.type", f"{kind!r} is not supported, only none and yarn")
+    return context, Yarn(
+        factor=file.number(f"{prefix}.factor"),
+        original_context=file.positive(f"{prefix}.original_context_length"),
+        beta_fast=file.number(f"{prefix}.yarn_beta_fast", 32.0),
+        beta_slow=file.number(f"{prefix}.yarn_beta_slow", 1.0),
+    )
