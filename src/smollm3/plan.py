@@ -159,7 +159,7 @@ def stage_costs(
     """The cost of every stage, in order.
 
     hardware: for models too large to time here (default: Hardware.default).
-    sizes: (documents, tokens) of sources that are already prepared; the others are estimated.
+    sizes: (documents or pairs, tokens) of sources that are prepared; the others are estimated.
     """
     return _Planner(recipe, hardware, sizes or {}).costs()
 
@@ -267,13 +267,12 @@ class _Planner:
             return None, True
         documents = sum(size[0] for size in sizes if size)
         tokens = sum(size[1] for size in sizes if size)
-        per_step = 2 * stage.batch if stage.is_preference else stage.batch * stage.context
-        amount = documents if stage.is_preference else tokens
+        rows = documents if stage.is_preference else tokens / stage.context
         known = all(source in self.sizes for source in stage.mixture)
-        return max(1, round(stage.epochs * amount / per_step)), not known
+        return max(1, math.ceil(stage.epochs * rows / stage.batch)), not known
 
     def _size(self, name: str) -> tuple[int, int] | None:
-        """(documents, tokens) of a source: prepared, or guessed from its recipe and its files."""
+        """(documents or pairs, tokens) of a source: prepared, or guessed from recipe and files."""
         if name in self.sizes:
             return self.sizes[name]
         source = self.recipe.sources.get(name)
@@ -282,8 +281,7 @@ class _Planner:
 
 def _guess(source: Source) -> tuple[int, int] | None:
     if isinstance(source, ProceduralSource):
-        rows = source.documents * (2 if source.format == "preference" else 1)
-        return rows, rows * TOKENS_PER_DOCUMENT
+        return source.documents, source.documents * TOKENS_PER_DOCUMENT
     if isinstance(source, TextSource | JsonlSource):
         files = [Path(f) for pattern in source.files for f in glob.glob(pattern, recursive=True)]
         tokens = sum(f.stat().st_size for f in files) // BYTES_PER_TOKEN

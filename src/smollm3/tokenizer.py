@@ -92,6 +92,7 @@ class Tokenizer:
     """A tokenizer.json with its chat template.
 
     vocab_size: entries, control tokens included.
+    source: the text of tokenizer.json.  named: spelling of eos_token, pad_token and the like.
     bos: id that goes before every text, None for SmolLM3.
     stop_ids: tokens that end an answer.  end_of_text_id: ends a document in pretraining.
     """
@@ -107,10 +108,10 @@ class Tokenizer:
             raise UserError(f"tokenizer.json: not a tokenizer ({e})") from None
         self._markup.no_truncation()  # some files keep settings of the program that wrote them
         self._markup.no_padding()
-        self._source = source
+        self.source = source
         self._config = config
         self.template = template
-        self._named = {key: _spelling(config[key]) for key in _NAMED if config.get(key)}
+        self.named = {key: _spelling(config[key]) for key in _NAMED if config.get(key)}
         added = self._markup.get_added_tokens_decoder()
         # Runs of blanks that some vocabularies add are text, whatever list they stand in.
         self._control = {
@@ -139,15 +140,15 @@ class Tokenizer:
         self.bos: int | None = bos if bos in before else None
 
         stops = [self._markup.id_to_token(index) for index in self.stop_ids]
-        self._renderer = Renderer(template, self._control, filter(None, stops), self._named)
+        self._renderer = Renderer(template, self._control, filter(None, stops), self.named)
 
     def _named_id(self, key: str) -> int | None:
-        if key not in self._named:
+        if key not in self.named:
             return None
-        index: int | None = self._markup.token_to_id(self._named[key])
+        index: int | None = self._markup.token_to_id(self.named[key])
         if index is None:
             raise UserError(
-                f"tokenizer_config.json: {key} {self._named[key]!r} is not in the vocabulary"
+                f"tokenizer_config.json: {key} {self.named[key]!r} is not in the vocabulary"
             )
         return index
 
@@ -214,23 +215,23 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the template."""
         folder = Path(folder)
-        write_atomic(folder / "tokenizer.json", self._source)
+        write_atomic(folder / "tokenizer.json", self.source)
         write_json(folder / "tokenizer_config.json", self._config)
-        write_json(folder / "special_tokens_map.json", self._named)
+        write_json(folder / "special_tokens_map.json", self.named)
         if self.template:
             write_atomic(folder / "chat_template.jinja", self.template)
 
     @cached_property
     def digest(self) -> str:
         """sha256 over everything that decides ids, masks and stops."""
-        return sha256_json([self._source, self._named, self.stop_ids, self.template])
+        return sha256_json([self.source, self.named, self.stop_ids, self.template])
 
     # text
 
     @cached_property
     def _text(self) -> tokenizers.Tokenizer:
         """The tokenizer without control tokens: no text can become one."""
-        parts = json.loads(self._source)
+        parts = json.loads(self.source)
         kept = [t for t in parts["added_tokens"] if t["content"] not in self._control]
         parts["added_tokens"] = kept
         parts["post_processor"] = parts["truncation"] = parts["padding"] = None

@@ -177,9 +177,7 @@ def test_preference_losses(peers, tmp_path, loss, theirs_is_called):
     batch = our_batch(inputs, inputs["completion_mask"], tuple(("x", i) for i in range(3)))
     with torch.no_grad():
         reference_B = losses.log_probs(our_reference, hidden(our_reference, batch), batch).sum(-1)
-    sums = losses.preference(
-        ours, hidden(ours, batch), batch, reference_B, loss=loss, beta=BETA
-    )
+    sums = losses.preference(ours, hidden(ours, batch), batch, reference_B, loss=loss, beta=BETA)
     mean = sums.total / sums.weight
     mean.backward()
     assert mean.item() == pytest.approx(expected.item(), abs=1e-5)

@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         if self.hub.fail and self.hub.fail in path:
             return self.json({"error": "out of order"}, 500)
@@ -80,6 +80,16 @@ class Handler(BaseHTTPRequestHandler):
                 except (KeyError, StopIteration):
                     break
         return self.json({"error": "Repository not found"}, 404)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def json(self, value: Any, status: int = 200) -> None:
         self.send(json.dumps(value).encode(), status, {"Content-Type": "application/json"})
@@ -166,7 +176,11 @@ class Handler(BaseHTTPRequestHandler):
                 "path": name,
                 "size": len(data),
                 "oid": hashlib.sha1(data).hexdigest(),
-                "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)},
+                "lfs": {
+                    "oid": hashlib.sha256(data).hexdigest(),
+                    "size": len(data),
+                    "pointerSize": 130,
+                },
             }
             for name, data in self.hub.files(repo, revision).items()
         ]

@@ -17,7 +17,7 @@ FIRST_CONTROL = TOK.vocab_size - len(CONTROL)
 
 
 def with_template(template):
-    return Tokenizer(TOK._source, TOK._config, template)
+    return Tokenizer(TOK.source, TOK._config, template)
 
 
 def user(content):
@@ -229,7 +229,7 @@ def test_generated_refuses_what_inference_cannot_see():
         _ = rendered.generated
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content if KEPT else 'gone' }}<|im_end|>"
     turns += "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
-    two = [user("q"), assistant("a"), assistant("b")]
+    two = [user("q"), assistant("a"), user("p")]
     for kept in ("loop.last", "loop.last or m.role == 'user'", "m.role == 'user'"):
         tok = with_template(turns.replace("KEPT", kept))
         rendered = tok.render(two, add_generation_prompt=False)

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollm3.data import Mixture
@@ -16,6 +16,7 @@ weights = st.dictionaries(
 PUBLISHED = {f"s{i:02d}": round(0.37 * 0.82**i + 4.5e-05, 7) for i in range(57)}
 
 
+@settings(max_examples=40)
 @given(weights, st.integers(0, 10**12), st.integers(0, 60), st.integers(0, 60))
 def test_stretches_join(shares, start, first, second):
     mixture = Mixture(shares)
@@ -25,6 +26,7 @@ def test_stretches_join(shares, start, first, second):
     assert len(joined) == first + second
 
 
+@settings(max_examples=40)
 @given(weights, st.integers(0, 10**9), st.integers(0, 80))
 def test_samples_of_a_source_are_consecutive(shares, start, n):
     mixture = Mixture(shares)
@@ -36,6 +38,7 @@ def test_samples_of_a_source_are_consecutive(shares, start, n):
     assert counts == mixture.counts(start + n)
 
 
+@settings(max_examples=40)
 @given(weights, st.integers(0, 10**9))
 def test_shares_are_exact_within_the_stated_bound(shares, n):
     counts = Mixture(shares).counts(n)
@@ -55,6 +58,7 @@ def test_three_to_one():
     assert names == ["a", "a", "b", "a", "a", "a", "b", "a"]
 
 
+@settings(max_examples=40)
 @given(weights)
 def test_only_proportions_and_names_count(shares):
     other = Mixture({name: weight * 4 for name, weight in reversed(shares.items())})

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from smollm3.data.synthetic import TASKS, is_held_out, items
 from smollm3.errors import UserError
 from smollm3.eval import Claim, EvalStage, check_claims, evaluate, show, table
 from smollm3.eval.measure import Measure, ratio, share
-from smollm3.eval.nano import MODES, Answer, Suite, known_metrics
+from smollm3.eval.nano import DATE, MODES, Answer, Suite, known_metrics
 from smollm3.eval.scorecard import _judged
 from smollm3.infer import Completion, Engine, load_engine
 from smollm3.model import ModelConfig, Transformer, nope_pattern
@@ -252,6 +253,7 @@ class Scripted:
 
     def __init__(self, tokenizer: Tokenizer, n: int, answer: Callable[[Any, str], str]) -> None:
         self.tokenizer = tokenizer
+        self.model = SimpleNamespace(config=SimpleNamespace(context=10_000))
         self.written = {}
         for task in TASKS:
             for item in items(task, n, 0, held_out=True):
@@ -294,6 +296,28 @@ def test_perfect_answers_score_one(tokenizer: Tokenizer) -> None:
     for sample in suite.samples():
         assert sample["right"]
         assert (sample["reasoning"] is not None) == (sample["mode"] == "think")
+
+
+def test_a_question_that_does_not_fit_is_not_answered(
+    models: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    """Long questions are wrong, the others are still asked."""
+    suite = scripted(tokenizer, perfect)
+    asked = items("tool", 6, 0, held_out=True)
+    lengths = [
+        len(
+            tokenizer.render(
+                [{"role": "user", "content": item.question}], tools=list(item.tools), date=DATE
+            ).ids
+        )
+        for item in asked
+    ]
+    limit = sorted(lengths)[3]
+    suite.engine.model = SimpleNamespace(config=SimpleNamespace(context=limit))  # type: ignore[assignment]
+    answers = suite.answers("tool", "think", 6)
+    assert [a.right for a in answers] == [length < limit for length in lengths]
+    assert any(a.right for a in answers)
+    assert not all(a.adheres for a in answers)
 
 
 def test_samples_of_tools_show_the_call(tokenizer: Tokenizer) -> None:

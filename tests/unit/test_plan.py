@@ -162,13 +162,16 @@ def test_tokens_round_up_to_whole_steps() -> None:
 def test_epochs_are_estimated_until_the_data_are_prepared() -> None:
     guess = cost_of(steps=None, epochs=2)
     assert guess.estimated
-    assert guess.steps == round(2 * 500 * plan.TOKENS_PER_DOCUMENT / 128)
+    assert guess.steps == math.ceil(2 * 500 * plan.TOKENS_PER_DOCUMENT / 128)
     exact = cost_of(sizes={"text": (500, 12_800)}, steps=None, epochs=2)
     assert (exact.steps, exact.estimated) == (200, False)
     unknown = cost_of(steps=None, epochs=2, mixture={"far": 1})
     assert (unknown.steps, unknown.tokens, unknown.seconds) == (None, None, None)
     pairs = cost_of(steps=None, epochs=1, mixture={"chat": 1}, loss="dpo")
-    assert (pairs.steps, pairs.tokens_per_step) == (15, 256)  # 60 pairs / 4; 4 pairs x 2 x 32
+    assert (pairs.steps, pairs.tokens_per_step) == (
+        15,
+        256,
+    )  # 60 pairs / 4; 4 pairs x 2 x 32 tokens
 
 
 def test_files_on_this_machine_give_an_epoch(tmp_path: Path) -> None:

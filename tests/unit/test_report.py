@@ -181,9 +181,13 @@ def write_stage(run: Path, name: str) -> None:
                 "sources": {source: f"digest of {source}" for source in mixture},
             },
             "digest": digest,
-            "metrics": {},
+            "metrics": {"resumed_under": [{"torch": ["2.12.0", "2.13.0+cpu"]}]}
+            if name == "sft"
+            else {},
             "tokens": {
-                source: round(steps * 1024 * weight / sum(mixture.values()))
+                source: round(
+                    steps * (8 if name == "apo" else 1024) * weight / sum(mixture.values())
+                )
                 for source, weight in mixture.items()
             },
             "environment": MACHINE,
@@ -197,7 +201,7 @@ def write_stage(run: Path, name: str) -> None:
         start, end = ends.get(name, (1.6, 0.16))
         rows = metric_rows(name, steps, start, end)
         if name == "stage1":
-            rows[410] |= {"loss": float("nan"), "skipped": True}
+            rows[410] |= {"loss": None, "grad_norm": None, "skipped": True}
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines)
     if name == "card":
@@ -297,7 +301,7 @@ def test_head_names_model_machine_and_totals(whole: tuple[Page, str]) -> None:
     assert "parameters 250,432" in words  # 1024·64 + 4·(64·16·12 + 3·64·176 + 128) + 64
     assert "AMD EPYC 7763, 2 cores" in words
     assert "smollm3 0.1.0, torch 2.13.0+cpu, Python 3.12.3" in words
-    assert "tokens 4.31M" in words  # 4,210 steps of 1,024
+    assert "tokens 4.15M" in words  # 4,050 steps of 1,024; pairs are not tokens
     assert "time 5m 10s" in words  # 8 x 12.5 s + 4,210 / 20 s
     assert "stages are done" not in words
 
@@ -353,12 +357,14 @@ def test_stages_and_lineage(whole: tuple[Page, str]) -> None:
     digest = hashlib.sha256(b"final").hexdigest()[:12]
     assert f"final merge apo, decay 12.5s {digest}" in words
     assert "stage1 train tokenizer 2.05M 2,000 1m 52s" in words
+    assert "apo train sft 1,280 pairs 160 20.5s" in words
 
 
 def test_warnings_tell_what_was_skipped(whole: tuple[Page, str]) -> None:
     words = whole[0].words
     assert "stage1: 1 of 2,000 steps left the weights as they were" in words
     assert "far too large): step 411" in words
+    assert "sft: resumed under torch 2.13.0+cpu (was 2.12.0)" in words
     assert "code: 3 documents left out (not UTF-8)" in words
     assert "too old" not in words  # prepared for another tokenizer, read by no stage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from smollm3.checkpoint.locate import HUB_ID
@@ -9,6 +10,7 @@ from smollm3.checkpoint.weights import INDEX
 from smollm3.errors import UserError
 
 CARD = "README.md"
+WEIGHTS = "model*.safetensors"
 # A stage's folder also holds its optimizer and its records, which are nobody else's.
 PUBLISHED = (
     "config.json",
@@ -24,8 +26,8 @@ PUBLISHED = (
 def push(folder: Path, repo: str, *, card: str | None = None, private: bool = False) -> str:
     """Upload a Hugging Face folder to `USER/NAME` in one commit and return the commit's address.
 
-    The repository is made if it is missing; weights that an earlier upload left there and this
-    folder lacks are deleted. The token is the one of `hf auth login` or HF_TOKEN.
+    The repository is made if it is missing; what an earlier upload left there and this
+    folder lacks is deleted. The token is the one of `hf auth login` or HF_TOKEN.
     card: the model card; the folder's README.md if None.
     Raises UserError for a folder that is no whole model, or what the Hub refuses, with its reason.
     """
@@ -33,10 +35,10 @@ def push(folder: Path, repo: str, *, card: str | None = None, private: bool = Fa
     if match is None or match["revision"]:
         raise UserError(f"hub:{repo}: not a repository; write hub:USER/NAME")
     files = [folder / name for name in PUBLISHED if (folder / name).is_file()]
-    weights = sorted(folder.glob("model*.safetensors"))
+    weights = sorted(folder.glob(WEIGHTS))
     if folder / "config.json" not in files or not weights:
         raise UserError(
-            f"{folder}: needs config.json and model*.safetensors to be uploaded; "
+            f"{folder}: needs config.json and {WEIGHTS} to be uploaded; "
             "make such a folder with --to hf"
         )
     if card is None:
@@ -55,7 +57,7 @@ def push(folder: Path, repo: str, *, card: str | None = None, private: bool = Fa
         stale = [
             CommitOperationDelete(name)
             for name in api.list_repo_files(repo)
-            if name not in names and (name == INDEX or Path(name).match("model*.safetensors"))
+            if name not in names and (name in PUBLISHED or fnmatch(name, WEIGHTS))
         ]
         commit = api.create_commit(
             repo, [*sent, *stale], commit_message="Upload a model made with smollm3"

@@ -157,7 +157,7 @@ class _Pairs(_Source):
         if not self.rows:
             raise UserError(
                 f"{shard.name}: none of its {len(longest)} pairs fits into a context of {context} "
-                f"tokens (the shortest has {longest.min(initial=0)}); raise the stage's context"
+                f"tokens (the shortest has {longest.min()}); raise the stage's context"
             )
 
     def pair(self, i: int) -> int:

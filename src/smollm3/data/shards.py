@@ -28,7 +28,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 GENERATED, PUBLISHED = 1, 2  # bits of a mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
     """One split of a prepared source.
 

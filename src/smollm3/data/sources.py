@@ -8,6 +8,7 @@ import glob
 import hashlib
 import inspect
 import json
+import os
 import sys
 import sysconfig
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from io import BufferedReader
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def documents(source: Source, seed: int, skipped: Counter[str] | None = None) ->
     found = 0
     if source.rows is None:
         chosen = _documents(source, seed, skipped)
+    elif isinstance(source.rows, int) and isinstance(source, StdlibSource | ProceduralSource):
+        chosen = islice(_documents(source, seed, skipped), source.rows)  # shuffled as they come
     else:
         n = sum(1 for _ in _documents(source, seed, Counter()))
         n_kept = source.rows if isinstance(source.rows, int) else int(n * source.rows)
@@ -315,7 +318,7 @@ def _matches(file: str, folder: str, patterns: list[str]) -> bool:
 # The standard library
 
 _LINES = 60  # a document of code is a function or class, or about this much of it
-_NOT_PROSE_OR_CODE = {  # tests, other people's packages, tables
+_LEFT_OUT = {  # tests, other people's packages, tables
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"),
     *("encodings", "pydoc_data", "entities.py", "lib2to3", "turtledemo"),
 }
@@ -323,12 +326,12 @@ _NOT_PROSE_OR_CODE = {  # tests, other people's packages, tables
 
 @cache
 def _stdlib_files() -> tuple[Path, ...]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+    found = []
+    for folder, folders, files in os.walk(sysconfig.get_paths()["stdlib"]):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
     return tuple(
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not _NOT_PROSE_OR_CODE.intersection(path.relative_to(root).parts)
-        and not path.name.startswith("_sysconfigdata")
+        sorted(p for p in found if p.name not in _LEFT_OUT and "_sysconfigdata" not in p.name)
     )
 
 

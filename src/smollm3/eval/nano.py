@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from smollm3.data.synthetic import TASKS, Item, items
 from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, ratio, share
 from smollm3.eval.spec import EvalStage
-from smollm3.infer import Engine, SamplingParams
+from smollm3.infer import Completion, Engine, SamplingParams
 
 MODES = ("think", "no_think")
 DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
@@ -142,11 +143,15 @@ class Suite:
             ).ids
             for item in asked
         ]
+        # A question that leaves the model no room to answer is one that it does not answer.
+        fits = [len(prompt) < self.engine.model.config.context for prompt in prompts]
         params = SamplingParams(temperature=0, max_tokens=self.stage.max_tokens)
+        completions = iter(self.engine.generate([*compress(prompts, fits)], params))
         answers = []
-        for item, completion in zip(asked, self.engine.generate(prompts, params), strict=True):
+        for item, fit in zip(asked, fits, strict=True):
+            completion = next(completions) if fit else Completion([], "", "length", [])
+            message = tokenizer.parse(completion.ids)
             ended = completion.finish_reason == "stop"
-            message = tokenizer.parse(completion.ids[:-1] if ended else completion.ids)
             answers.append(Answer(item, mode, completion.text, message, ended))
         return answers
 

@@ -138,7 +138,10 @@ def _mixtures(run: RunRecord) -> dict[str, Any]:
             {
                 "stage": stage.name,
                 "shares": {source: 100 * weight / total for source, weight in mixture.items()},
-                "tokens": stage.record.get("tokens", {}),
+                "taken": {
+                    source: f"{count(n)} pairs" if stage.is_preference else count(n)
+                    for source, n in stage.record.get("tokens", {}).items()
+                },
             }
         )
     hue = {source: i if i < HUES else HUES for i, source in enumerate(sources)}
@@ -163,7 +166,9 @@ def _warnings(run: RunRecord) -> list[str]:
                 f"{stage.name}: {len(steps)} of {len(stage.steps):,} steps left the weights as "
                 f"they were (loss or gradient no number or far too large): step {places}"
             )
-        found += [f"{stage.name}: {text}" for text in stage.record.get("warnings", [])]
+        for changed in stage.record.get("metrics", {}).get("resumed_under", []):
+            what = ", ".join(f"{key} {new} (was {old})" for key, (old, new) in changed.items())
+            found.append(f"{stage.name}: resumed under {what}; another run may differ in last bits")
     for (source, reason), documents in run.skipped.items():
         found.append(f"{source}: {documents:,} documents left out ({reason})")
     return found

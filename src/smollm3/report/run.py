@@ -38,6 +38,15 @@ class StageRecord:
 
     @property
     def tokens(self) -> int:
+        """Tokens taken from all sources; 0 for a preference stage, which counts `pairs`."""
+        return 0 if self.is_preference else self._taken
+
+    @property
+    def pairs(self) -> int:
+        return self._taken if self.is_preference else 0
+
+    @property
+    def _taken(self) -> int:
         return sum(self.record.get("tokens", {}).values())
 
     @property

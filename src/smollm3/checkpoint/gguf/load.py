@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from smollm3.checkpoint.gguf.names import NOPE_EVERY, ROTATED, gguf_name, to_halves
 from smollm3.checkpoint.gguf.reader import Gguf
 from smollm3.checkpoint.gguf.vocab import read_tokenizer
 from smollm3.checkpoint.weights import torch_dtype
@@ -14,42 +15,14 @@ from smollm3.errors import UserError
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
-# Our names -> GGUF's; a block's parts are prefixed `blocks.N.` -> `blk.N.`.
-TOP_NAMES = {"embed": "token_embd", "norm": "output_norm", "unembed": "output"}
-BLOCK_NAMES = {
-    "attention_norm": "attn_norm",
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.o": "attn_output",
-    "ffn_norm": "ffn_norm",
-    "ffn.gate": "ffn_gate",
-    "ffn.up": "ffn_up",
-    "ffn.down": "ffn_down",
-}
-# llama.cpp has no key for the pattern: every 4th layer of `smollm3` is NoPE, none of `llama`.
-NOPE_EVERY = {"smollm3": 4, "llama": 0}
-ROTATED = ("attention.q.weight", "attention.k.weight")
-
-
-def gguf_name(ours: str) -> str:
-    """`blocks.3.attention.q.weight` -> `blk.3.attn_q.weight`."""
-    module = ours.removesuffix(".weight")
-    if module in TOP_NAMES:
-        return f"{TOP_NAMES[module]}.weight"
-    _, layer, part = module.split(".", 2)
-    return f"blk.{layer}.{BLOCK_NAMES[part]}.weight"
-
-
-def to_halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of q or k from llama.cpp's order, where RoPE turns rows 2i and 2i+1 of a head, to that
-    of Hugging Face, where it turns rows i and i + D/2. On every layer, NoPE ones too."""
-    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
-
-
-def to_pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `to_halves`."""
-    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
+YARN_KEYS = (
+    "type",
+    "factor",
+    "original_context_length",
+    "finetuned",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+)
 
 
 def load_config(path: Path) -> ModelConfig:
@@ -62,7 +35,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return read_tokenizer(Gguf(path))
 
 
-def load_model(path: Path, dtype: str = "float32", device: str | torch.device = "cpu") -> Transformer:
+def load_model(
+    path: Path, dtype: str = "float32", device: str | torch.device = "cpu"
+) -> Transformer:
     """The model of a GGUF file, its values computed to `dtype` one tensor at a time."""
     file, wanted = Gguf(path), torch_dtype(dtype)
     config = _config(file)
@@ -102,7 +77,9 @@ def _config(file: Gguf) -> ModelConfig:
     """Sizes are held against the tensors first: the model is never larger than the file."""
     arch: str = file.get("general.architecture", str)
     if arch not in NOPE_EVERY:
-        raise file.fail("general.architecture", f"{arch!r} is not supported, only smollm3 and llama")
+        raise file.fail(
+            "general.architecture", f"{arch!r} is not supported, only smollm3 and llama"
+        )
 
     def positive(key: str, default: int | None = None) -> int:
         return file.positive(f"{arch}.{key}", default)
@@ -160,6 +137,10 @@ def _context(file: Gguf, arch: str) -> tuple[int, Yarn | None]:
     kind: str = file.get(f"{prefix}.type", str, "none")
     if kind == "none":
         return context, None
+    known = {f"{prefix}.{key}" for key in YARN_KEYS}
+    for key in file.metadata:
+        if key.startswith(prefix) and key not in known:
+            raise file.fail(key, "is not supported")
     if kind != "yarn":
         raise file.fail(f"{prefix}.type", f"{kind!r} is not supported, only none and yarn")
     return context, Yarn(
