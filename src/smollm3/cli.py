@@ -69,11 +69,10 @@ def run(
 
 
 def _print_plan(recipe: Recipe) -> None:
-    from rich.console import Console
-
     from smollm3 import plan
+    from smollm3.recipe.console import wide_console
 
-    Console().print(plan.render(plan.stage_costs(recipe)))
+    wide_console().print(plan.render(plan.stage_costs(recipe)))
 
 
 @cli.command(epilog=MODEL_HELP)

@@ -30,7 +30,7 @@ from smollm3.chat import Message, ToolCall, default_template
 from smollm3.checkpoint import save_model
 from smollm3.files import new_folder
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
-from smollm3.tokenizer import Tokenizer
+from smollm3.tokenizer import CONTROL, Tokenizer
 
 Weights = Literal["plain", "yarn"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -185,11 +185,14 @@ def _model(tokenizer: Tokenizer) -> Transformer:
     _keep_free(model)
     # Tokens that are no readable text get logits near 0, so that none is ever an answer: servers
     # tell tokens by their text.
-    unread = [i for i in range(CONFIG.vocab_size) if not tokenizer.decode([i], True).isprintable()]
-    control = [i for token, i in tokenizer.control_ids.items()]
-    model.embed.weight[unread] /= 8
+    spelled = [tokenizer.decode([i]) for i in range(CONFIG.vocab_size)]
+    model.embed.weight[[not _readable(text) for text in spelled]] /= 8
     _write_chain(model, chain_ids(tokenizer))
     return model.requires_grad_(False)
+
+
+def _readable(text: str) -> bool:
+    return text.isprintable() and "\ufffd" not in text and text not in CONTROL
 
 
 def _draw(name: str, shape: Sequence[int]) -> Tensor:

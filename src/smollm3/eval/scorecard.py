@@ -111,9 +111,10 @@ def table(scorecard: Mapping[str, Any]) -> Table:
     )
     table.add_column("")
     table.add_column("claim")
-    table.add_column("measured", style="dim")
-    for column in ("value", "95% interval", "baseline", "target"):
-        table.add_column(column, justify="right")
+    table.add_column("measured", style="dim", overflow="fold")
+    for column in ("value", "95% interval", "baseline"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("target", justify="right")
     for claim in claims:
         metric = claim["metric"]
         baseline = claim["baseline"]

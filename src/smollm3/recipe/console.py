@@ -84,9 +84,15 @@ class RunConsole:
         self.console.print(f"[green]✓[/] {name} [dim]{record['seconds']:.0f}s {facts}", highlight=False)
 
 
+def wide_console() -> Console:
+    """The terminal as it is; a file or pipe gets lines of 120 characters instead of 80."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[str]) -> None:
     """Run with progress; end with the score card and what to do next."""
-    console = Console(stderr=False)
+    console = wide_console()
     view = RunConsole(console)
     started = time.monotonic()
     try:

@@ -35,9 +35,11 @@ def gguf_name(ours: str) -> str:
 
 def to_halves(weight: Tensor, head_dim: int) -> Tensor:
     """Rows of q or k from GGUF's order to ours: [H, D/2, 2] -> [H, 2, D/2]."""
-    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
+    pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])
+    return pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def to_pairs(weight: Tensor, head_dim: int) -> Tensor:
     """The inverse of `to_halves`."""
-    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
+    halves = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)

@@ -60,7 +60,7 @@ def _q4_1(r: Records) -> Floats:
 def _five_bits(r: Records) -> Bytes:
     """The fifth bits of the 32 values lie together, value 0's lowest."""
     fifth = np.unpackbits(r["high"], axis=-1, bitorder="little")
-    return _halves(r["q"]) | (fifth << 4)
+    return np.bitwise_or(_halves(r["q"]), fifth << np.uint8(4))
 
 
 def _q5_0(r: Records) -> Floats:
@@ -93,7 +93,7 @@ def _scaled_pairs(r: Records, q_N8x32: Bytes) -> Floats:
     """d * scale * q - dmin * min in 8 sub-blocks of 32."""
     scales, mins = unpack_scales(r["scales"])
     d, m = _f(r["d"]) * scales, _f(r["dmin"]) * mins
-    return (d[:, :, None] * q_N8x32 - m[:, :, None]).reshape(-1, 256)
+    return np.asarray(d[:, :, None] * q_N8x32 - m[:, :, None]).reshape(-1, 256)
 
 
 def _pairs_of_32(packed: Bytes) -> Bytes:
@@ -108,7 +108,7 @@ def _q4_k(r: Records) -> Floats:
 def _q5_k(r: Records) -> Floats:
     # Bit j of byte l is the fifth bit of value l in sub-block j.
     fifth = (r["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return _scaled_pairs(r, _pairs_of_32(r["q"]) | (fifth << 4))
+    return _scaled_pairs(r, np.bitwise_or(_pairs_of_32(r["q"]), fifth << np.uint8(4)))
 
 
 def _q6_k(r: Records) -> Floats:
@@ -118,7 +118,7 @@ def _q6_k(r: Records) -> Floats:
     high = (r["high"].reshape(-1, 2, 1, 32) >> shifts) & 3
     q = (low | (high << 4)).view(np.int8) - np.int8(32)
     d = _f(r["d"]) * r["scales"]
-    return (d[:, :, None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
+    return np.asarray(d[:, :, None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
 
 
 def _record(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype[Any]:

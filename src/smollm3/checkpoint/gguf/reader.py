@@ -27,7 +27,7 @@ HEADER_BYTES = 64 << 20
 STRING_BYTES = 4 << 20
 NAME_BYTES = 1 << 16
 STRING, ARRAY = 8, 9
-SCALARS = {
+SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("u1"),
     1: np.dtype("i1"),
     2: np.dtype("<u2"),
