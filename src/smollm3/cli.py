@@ -38,7 +38,9 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/NAME].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
 @click.option("--only", metavar="STAGE", help="Run just this stage.")
-@click.option("--redo", multiple=True, metavar="STAGE", help="Make it, and all made from it, again.")
+@click.option(
+    "--redo", multiple=True, metavar="STAGE", help="Make it, and all made from it, again."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done, its cost and time.")
 def run(
     recipe: str,
@@ -130,8 +132,9 @@ def generate(
 
     engine = load_engine(model)
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    message = {"role": "user", "content": prompt}
     pieces = (
-        engine.chat_stream([{"role": "user", "content": prompt}], enable_thinking=think, params=params)
+        engine.chat_stream([message], enable_thinking=think, params=params)
         if as_chat
         else engine.stream(prompt, params)
     )

@@ -44,7 +44,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: the disk is full; free some space and run again") from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --out") from e
+            raise UserError(f"{path}: cannot be written ({e.strerror})") from e
         raise
 
 

@@ -54,6 +54,7 @@ CONTROL = {
     "<code>": False,
     "</code>": False,
 }
+CONTROL_SPLIT = re.compile("|".join(map(re.escape, CONTROL)))
 _NAMED = (
     "bos_token",
     "eos_token",
@@ -211,6 +212,10 @@ class Tokenizer:
             )
         except UserError as e:
             raise UserError(f"{folder}: {e}") from None
+
+    def with_template(self, template: str) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        return Tokenizer(self.source, self._config, template, self.stop_ids)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the template."""

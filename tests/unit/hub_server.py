@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub on 127.0.0.1: what uploading and downloading a model needs.
 
 Repositories live in memory. `requests` is the log; `cut` makes one download break off half-way;
-`fail` makes paths that contain it answer 500.
+`fail` makes paths that contain it answer 403.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.body()
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         if self.hub.fail and self.hub.fail in path:
-            return self.json({"error": "out of order"}, 500)
+            return self.json({"error": "not now"}, 403)
         writes = self.command in ("POST", "PUT") and "/storage/" not in path
         if writes and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.json({"error": "Invalid username or password."}, 401)

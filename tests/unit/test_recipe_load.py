@@ -89,7 +89,7 @@ def test_shipped_recipes_load(name):
         ("model: {layers: 2, hidden: 32, heads: 4, kv_heads: 2, ffn: 64}\n", "", "stages.one: starts from nothing but the recipe has no `model`"),
         ("kind: train\n    mixture: {code: 1e-3}", "kind: train\n    from: two\n    mixture: {code: 1e-3}", "starts from 'two', which comes later"),
         ("carry: [optimizer]", "from: tok", "starts from 'tok', which makes no model"),
-        ("name: t\n", "name: t\nprocesses: 3\n", "stages.one.batch: 4 rows cannot be split over 3 processes"),
+        ("name: t\n", "name: t\nprocesses: 3\n", "stages.one.batch: 4 cannot be split over 3 processes"),
         ("lr: {peak: 1e-3, warmup: 2}", "lr: 3", "stages.one.lr: "),
     ],
 )  # fmt: skip

@@ -445,6 +445,9 @@ def test_ticks_are_round_and_hold_the_range(low: float, width: float) -> None:
 
 def test_ticks_of_one_value_and_of_decimals() -> None:
     assert ticks(0.5, 0.5)[0] <= 0.5 < ticks(0.5, 0.5)[1]
+    labels = [f"{tick:.4g}" for tick in ticks(0.9995, 0.9996)[2]]
+    assert len(set(labels)) == len(labels)
+    assert ticks(-0.7, -0.7)[0] <= -0.7 < ticks(-0.7, -0.7)[1]
     assert ticks(0, 0)[2][0] == 0
     assert ticks(0.0, 0.5)[2] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
 
@@ -464,7 +467,7 @@ def test_smoothing_stays_within_the_values_and_moves_with_them(
 
 def test_long_stages_are_thinned_but_keep_their_ends() -> None:
     steps = list(range(1, 10_001))
-    drawn = chart("x", [Series("a", steps, [float(s) for s in steps])], str, smooth=False)
+    drawn = chart("x", [Series("a", steps, [float(s) for s in steps])], str)
     assert drawn is not None
     assert len(drawn.points) == POINTS
     assert drawn.points[0] == (0.01, 99.99, "a, step 1: 1.0")

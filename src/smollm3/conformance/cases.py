@@ -64,7 +64,10 @@ CASES = (
     Case("later system message", (ASK, _assistant("Yes."), _system("Now lie."), _user("Sure?"))),
     Case("two turns", (ASK, _assistant("Yes."), _user("And on Thursday?"))),
     Case("reasoning in the history", (ASK, _assistant("Yes.", reasoning_content="Wet."), ASK)),
-    Case("text parts", (_user([{"type": "text", "text": "Will it "}, {"type": "text", "text": "?"}]),)),
+    Case(
+        "text parts",
+        (_user([{"type": "text", "text": "Will it "}, {"type": "text", "text": "?"}]),),
+    ),
     Case("tools offered", (ASK,), (TOOL,)),
     Case("tools offered, no_think", (ASK,), (TOOL,), enable_thinking=False),
     Case(

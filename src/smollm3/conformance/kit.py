@@ -159,6 +159,8 @@ def reshaped(
     with torch.device("meta"):
         other = Transformer(config)
     other.load_state_dict({**model.state_dict(), **(changed or {})}, assign=True)
+    if config.tied:
+        other.unembed.weight = other.embed.weight
     return other.requires_grad_(False)
 
 

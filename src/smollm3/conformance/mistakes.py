@@ -6,15 +6,14 @@ with another `attend` or other rotary tables handed in. The model file knows non
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from smollm3.conformance.kit import CONFIG, reshaped
-from smollm3.model import Attend, ModelConfig, Rope, Transformer, nope_pattern, rope_tables
+from smollm3.model import Attend, ModelConfig, Rope, Transformer, rope_tables
 from smollm3.model.attention import causal, sdpa
 
 Logits = Callable[[Transformer, Tensor], Tensor]  # (model, ids_BT) -> logits_BTV
@@ -27,14 +26,6 @@ class Mistake:
     name: str
     mend: str
     logits: Logits
-
-
-@torch.inference_mode()
-def logprobs(model: Transformer, ids: Sequence[int], logits: Logits | None = None) -> Tensor:
-    """Natural log-probabilities [T, V] of the token after each prefix of `ids`."""
-    ids_BT = torch.tensor([list(ids)])
-    logits_BTV = model(ids_BT) if logits is None else logits(model, ids_BT)
-    return logits_BTV[0].float().log_softmax(-1)
 
 
 # Ways to make a mistake
@@ -196,9 +187,7 @@ MISTAKES = (
         _pattern(lambda i, n: (i + 1) % 4 == 0),
     ),
     Mistake("NoPE pattern shifted by one", NOPE_RULE, _pattern(lambda i, n: i % 4 != 0)),
-    Mistake(
-        "NoPE pattern of another interval", NOPE_RULE, _pattern(lambda i, n: (i + 1) % 2 != 0)
-    ),
+    Mistake("NoPE pattern of another interval", NOPE_RULE, _pattern(lambda i, n: (i + 1) % 2 != 0)),
     Mistake(
         "RoPE on the last layer",
         "the last layer too is NoPE where layers are a multiple of 4",
@@ -266,9 +255,7 @@ MISTAKES = (
     ),
     Mistake("norm weights ignored", "multiply by the norm's weight", _norms(torch.ones_like)),
     Mistake("1 added to norm weights", "multiply by the weight as it is", _norms(lambda w: w + 1)),
-    Mistake(
-        "embeddings scaled by sqrt(hidden)", "take the embedding as it is", _embeddings_scaled
-    ),
+    Mistake("embeddings scaled by sqrt(hidden)", "take the embedding as it is", _embeddings_scaled),
     Mistake(
         "gate and up swapped",
         "SwiGLU: down(silu(gate(x)) * up(x))",
@@ -308,32 +295,3 @@ YARN_MISTAKES = (
         _pattern(lambda i, n: True),
     ),
 )
-
-
-@dataclass(frozen=True)
-class Suspect:
-    mistake: Mistake
-    distance: float  # greatest difference between it and what was measured
-
-
-def distance(measured: Tensor, expected: Tensor) -> float:
-    """Greatest difference where `measured` [P, V] says something (is not NaN), over the last P
-    positions of `expected`; infinite if it says nothing or no number."""
-    expected = expected[-measured.shape[0] :]
-    told = ~measured.isnan()
-    if not told.any():
-        return float("inf")
-    return float((measured - expected)[told].abs().max())
-
-
-def suspects(
-    model: Transformer, prompts: Sequence[Sequence[int]], measured: Sequence[Tensor]
-) -> list[Suspect]:
-    """All mistakes this model has room for, the nearest to what was measured first."""
-    known = YARN_MISTAKES if model.config.yarn else MISTAKES
-    found = [
-        Suspect(m, max(distance(got, logprobs(model, ids, m.logits)) for ids, got in pairs))
-        for m in known
-        for pairs in [list(zip(prompts, measured, strict=True))]
-    ]
-    return sorted(found, key=lambda suspect: suspect.distance)

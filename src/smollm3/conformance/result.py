@@ -54,7 +54,9 @@ class Report:
             caption=", ".join(f"{counts[status]} {status}" for status in STYLES),
         )
         for column in ("probe", "", "measured", "allowed", "note"):
-            table.add_column(column, justify="right" if column in ("measured", "allowed") else "left")
+            table.add_column(
+                column, justify="right" if column in ("measured", "allowed") else "left"
+            )
         for row in self.rows:
             numbers = ["" if x is None else f"{x:.1e}" for x in (row.measured, row.tolerance)]
             status = Text(row.status, STYLES[row.status])

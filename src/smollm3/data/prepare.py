@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from smollm3.files import new_folder, sha256_json
 from smollm3.tokenizer import Tokenizer
 
 VERSION = 1  # of this module's and sources.py's output
+FIRST_DAY = datetime.date(2025, 7, 1)
 _BATCH = 256  # documents tokenised at once
 
 # Token ids and masks of a document; two of each for a pair.
@@ -111,7 +113,10 @@ def _chats(
     for document in batch:
         try:
             rendered = tokenizer.render(
-                document.messages, add_generation_prompt=False, **document.options
+                document.messages,
+                add_generation_prompt=False,
+                date=_date(document),
+                **document.options,
             )
             generated = rendered.generated
         except UserError as e:
@@ -143,7 +148,10 @@ def _side(
 ) -> tuple[list[int], list[int]]:
     """Prompt and answer up to the answer's last stop token, and the mask of the answer."""
     rendered = tokenizer.render(
-        [*document.messages, *answer], add_generation_prompt=False, **document.options
+        [*document.messages, *answer],
+        add_generation_prompt=False,
+        date=_date(document),
+        **document.options,
     )
     generated = rendered.generated
     starts = [i for i, g in enumerate(generated) if g and not (i and generated[i - 1])]
@@ -154,3 +162,9 @@ def _side(
     mask += [(GENERATED | PUBLISHED) * g for g in generated[starts[earlier] :]]
     end = len(mask) - mask[::-1].index(GENERATED | PUBLISHED)
     return rendered.ids[:end], mask[:end]
+
+
+def _date(document: Document) -> datetime.date:
+    """The day on which the conversation takes place, for templates that tell it: one of two
+    years, so that a model learns to read the date and not to know it."""
+    return FIRST_DAY + datetime.timedelta(days=hash64(document.id) % 730)

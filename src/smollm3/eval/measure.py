@@ -29,8 +29,9 @@ def share(hits: Sequence[bool]) -> Measure:
     centre = p + Z * Z / (2 * n)
     half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     scale = 1 + Z * Z / n
-    # The bounds reach 0 and 1 exactly at p = 0 and 1; rounding must not cross the value.
-    return Measure(p, min(p, (centre - half) / scale), max(p, (centre + half) / scale), n)
+    # The bounds reach 0 and 1 exactly at p = 0 and 1: rounding must cross neither them nor p.
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return Measure(p, min(max(low, 0.0), p), max(min(high, 1.0), p), n)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int]) -> Measure:

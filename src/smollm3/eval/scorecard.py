@@ -103,6 +103,7 @@ def table(scorecard: Mapping[str, Any]) -> Table:
     """The claims for the terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     claims = scorecard["claims"]
     held = sum(claim["holds"] for claim in claims)
@@ -111,7 +112,6 @@ def table(scorecard: Mapping[str, Any]) -> Table:
     )
     table.add_column("")
     table.add_column("claim")
-    table.add_column("measured", style="dim", overflow="fold")
     for column in ("value", "95% interval", "baseline"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("target", justify="right")
@@ -120,8 +120,7 @@ def table(scorecard: Mapping[str, Any]) -> Table:
         baseline = claim["baseline"]
         table.add_row(
             "[green]✓[/]" if claim["holds"] else "[red]✗[/]",
-            claim["claim"],
-            f"{metric} of {claim['model']}",
+            Text.assemble(claim["claim"], (f"\n{metric} of {claim['model']}", "dim")),
             show(metric, claim["value"]),
             f"{show(metric, claim['low'])} to {show(metric, claim['high'])}",
             "" if baseline is None else show(metric, baseline),

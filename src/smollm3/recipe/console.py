@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -55,7 +56,7 @@ class RunConsole:
             stage_started=self._started,
             progress=self._progress,
             stage_finished=self._finished,
-            warn=lambda text: self.console.print(f"[yellow]! {self.stage}: {text}", highlight=False),
+            warn=lambda text: self._print(f"[yellow]! {self.stage}: {escape(text)}"),
         )
 
     def _started(self, name: str, stage: Stage) -> None:
@@ -71,7 +72,7 @@ class RunConsole:
         self.bar.update(self.task, completed=done, total=of, detail=detail)
         if not self.console.is_terminal and time.monotonic() - self.logged > LOG_EVERY_SECONDS:
             self.logged = time.monotonic()
-            self.console.print(f"  {self.stage}: {what} {done:.0f}/{of:.0f} {detail}", highlight=False)
+            self._print(f"  {self.stage}: {what} {done:.0f}/{of:.0f} {escape(detail)}")
 
     def _finished(self, name: str, record: dict[str, Any]) -> None:
         assert self.task is not None
@@ -81,7 +82,10 @@ class RunConsole:
             for key, value in record["metrics"].items()
             if isinstance(value, int | float | str)
         )
-        self.console.print(f"[green]✓[/] {name} [dim]{record['seconds']:.0f}s {facts}", highlight=False)
+        self._print(f"[green]✓[/] {name} [dim]{record['seconds']:.0f}s {escape(facts)}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def wide_console() -> Console:

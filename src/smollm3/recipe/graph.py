@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from smollm3.recipe.schema import (
-    EvalStage,
-    ExportStage,
-    MergeStage,
-    Recipe,
-    Stage,
-    TokenizerStage,
-    TrainStage,
-)
+from smollm3.eval.spec import EvalStage
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
+from smollm3.train.spec import TrainStage
 
 
 def makes_model(stage: Stage) -> bool:
@@ -62,7 +56,8 @@ def sources_of(stage: Stage, recipe: Recipe) -> list[str]:
             metrics = [m for c in stage.claims for m in (c.metric, c.baseline_metric) if m]
             named = [m.removeprefix("loss/") for m in metrics if m.startswith("loss/")]
             pairs = [
-                s for s, spec in recipe.sources.items()
+                s
+                for s, spec in recipe.sources.items()
                 if spec.format == "preference" and any(m.startswith("preference") for m in metrics)
             ]
             return list(dict.fromkeys([*named, *pairs]))

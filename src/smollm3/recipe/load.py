@@ -11,22 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from smollm3.errors import UserError
+from smollm3.eval.spec import EvalStage
 from smollm3.recipe import yaml
 from smollm3.recipe.graph import model_parents, tokenizer_of
-from smollm3.recipe.schema import (
-    EvalStage,
-    MergeStage,
-    Recipe,
-    TokenizerStage,
-    TrainStage,
-)
+from smollm3.recipe.schema import MergeStage, Recipe, TokenizerStage
+from smollm3.train.spec import TrainStage
 
 RESERVED = {"data"}  # a stage's folder lies beside these
 
 
 def shipped_recipes() -> list[str]:
     folder = resources.files("smollm3") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    names = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load_recipe(target: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -127,12 +124,9 @@ def _first_error(
 def _real_path(loc: tuple[int | str, ...], raw: Any) -> yaml.Path:
     """pydantic's location without the union tags that it puts between keys."""
     path: list[str | int] = []
-    node = raw
+    node: Any = raw
     for i, part in enumerate(loc):
-        if isinstance(node, dict) and part in node:
-            path.append(part)
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if part in node if isinstance(node, dict) else isinstance(node, list):
             path.append(part)
             node = node[part]
         elif i == len(loc) - 1 and isinstance(node, dict) and node.get("kind") != part:
@@ -245,6 +239,9 @@ def _train_problems(
             )
     rows = stage.batch // recipe.processes
     if stage.batch % recipe.processes:
-        yield (*at, "batch"), f"{stage.batch} rows cannot be split over {recipe.processes} processes"
+        yield (
+            (*at, "batch"),
+            f"{stage.batch} cannot be split over {recipe.processes} processes",
+        )
     if stage.micro_batch and rows % stage.micro_batch:
         yield (*at, "micro_batch"), f"does not divide the {rows} rows of each process"

@@ -16,26 +16,20 @@ from typing import Any
 
 from smollm3 import checkpoint
 from smollm3.errors import UserError
+from smollm3.eval.spec import EvalStage
 from smollm3.files import folder_lock, new_folder, read_json, sha256_json, write_json
 from smollm3.recipe.environment import environment
 from smollm3.recipe.graph import (
     downstream,
     final_model,
-    makes_model,
     model_parents,
     sources_of,
     tokenizer_of,
 )
-from smollm3.recipe.schema import (
-    ChatIdentity,
-    EvalStage,
-    Recipe,
-    Stage,
-    TokenizerStage,
-    TrainStage,
-)
+from smollm3.recipe.schema import Recipe, Stage, TokenizerStage
 from smollm3.recipe.stages import StageInputs, run_stage
 from smollm3.train import Followers
+from smollm3.train.spec import TrainStage
 
 
 @dataclass
@@ -163,9 +157,7 @@ class Run:
         shutil.rmtree(self._work(name), ignore_errors=True)
         (self.out / name / "stage.json").unlink(missing_ok=True)
 
-    def _key(
-        self, name: str, stage: Stage, sources: dict[str, str], inputs: StageInputs
-    ) -> str:
+    def _key(self, name: str, stage: Stage, sources: dict[str, str], inputs: StageInputs) -> str:
         return sha256_json(
             {
                 "config": self._config(name, stage),

@@ -11,24 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from smollm3 import checkpoint, data, merge
-from smollm3.chat import default_template
+from smollm3.chat import Renderer, default_template
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
+from smollm3.eval.spec import EvalStage
 from smollm3.files import write_json
 from smollm3.model import ModelConfig
 from smollm3.recipe.graph import sources_of
-from smollm3.recipe.schema import (
-    EvalStage,
-    ExportStage,
-    MergeStage,
-    Recipe,
-    Stage,
-    TokenizerStage,
-    TrainStage,
-)
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.report import write_model_card
-from smollm3.tokenizer import Tokenizer
+from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
 from smollm3.train import Followers, TrainJob, save_optimizer
+from smollm3.train.spec import TrainStage
 
 Progress = Callable[[str, float, float, str], None]
 Warn = Callable[[str], None]
@@ -93,8 +87,9 @@ def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -
         return StageResult(tokenizer.save, metrics={"vocabulary": tokenizer.vocab_size})
     assert stage.vocab is not None  # the recipe's check
     total = sum(stage.mixture.values())
+    renderer = Renderer(template, CONTROL, ["<|im_end|>"], {})
     texts = chain.from_iterable(
-        _texts(inputs.recipe, name, stage.characters * weight / total)
+        _texts(inputs.recipe, name, stage.characters * weight / total, renderer)
         for name, weight in stage.mixture.items()
     )
     progress("learning merges", 0, 1, f"{stage.vocab} entries")
@@ -102,15 +97,23 @@ def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -
     return StageResult(tokenizer.save, metrics={"vocabulary": tokenizer.vocab_size})
 
 
-def _texts(recipe: Recipe, source: str, characters: float) -> Iterator[str]:
-    """Text of a source, documents in order, until `characters` are reached."""
+def _texts(recipe: Recipe, source: str, characters: float, renderer: Renderer) -> Iterator[str]:
+    """Text of a source, documents in order, until `characters` are reached.
+
+    Conversations come as the template renders them, so that its own words are short too; control
+    tokens are cut out, as they are no text.
+    """
     taken = 0
     for document in data.documents(recipe.sources[source], recipe.seed):
-        for text in document.texts():
+        text = document.text
+        if text is None:
+            messages = [*document.messages, *document.chosen]
+            text = renderer.render(messages, add_generation_prompt=False, **document.options).text
+        for piece in CONTROL_SPLIT.split(text):
             if taken >= characters:
                 return
-            taken += len(text)
-            yield text
+            taken += len(piece)
+            yield piece
 
 
 def _prepare(

@@ -57,17 +57,22 @@ class Chart:
 
 
 def chart(
-    title: str, series: Sequence[Series], label: Callable[[float], str], *, smooth: bool
+    title: str,
+    series: Sequence[Series],
+    label: Callable[[float], str],
+    *,
+    smooth: bool = False,
+    from_zero: bool = False,
 ) -> Chart | None:
     """Stages one after the other over the steps of all; None without any finite value.
 
-    smooth: draw the values as faint dots under their moving average.
+    smooth: draw the values as faint dots under their moving average. from_zero: the axis too.
     """
     series = [_finite(s) for s in series]
     values = [value for s in series for value in s.values]
     if not values:
         return None
-    low, high, y_values = ticks(min(values), max(values))
+    low, high, y_values = ticks(0 if from_zero else min(values), max(values))
     lengths = [s.steps[-1] if s.steps else 0 for s in series]
     total = max(sum(lengths), 1)
     bands, dots, line, points, ends = [], [], [], [], []
@@ -108,8 +113,8 @@ def chart(
 
 def ticks(low: float, high: float, target: int = 5) -> tuple[float, float, list[float]]:
     """Round numbers around [low, high], about `target` of them: (first, last, all)."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    # Labels show four digits: a narrower range would repeat them.
+    high = max(high, low + 0.005 * abs(low), low + 1e-9)
     raw = (high - low) / target
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)

@@ -110,18 +110,19 @@ def _charts(run: RunRecord) -> list[Chart]:
             found.append(Series(stage.name, [r["step"] for r in rows], [r[key] for r in rows]))
         return found
 
-    number = "{:.3g}".format
+    number = "{:.4g}".format
     charts = [
         chart("Loss, nats per token", series(language, "loss"), number, smooth=True),
-        chart("Learning rate", series(language, "lr"), rate, smooth=False),
+        chart("Learning rate", series(language, "lr"), rate, from_zero=True),
         chart("Preference loss", series(preference, "loss"), number, smooth=True),
         chart(
             "Pairs with the chosen answer ahead",
             series(preference, "accuracy"),
             _percent,
             smooth=True,
+            from_zero=True,
         ),
-        chart("Learning rate, preference", series(preference, "lr"), rate, smooth=False),
+        chart("Learning rate, preference", series(preference, "lr"), rate, from_zero=True),
     ]
     return [c for c in charts if c is not None]
 

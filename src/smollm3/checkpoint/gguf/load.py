@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,9 +11,8 @@ from torch import Tensor
 from smollm3.checkpoint.gguf.names import NOPE_EVERY, ROTATED, gguf_name, to_halves
 from smollm3.checkpoint.gguf.reader import Gguf
 from smollm3.checkpoint.gguf.vocab import read_tokenizer
-from smollm3.checkpoint.weights import torch_dtype
 from smollm3.errors import UserError
-from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
+from smollm3.model import ModelConfig, Yarn, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
 YARN_KEYS = (
@@ -35,28 +35,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return read_tokenizer(Gguf(path))
 
 
-def load_model(
-    path: Path, dtype: str = "float32", device: str | torch.device = "cpu"
-) -> Transformer:
-    """The model of a GGUF file, its values computed to `dtype` one tensor at a time."""
-    file, wanted = Gguf(path), torch_dtype(dtype)
-    config = _config(file)
-    with torch.device("meta"):
-        model = Transformer(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+def open_weights(
+    path: Path, shapes: dict[str, tuple[int, ...]], config: ModelConfig
+) -> Callable[[str], Tensor]:
+    """Reads the tensors of `shapes`, by our names, as float32 in our row order; a UserError where
+    the file holds others."""
+    file = Gguf(path)
     _check_tensors(file, {gguf_name(name): shape for name, shape in shapes.items()})
-    state: dict[str, Tensor] = {}
-    for name in shapes:
+
+    def read(name: str) -> Tensor:
         weight = torch.from_numpy(file.read(gguf_name(name)))
-        if name.endswith(ROTATED):
-            weight = to_halves(weight, config.head_dim)
-        state[name] = weight.to(device=device, dtype=wanted)
-    if config.tied:
-        state["unembed.weight"] = state["embed.weight"]
-    model.load_state_dict(state, assign=True)
-    if config.tied:
-        model.unembed.weight = model.embed.weight
-    return model
+        return to_halves(weight, config.head_dim) if name.endswith(ROTATED) else weight
+
+    return read
 
 
 def _check_tensors(file: Gguf, expected: dict[str, tuple[int, ...]]) -> None:

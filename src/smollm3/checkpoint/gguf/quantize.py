@@ -35,7 +35,7 @@ def _records(name: str, **fields: NDArray[Any]) -> Records:
 def _two_nibbles(q: Bytes) -> Bytes:
     """[..., 2n] -> [..., n]: the first half in the low nibbles."""
     half = q.shape[-1] // 2
-    return np.bitwise_or(q[..., :half] & np.uint8(15), q[..., half:] << np.uint8(4))
+    return np.asarray((q[..., :half] & np.uint8(15)) | (q[..., half:] << np.uint8(4)))
 
 
 def _bf16(x_N1: Floats) -> Records:

@@ -60,7 +60,7 @@ def _q4_1(r: Records) -> Floats:
 def _five_bits(r: Records) -> Bytes:
     """The fifth bits of the 32 values lie together, value 0's lowest."""
     fifth = np.unpackbits(r["high"], axis=-1, bitorder="little")
-    return np.bitwise_or(_halves(r["q"]), fifth << np.uint8(4))
+    return np.asarray(_halves(r["q"]) | (fifth << np.uint8(4)))
 
 
 def _q5_0(r: Records) -> Floats:

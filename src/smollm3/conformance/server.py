@@ -1,0 +1,315 @@
+"""Implementations behind HTTP: any OpenAI-compatible server, and llama.cpp's, started here."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smollm3.chat import ToolCall
+from smollm3.conformance.cases import Case
+from smollm3.conformance.kit import CONFIG, Weights
+from smollm3.conformance.target import Answer, Broken, Ids, Target, Tokens, Unsupported
+from smollm3.errors import UserError
+from smollm3.tokenizer import Tokenizer
+
+TIMEOUT = 60  # seconds for one request
+# As many of the likeliest tokens as a server will tell: llama.cpp all, vLLM 20, OpenAI 5.
+TOP = (CONFIG.vocab_size, 20, 5)
+ALL = 1e-3  # a server that tells everything computes in float32: llama.cpp is off by 2e-4
+ROUNDED = 0.25  # servers usually compute in bfloat16, which the kit's weights make 0.2 of
+Json = dict[str, Any]
+
+
+class Server(Target):
+    """An OpenAI-compatible server that serves the kit's `plain` folder, asked at `url` (with or
+    without /v1). OPENAI_API_KEY is sent where it is set."""
+
+    def __init__(self, url: str, tokenizer: Tokenizer, tolerance: float = ROUNDED) -> None:
+        self.name = url
+        self.tolerance = tolerance
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._tokenizer = tokenizer
+        self._top = list(TOP)
+        spelled = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+        self._ids = {text: i for i, text in enumerate(spelled) if spelled.count(text) == 1}
+        try:
+            models = self._request("/v1/models")
+        except Unsupported:
+            models = {}
+        names = [m.get("id") for m in models.get("data") or [] if isinstance(m, dict)]
+        self._model = names[0] if names else "kit"
+
+    # HTTP
+
+    def _open(self, path: str, body: Json | None = None) -> http.client.HTTPResponse:
+        key = os.environ.get("OPENAI_API_KEY")
+        request = urllib.request.Request(
+            self._url + path,
+            None if body is None else json.dumps({"model": self._model, **body}).encode(),
+            {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+        )
+        try:
+            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as e:
+            with e:
+                said = e.read(300).decode(errors="replace").replace("\n", " ")
+            if e.code < 500 or e.code == 501:
+                raise Unsupported(f"{path}: HTTP {e.code} {said}") from None
+            raise Broken(f"{path}: HTTP {e.code} {said}") from None
+        except (OSError, http.client.HTTPException) as e:
+            raise UserError(
+                f"{self._url}: no server answers ({e}); start it on the folder `plain` that "
+                "`smollm3 conformance --make FOLDER` writes"
+            ) from None
+        return response
+
+    def _request(self, path: str, body: Json | None = None) -> Json:
+        with self._open(path, body) as response:
+            return _object(path, response.read())
+
+    def _events(self, path: str, body: Json) -> Iterator[Json]:
+        """The objects of a stream, which must end with [DONE]."""
+        with self._open(path, {**body, "stream": True}) as response:
+            for line in response:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line.removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    return
+                yield _object(path, data)
+        raise Broken(f"{path}: the stream does not end with [DONE]")
+
+    # Numbers
+
+    def _complete(self, ids: Ids, n: int) -> Json:
+        """One greedy completion with log-probabilities, as many as the server tells."""
+        body = {"prompt": ids, "max_tokens": n, "temperature": 0, "cache_prompt": False}
+        while True:
+            try:
+                return self._request("/v1/completions", {**body, "logprobs": self._top[0]})
+            except Unsupported:
+                if len(self._top) == 1:
+                    raise
+            self._top.pop(0)
+
+    def logprobs(self, weights: Weights, ids: Ids) -> Tensor:
+        if weights != "plain":
+            raise Unsupported("a server has one model, the plain one")
+        [step] = self._steps(self._complete(ids, 1))[:1]
+        told_1V = torch.full((1, CONFIG.vocab_size), float("nan"))
+        for token, logprob in step.items():
+            told_1V[0, token] = logprob
+        return told_1V
+
+    def _steps(self, completion: Json) -> list[dict[int, float]]:
+        """Of each new token: id -> log-probability of the likeliest tokens, itself first.
+
+        Two forms are common: OpenAI's for completions, with texts, and that for chats, to which
+        llama.cpp adds ids. Texts of several tokens (halves of characters) are left out.
+        """
+        try:
+            told = completion["choices"][0].get("logprobs")
+            if not told:
+                raise Unsupported("/v1/completions: tells no logprobs")
+            if "content" in told:
+                return [
+                    {
+                        i: top["logprob"]
+                        for top in (step, *step["top_logprobs"])
+                        if (i := top.get("id", self._ids.get(top["token"]))) is not None
+                    }
+                    for step in told["content"]
+                ]
+            return [
+                {
+                    self._ids[text]: logprob
+                    for text, logprob in [(chosen, own), *(top or {}).items()]
+                    if text in self._ids
+                }
+                for chosen, own, top in zip(
+                    told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
+                )
+            ]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+            raise Broken(f"/v1/completions: logprobs in no known form ({e!r})") from None
+
+    def greedy(self, prompts: Sequence[Ids], n: int) -> list[Ids]:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            completions = pool.map(lambda ids: self._complete(ids, n), prompts)
+            return [[next(iter(step), -1) for step in self._steps(c)] for c in completions]
+
+    # Texts
+
+    def encode(self, text: str) -> Tokens:
+        try:
+            body = {"content": text, "prompt": text, "add_special": True}
+            return Tokens(self._request("/tokenize", body)["tokens"])
+        except (Unsupported, KeyError):
+            pass
+        told = self._request("/v1/completions", {"prompt": text, "max_tokens": 1})
+        return Tokens(count=_prompt_tokens(told))
+
+    def render(self, case: Case) -> Tokens:
+        body = self._chat_body(case)
+        text = None
+        try:
+            text = self._request("/apply-template", body)["prompt"]
+        except (Unsupported, KeyError):
+            pass
+        told = self._request("/v1/chat/completions", {**body, "max_tokens": 1})
+        return Tokens(text=text, count=_prompt_tokens(told))
+
+    def _chat_body(self, case: Case) -> Json:
+        return {
+            "messages": list(case.messages),
+            **({"tools": list(case.tools)} if case.tools else {}),
+            "chat_template_kwargs": {"enable_thinking": case.enable_thinking},
+            "temperature": 0,
+        }
+
+    def chat(self, case: Case, stream: bool) -> Answer:
+        body = {**self._chat_body(case), "max_tokens": 64}
+        path = "/v1/chat/completions"
+        if stream:
+            message, reason = _joined(self._events(path, body))
+        else:
+            choice = _choice(self._request(path, body))
+            message, reason = choice.get("message") or {}, choice.get("finish_reason")
+        try:
+            calls = tuple(
+                ToolCall(c["function"]["name"], json.loads(c["function"]["arguments"]))
+                for c in message.get("tool_calls") or []
+            )
+        except (KeyError, TypeError, ValueError):
+            raise Broken(f"tool calls in no known form: {message['tool_calls']}") from None
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        return Answer(message.get("content") or "", reasoning, calls, reason)
+
+
+class LlamaCpp(Target):
+    """llama.cpp through the package xllamacpp, on the kit's float32 GGUF files.
+
+    Each server is a process: the library's threads do not end well inside another program.
+    """
+
+    name = "llama.cpp"
+    tolerance = ALL
+
+    def __init__(self, kit: Path) -> None:
+        import importlib.util
+
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise UserError("this target needs the package xllamacpp; pip install xllamacpp")
+        self._kit = kit
+        self._tokenizer = Tokenizer.load(kit / "plain")
+        self._processes: list[subprocess.Popen[str]] = []
+        self._servers: dict[Weights, Server] = {}
+
+    def _server(self, weights: Weights) -> Server:
+        if weights not in self._servers:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, str(self._kit / f"{weights}.gguf")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            self._processes.append(process)
+            assert process.stdout is not None
+            # The library writes its own lines too.
+            url = next((line.split()[1] for line in process.stdout if line.startswith("URL ")), None)
+            if url is None:
+                raise Broken("llama.cpp does not load the GGUF file")
+            self._servers[weights] = Server(url, self._tokenizer, self.tolerance)
+        return self._servers[weights]
+
+    def logprobs(self, weights: Weights, ids: Ids) -> Tensor:
+        return self._server(weights).logprobs("plain", ids)
+
+    def greedy(self, prompts: Sequence[Ids], n: int) -> list[Ids]:
+        return self._server("plain").greedy(prompts, n)
+
+    def encode(self, text: str) -> Tokens:
+        return self._server("plain").encode(text)
+
+    def render(self, case: Case) -> Tokens:
+        return self._server("plain").render(case)
+
+    def chat(self, case: Case, stream: bool) -> Answer:
+        return self._server("plain").chat(case, stream)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+
+_SERVE = """
+import os, sys, xllamacpp
+p = xllamacpp.CommonParams()
+p.model.path = sys.argv[1]
+p.n_ctx, p.n_parallel, p.cpuparams.n_threads, p.use_jinja = 4096, 4, 1, True
+p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+server = xllamacpp.Server(p)
+print("URL", server.listening_address, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+def _object(path: str, data: bytes) -> Json:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        raise Broken(f"{path}: not JSON: {data[:80]!r}") from None
+    if not isinstance(value, dict):
+        raise Broken(f"{path}: not a JSON object: {data[:80]!r}")
+    return value
+
+
+def _choice(told: Json) -> Json:
+    try:
+        choice: Json = told["choices"][0]
+    except (KeyError, IndexError, TypeError):
+        raise Broken(f"no choices in {str(told)[:80]}") from None
+    return choice
+
+
+def _prompt_tokens(told: Json) -> int:
+    try:
+        return int(told["usage"]["prompt_tokens"])
+    except (KeyError, TypeError, ValueError):
+        raise Unsupported("tells no usage.prompt_tokens") from None
+
+
+def _joined(events: Iterator[Json]) -> tuple[Json, str | None]:
+    """The message whose pieces came as a stream, and its finish reason."""
+    message: Json = {"content": "", "reasoning_content": "", "tool_calls": []}
+    calls: dict[int, Json] = {}
+    reason = None
+    for event in events:
+        if not event.get("choices"):
+            continue  # usage, at the end
+        choice = _choice(event)
+        reason = choice.get("finish_reason") or reason
+        delta = choice.get("delta") or {}
+        message["content"] += delta.get("content") or ""
+        message["reasoning_content"] += delta.get("reasoning_content") or delta.get("reasoning") or ""
+        for part in delta.get("tool_calls") or []:
+            call = calls.setdefault(part.get("index", 0), {"name": "", "arguments": ""})
+            for key in call:
+                call[key] += (part.get("function") or {}).get(key) or ""
+    message["tool_calls"] = [{"function": calls[index]} for index in sorted(calls)]
+    return message, reason
