@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,8 @@ def test_cut_short_at_random_steps(make_job, tmp_path, kind):
                 if record.step == at:
                     raise Killed
 
-            try:
+            with suppress(Killed):
                 train(disturbed, World.single(), kill)
-            except Killed:
-                pass
         result = train(disturbed, World.single())
         assert outcome(disturbed) == outcome(job("undisturbed"))
         assert result.metrics["steps"] == STEPS

@@ -84,7 +84,7 @@ def test_shipped_recipes_load(name):
         ("    batch: 4\n    steps", "    batch: 4\n    batch: 5\n    steps", ":14: key 'batch' is already on line 13"),
         ("part: code", "prt: code", "sources.code.prt: unknown key; did you mean 'part'?"),
         ("model: mix", "model: mx", "stages.card: 'mx' is not a stage above; did you mean 'mix'?"),
-        ("loss/code", "loss/cod", "stages.card.claims.0.metric: unknown source 'cod'; did you mean 'code'?"),
+        ("loss/code", "loss/cod", "stages.card.claims: claim 'c': unknown metric 'loss/cod'; did you mean 'loss/code'?"),
         ("tok: {kind: tokenizer, vocab: 512, mixture: {code: 1}}", "tok: {kind: tokenizer, vocab: 512}", "needs a mixture to learn from"),
         ("model: {layers: 2, hidden: 32, heads: 4, kv_heads: 2, ffn: 64}\n", "", "stages.one: starts from nothing but the recipe has no `model`"),
         ("kind: train\n    mixture: {code: 1e-3}", "kind: train\n    from: two\n    mixture: {code: 1e-3}", "starts from 'two', which comes later"),

@@ -232,7 +232,7 @@ def test_bfloat16_is_close_and_keeps_float32_weights(make_job, tmp_path):
 def test_compiled_is_the_same_model(make_job, tmp_path):
     losses = {}
     for compiled in (False, True):
-        job = make_job(tmp_path / str(compiled), compile=compiled)
+        job = make_job(tmp_path / str(compiled), compile=compiled, steps=3)
         train(job, WORLD)
         losses[compiled] = [row["loss"] for row in rows(job)]
     assert losses[False] == pytest.approx(losses[True], abs=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from smollm3.checkpoint.locate import HUB_ID
+from smollm3.checkpoint.locate import HUB_ID, reason
 from smollm3.checkpoint.weights import INDEX
 from smollm3.errors import UserError
 
@@ -63,6 +63,5 @@ def push(folder: Path, repo: str, *, card: str | None = None, private: bool = Fa
             repo, [*sent, *stale], commit_message="Upload a model made with smollm3"
         )
     except Exception as e:  # the Hub's and the HTTP library's errors share no base
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise UserError(f"hub:{repo}: the upload failed: {reason}") from e
+        raise UserError(f"hub:{repo}: the upload failed: {reason(e)}") from e
     return str(commit.commit_url)

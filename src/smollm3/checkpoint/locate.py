@@ -34,7 +34,7 @@ def locate(target: str | Path) -> Path:
     if path.suffix == ".gguf" and path.is_file():
         return path
     if path.exists():
-        raise UserError(f"{path}: is not a .gguf file; give the folder it lies in")
+        raise UserError(f"{path}: is a file and not a .gguf; give the folder it lies in")
     if str(target) in PACKAGED:
         return _packaged(*PACKAGED[str(target)])
     hub = HUB_ID.fullmatch(SHORT_NAMES.get(str(target), str(target)))
@@ -72,8 +72,16 @@ def _fetch(target: str, repo: str, revision: str | None) -> Path:
             repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
         )
     except Exception as e:  # the Hub's and the HTTP library's errors share no base
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(
-            f"{target}: no such folder, and fetching it from the Hub failed: {reason}"
+            f"{target}: no such folder, and fetching it from the Hub failed: {reason(e)}"
         ) from e
     return Path(folder)
+
+
+def reason(error: BaseException) -> str:
+    """What the Hub's library says in one line, and in brackets the first cause if it hides one."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [(str(e).strip() or type(e).__name__).splitlines()[0] for e in (error, cause)]
+    return lines[0] if cause is error else f"{lines[0]} ({lines[1]})"

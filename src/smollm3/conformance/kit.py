@@ -185,10 +185,10 @@ def _model(tokenizer: Tokenizer) -> Transformer:
     for name, weight in model.named_parameters():
         weight.copy_(_draw(name, weight.shape))
     _keep_free(model)
-    # Tokens that are no readable text get logits near 0, so that none is ever an answer: servers
-    # tell tokens by their text.
+    # Tokens that are no readable text (servers tell tokens by their text) and those of the chain
+    # get logits near 0, so that no other answer holds them.
     spelled = [tokenizer.decode([i]) for i in range(CONFIG.vocab_size)]
-    model.embed.weight[[not _readable(text) for text in spelled]] /= 8
+    model.embed.weight[[text in CHAIN or not _readable(text) for text in spelled]] /= 8
     _write_chain(model, chain_ids(tokenizer))
     return model.requires_grad_(False)
 

@@ -102,7 +102,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        # Handed its memory: nn.Embedding's own start on the meta device loads the compiler, 3 s.
+        embed_VE = torch.empty(config.vocab_size, config.hidden)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden, _weight=embed_VE)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.unembed = nn.Linear(config.hidden, config.vocab_size, bias=False)

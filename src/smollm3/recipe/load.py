@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from smollm3.errors import UserError
+from smollm3.eval import check_claims
 from smollm3.eval.spec import EvalStage
 from smollm3.recipe import yaml
 from smollm3.recipe.graph import model_parents, tokenizer_of
@@ -174,7 +175,6 @@ def _problems(recipe: Recipe) -> Iterable[tuple[yaml.Path, str]]:
         at: yaml.Path = ("stages", name)
         if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
             yield at, "is not usable as a folder name; use letters, digits, - and _"
-        yield from _source_problems(recipe, at, stage)
         below = [s for s in recipe.stages if s not in earlier]
         for parent in parents[name]:
             if parent in below:
@@ -187,6 +187,7 @@ def _problems(recipe: Recipe) -> Iterable[tuple[yaml.Path, str]]:
             if unknown:
                 hint = suggestion(unknown[0], earlier)
                 yield at, f"'{unknown[0]}' is not a stage above{hint}"
+        yield from _source_problems(recipe, at, stage)
         if isinstance(stage, TrainStage):
             yield from _train_problems(recipe, at, stage, parents[name], earlier)
         if isinstance(stage, TokenizerStage):
@@ -205,15 +206,11 @@ def _source_problems(recipe: Recipe, at: yaml.Path, stage: Any) -> Iterable[tupl
             hint = suggestion(source, recipe.sources)
             yield (*at, "mixture", source), f"unknown source{hint}"
     if isinstance(stage, EvalStage):
-        for i, claim in enumerate(stage.claims):
-            for key, metric in (
-                ("metric", claim.metric),
-                ("baseline_metric", claim.baseline_metric),
-            ):
-                source = (metric or "").removeprefix("loss/")
-                if metric and metric.startswith("loss/") and source not in recipe.sources:
-                    hint = suggestion(source, recipe.sources)
-                    yield (*at, "claims", i, key), f"unknown source '{source}'{hint}"
+        try:
+            formats = {name: source.format for name, source in recipe.sources.items()}
+            check_claims(stage, list(recipe.stages), formats)
+        except UserError as e:
+            yield (*at, "claims"), str(e)
 
 
 def _train_problems(

@@ -22,12 +22,14 @@ from smollm3.recipe.environment import environment
 from smollm3.recipe.graph import (
     downstream,
     final_model,
+    makes_model,
     model_parents,
     sources_of,
     tokenizer_of,
 )
 from smollm3.recipe.schema import Recipe, Stage, TokenizerStage
 from smollm3.recipe.stages import StageInputs, run_stage
+from smollm3.report import write_report
 from smollm3.train import Followers
 from smollm3.train.spec import TrainStage
 
@@ -68,6 +70,7 @@ class Run:
                     if only and name != only:
                         continue
                     self._stage(name, stage, followers)
+            self._publish_results()
 
     # -- one stage ---------------------------------------------------------------------------
 
@@ -84,6 +87,7 @@ class Run:
                 f"{folder}: made from other inputs than the recipe's now; "
                 f"--redo {name} makes it again, --out OTHER keeps it"
             )
+        self._check_parents(inputs)
         self.events.stage_started(name, stage)
         started = time.time()
         result = run_stage(stage, inputs, followers, self.events.progress, self.events.warn)
@@ -95,7 +99,7 @@ class Run:
                 "key": self._key(name, stage, result.sources, inputs),
                 "config": _plain(stage),
                 "inputs": {"parents": inputs.digests, "sources": result.sources},
-                "digest": checkpoint.digest(temporary),
+                "digest": checkpoint.digest(temporary) if _is_read_by_stages(stage) else None,
                 "metrics": result.metrics,
                 "tokens": result.tokens,
                 "positions": result.positions,
@@ -107,7 +111,7 @@ class Run:
             }
             write_json(temporary / "stage.json", record)
         shutil.rmtree(self._work(name), ignore_errors=True)
-        self._publish_results(name, stage)
+        self._publish_results()
         self.events.stage_finished(name, record)
 
     def _inputs(self, name: str, stage: Stage) -> StageInputs:
@@ -139,6 +143,16 @@ class Run:
             data=self.out / "data",
             work=self._work(name),
         )
+
+    def _check_parents(self, inputs: StageInputs) -> None:
+        """Refuse a parent whose files are not those that were recorded when it was made."""
+        for name, digest in inputs.digests.items():
+            folder = inputs.parents.get(name, self.out / name)
+            if checkpoint.digest(folder) != digest:
+                raise UserError(
+                    f"{folder}: damaged, its files do not match their checksum; "
+                    f"--redo {name} makes it again"
+                )
 
     def _record_of(self, parent: str, child: str) -> dict[str, Any]:
         if not self._is_done(parent):
@@ -212,13 +226,17 @@ class Run:
             },
         )
 
-    def _publish_results(self, name: str, stage: Stage) -> None:
-        """Keep the run-level score card and report at the state of the last finished stage."""
-        from smollm3.report import write_report
-
-        if isinstance(stage, EvalStage):
-            write_json(self.out / "scorecard.json", read_json(self.out / name / "scorecard.json"))
+    def _publish_results(self) -> None:
+        """Keep the run's score card and report at the state of the last finished stage."""
+        for name, stage in self.recipe.stages.items():
+            if isinstance(stage, EvalStage) and self._is_done(name):
+                card = read_json(self.out / name / "scorecard.json")
+                write_json(self.out / "scorecard.json", card)
         write_report(self.out)
+
+
+def _is_read_by_stages(stage: Stage) -> bool:
+    return isinstance(stage, TokenizerStage) or makes_model(stage)
 
 
 def _plain(spec: Any) -> Any:

@@ -1,0 +1,196 @@
+"""Two processes are one process, faster; and no end of either leaves the other behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from smollm3.errors import UserError
+from smollm3.train import Followers, Stopped, World, train
+from smollm3.train.state import TENSORS
+
+CHAT = {"mixture": {"chat": 1}, "loss": "assistant", "packing": "bfd", "context": 256, "batch": 3}
+# eps: the gradients of both answers cancel in much of the prompt, and AdamW would make full steps
+# of what rounding leaves there.
+PAIRS = {
+    "mixture": {"pairs": 1},
+    "loss": "apo_zero",
+    "context": 1024,
+    "batch": 3,
+    "steps": 3,
+    "optimizer": {"eps": 1e-4},
+}
+
+
+def bytes_of(job):
+    return Path(job.work, "state", f"step-{job.stage.steps}", TENSORS).read_bytes()
+
+
+def rows(job):
+    return [json.loads(line) for line in Path(job.work, "metrics.jsonl").read_text().splitlines()]
+
+
+def is_gone(pid, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="class")
+def two(tmp_path_factory):
+    with Followers(2, tmp_path_factory.mktemp("two")) as followers:
+        yield followers
+
+
+RANK = """
+import sys
+from smollm3.train import TrainJob, World, follow, train
+world = World.from_environment()
+if world.rank:
+    follow(world)
+else:
+    world.broadcast_text(sys.argv[1])
+    train(TrainJob.from_json(sys.argv[1]), world)
+    world.broadcast_text("")
+    world.leave()
+"""
+
+
+class TestTwo:
+    """These share one pair of processes."""
+
+    @pytest.mark.parametrize("stage", [{}, CHAT, PAIRS], ids=["all", "assistant", "apo_zero"])
+    def test_two_are_one_and_reproducible(self, make_job, tmp_path, two, stage):
+        # seed 3: the pairs' reference file is not there yet for the two
+        seed = {"seed": 3}
+        first, second, single = (make_job(tmp_path / x, **seed, **stage) for x in "abc")
+        result = two.train(first)
+        for file in Path(first.shards[next(iter(first.shards))]).parent.glob("reference-*"):
+            file.unlink()
+        two.train(second)
+        assert bytes_of(first) == bytes_of(second)
+        expected = train(single, World.single())
+        for (name, a), b in zip(
+            result.model.named_parameters(), expected.model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+        for a, b in zip(rows(first), rows(single), strict=True):
+            for key in b.keys() - {"seconds"}:
+                assert a[key] == pytest.approx(b[key], abs=1e-5), key
+
+    def test_more_ranks_than_rows(self, make_job, tmp_path, two):
+        stage = {"batch": 1}
+        result = two.train(make_job(tmp_path / "a", **stage))
+        expected = train(make_job(tmp_path / "b", **stage), World.single())
+        for a, b in zip(result.model.parameters(), expected.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+    def test_under_torchrun(self, make_job, tmp_path, two):
+        local, job = make_job(tmp_path / "local"), make_job(tmp_path / "torchrun")
+        two.train(local)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        environment = os.environ | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, job.to_json()], env=environment | {"RANK": str(rank)}
+            )
+            for rank in (0, 1)
+        ]
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+        assert bytes_of(local) == bytes_of(job)
+
+
+def test_stop_and_resume_by_two_and_by_one(make_job, tmp_path):
+    def stop(record, steps):
+        if record.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole, cut = make_job(tmp_path / "whole"), make_job(tmp_path / "cut")
+    with Followers(2, tmp_path) as followers:
+        with pytest.raises(Stopped, match="step 4"):
+            followers.train(cut, stop)
+        assert not (tmp_path / ".rendezvous").exists()
+        followers.train(cut)  # others are started
+        followers.train(whole)
+    assert bytes_of(whole) == bytes_of(cut)
+
+    with Followers(2, tmp_path) as followers, pytest.raises(Stopped):
+        followers.train(make_job(tmp_path / "alone"), stop)
+    said = []
+    result = train(make_job(tmp_path / "alone"), World.single(), warn=said.append)
+    assert result.metrics["resumed_under"] == [{"processes": [2, 1]}]
+    assert "processes 1 (was 2)" in said[0]
+
+
+def test_a_dead_follower_is_one_clear_error(make_job, tmp_path):
+    started = time.monotonic()
+    with Followers(2, tmp_path) as followers:
+
+        def kill(record, steps):
+            if record.step == 3:
+                (process,) = followers._processes
+                process.kill()
+
+        with pytest.raises(
+            UserError, match=r"training process 2 of 2 was killed by signal 9.*again"
+        ):
+            followers.train(make_job(tmp_path / "a", steps=2000), kill)
+    assert time.monotonic() - started < 60
+
+
+def test_a_follower_that_cannot_start_is_an_error(tmp_path, monkeypatch, make_job):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with (
+        Followers(2, tmp_path) as followers,
+        pytest.raises(UserError, match="process 2 of 2 ended with code 1 at its start"),
+    ):
+        followers.train(make_job(tmp_path / "a"))
+
+
+LEADER = """
+import sys
+from pathlib import Path
+from smollm3.train import Followers, TrainJob
+with Followers(2, Path(sys.argv[2])) as followers:
+    followers.train(
+        TrainJob.from_json(sys.argv[1]),
+        lambda record, steps: print(followers._processes[0].pid, flush=True),
+    )
+"""
+
+
+def test_followers_end_with_their_leader(make_job, tmp_path):
+    job = make_job(tmp_path / "a", steps=100_000)
+    leader = subprocess.Popen(
+        [sys.executable, "-c", LEADER, job.to_json(), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    follower = int(leader.stdout.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):  # the leader's affair
+        os.kill(follower, number)
+    for _ in range(3):
+        leader.stdout.readline()
+    leader.send_signal(signal.SIGKILL)
+    leader.wait()
+    leader.stdout.close()
+    assert is_gone(follower)
