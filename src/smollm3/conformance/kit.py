@@ -17,6 +17,7 @@ bfloat16 too.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from smollm3.chat import Message, ToolCall, default_template
 from smollm3.checkpoint import save_model
 from smollm3.files import new_folder
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
+from smollm3.model.transformer import Block
 from smollm3.tokenizer import CONTROL, Tokenizer
 
 Weights = Literal["plain", "yarn"]
@@ -63,14 +65,27 @@ O barco volta ao porto antes da noite. 水は低い所へ流れる。
 def area(width: float, height: float) -> float: return width * height
 for name, price in sorted(prices.items()): total += price * 1.19
 """
+# The scripted answer, each part a token of its own. Those that are no control tokens are entries
+# of the vocabulary that no text is cut into, so each can say what comes next.
 ANSWER = (
-    *("<think>", "Look", " outside", "</think>", "<tool_call>", '{"', "name", '":"', "get"),
-    *("_weather", '","', "arguments", '":{"', "day", '":', "3", "}}", "</tool_call>"),
-    "<|im_end|>",
+    *("<think>", "\nLook", " outside", " first.\n", "</think>", "\nA", " moment", ".\n"),
+    *(
+        "<tool_call>",
+        '\n{"name',
+        '": "get',
+        '_weather",',
+        ' "arguments',
+        '": {"day',
+        '": 3',
+        "}}\n",
+    ),
+    *("</tool_call>", "<|im_end|>"),
+)
+EXPECTED = Message(
+    "assistant", "A moment.", "Look outside first.", (ToolCall("get_weather", {"day": 3}),)
 )
 # In SmolLM3's chat protocol a generation prompt ends with a line end.
 CHAIN = ("\n", *ANSWER)
-EXPECTED = Message("assistant", "", "Look outside", (ToolCall("get_weather", {"day": 3}),))
 TOOL = {
     "type": "function",
     "function": {
@@ -86,7 +101,7 @@ TOOL = {
 
 # Greatest integer and power of two of each kind of weight. Attention weighs more than the
 # feed-forward blocks. Larger queries and keys tell mistakes further apart, but rounding too: here
-# bfloat16 is off by 0.2 at most, RoPE on the last layer alone, the least mistake, by 1.2.
+# bfloat16 is off by 0.2 at most, RoPE on the last layer alone, the least mistake, by 0.7.
 SCALES = {
     "embed": (64, -7),
     "attention.q": (20, -7),
@@ -109,24 +124,18 @@ class Kit:
 
     @cached_property
     def short(self) -> list[list[int]]:
-        """Prompts of 6 to 40 tokens; the last is never of the chain."""
-        return [self._cut(start, length) for start, length in zip(range(0, 120, 17), _LENGTHS)]
+        """Prompts of 6 to 40 tokens."""
+        lengths = (6, 40, 13, 27, 19, 34, 9, 23)
+        return [self._ids[17 * i : 17 * i + length] for i, length in enumerate(lengths)]
 
     @cached_property
     def long(self) -> list[list[int]]:
         """Prompts of 600 and 900 tokens: beyond the length that YaRN starts from."""
-        return [self._cut(0, 600), self._cut(55, 900)]
+        return [self._ids[:600], self._ids[55:955]]
 
     @cached_property
     def _ids(self) -> list[int]:
         return self.tokenizer.encode(TEXT.replace("\n", " ")) * 4
-
-    def _cut(self, start: int, length: int) -> list[int]:
-        chain = {self.tokenizer.encode_markup(token)[0] for token in CHAIN}
-        end = start + length
-        while self._ids[end - 1] in chain:
-            end += 1
-        return self._ids[start:end]
 
     def write(self, folder: Path, gguf: bool = False) -> None:
         """`plain/` and `yarn/` as Hugging Face folders, with `gguf` also `plain.gguf`, `yarn.gguf`.
@@ -140,9 +149,6 @@ class Kit:
                     from smollm3.checkpoint.gguf import export_gguf
 
                     export_gguf(model, self.tokenizer, temporary / f"{name}.gguf", "f32")
-
-
-_LENGTHS = (6, 40, 13, 27, 19, 34, 9, 23)
 
 
 def make_kit() -> Kit:
@@ -165,18 +171,22 @@ def reshaped(
 
 
 def _tokenizer() -> Tokenizer:
-    # Often enough that each part of the scripted answer becomes one token.
-    script = "".join(token for token in ANSWER if not token.startswith("<"))
-    texts = [*TEXT.splitlines(), *["assistant user system", script] * 100]
-    tokenizer = Tokenizer.train(texts, CONFIG.vocab_size, default_template("the conformance kit"))
-    split = [token for token in CHAIN if len(tokenizer.encode_markup(token)) != 1]
-    if split or tokenizer.encode_markup("".join(CHAIN)) != chain_ids(tokenizer):
-        raise AssertionError(f"the tokenizer cuts the scripted answer elsewhere: {split}")
-    return tokenizer
-
-
-def chain_ids(tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.encode_markup(token)[0] for token in CHAIN]
+    parts_of_answer = [part for part in ANSWER if part not in CONTROL]
+    template = default_template("the conformance kit")
+    size = CONFIG.vocab_size - len(parts_of_answer)
+    trained = Tokenizer.train(TEXT.splitlines(), size, template)
+    source = json.loads(trained.source)
+    vocab = source["model"]["vocab"]
+    for part in parts_of_answer:
+        vocab[part.replace(" ", "Ġ").replace("\n", "Ċ")] = len(vocab)  # as byte-level BPE spells
+    for i, token in enumerate(source["added_tokens"]):
+        token["id"] = len(vocab) + i
+    config = {
+        **trained.named,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    return Tokenizer(json.dumps(source, ensure_ascii=False), config, template)
 
 
 @torch.no_grad()
@@ -189,7 +199,7 @@ def _model(tokenizer: Tokenizer) -> Transformer:
     # get logits near 0, so that no other answer holds them.
     spelled = [tokenizer.decode([i]) for i in range(CONFIG.vocab_size)]
     model.embed.weight[[text in CHAIN or not _readable(text) for text in spelled]] /= 8
-    _write_chain(model, chain_ids(tokenizer))
+    _write_chain(model, [spelled.index(text) for text in CHAIN])
     return model.requires_grad_(False)
 
 
@@ -222,11 +232,12 @@ def _keep_free(model: Transformer) -> None:
 def _write_chain(model: Transformer, ids: Sequence[int]) -> None:
     """Token i of the chain has channel i; neuron i of the last block answers to it (gate and up
     read the same, so the sign is lost but the size squared) and fills channel i + 1."""
-    ffn = model.blocks[-1].ffn
+    last = model.blocks[-1]
+    assert isinstance(last, Block)
     model.embed.weight[list(ids), range(len(ids))] = 8
     for i in range(len(ids) - 1):
-        for part in (ffn.gate, ffn.up):
+        for part in (last.ffn.gate, last.ffn.up):
             part.weight[i] = 0
             part.weight[i, i] = 2
-        ffn.down.weight[:, i] = 0
-        ffn.down.weight[i + 1, i] = 32
+        last.ffn.down.weight[:, i] = 0
+        last.ffn.down.weight[i + 1, i] = 32

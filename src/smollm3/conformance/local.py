@@ -35,7 +35,7 @@ class Ours(Target):
 
     def logprobs(self, weights: Weights, ids: Ids) -> Tensor:
         with torch.inference_mode():
-            logits_TV = self._engines[weights].model(torch.tensor([ids]))[0]
+            logits_TV: Tensor = self._engines[weights].model(torch.tensor([ids]))[0]
         return logits_TV.log_softmax(-1)
 
     def greedy(self, prompts: Sequence[Ids], n: int) -> list[Ids]:
@@ -156,7 +156,7 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        package = name.split(".")[0].replace("_", "-")
+        package = name.split(".", maxsplit=1)[0].replace("_", "-")
         raise UserError(
             f"this target needs the package {package} ({e}); pip install {package}"
         ) from e

@@ -48,7 +48,8 @@ def _edited(change: Callable[[str, Tensor, dict[str, Tensor]], Tensor]) -> Logit
     def logits(model: Transformer, ids_BT: Tensor) -> Tensor:
         old = model.state_dict()
         new = {name: change(name, weight, old) for name, weight in old.items()}
-        return reshaped(model, model.config, new)(ids_BT)  # type: ignore[no-any-return]
+        logits_BTV: Tensor = reshaped(model, model.config, new)(ids_BT)
+        return logits_BTV
 
     return logits
 
@@ -106,7 +107,7 @@ def _permuted(order: Callable[[Tensor], Tensor], parts: str) -> Logits:
         if not name.endswith(endings):
             return weight
         rows = order(torch.arange(CONFIG.head_dim))
-        return weight.unflatten(0, (-1, CONFIG.head_dim))[:, rows].flatten(0, 1)
+        return weight.view(-1, CONFIG.head_dim, CONFIG.hidden)[:, rows].flatten(0, 1)
 
     return _edited(change)
 

@@ -95,16 +95,11 @@ def _greedy(target: Target, reference: Reference, how: str, batch: bool) -> Row:
                 behind = float(after.max() - after[token])
                 if behind > worst:
                     worst, place = behind, f"token {i + 1} after a prompt of {len(ids)}"
-        right = worst <= target.tolerance
-        note = (
-            ""
-            if right
-            else (
-                f"{place} is not the likeliest; if the log-probs are right: positions or keys in the "
-                "cache" + (", or padding" if batch else "")
-            )
-        )
-        return Row(probe, "pass" if right else "fail", worst, target.tolerance, note)
+        if worst <= target.tolerance:
+            return Row(probe, "pass", worst, target.tolerance)
+        note = f"{place} is not the likeliest; if the log-probs are right: keys in the cache, or "
+        note += "their positions" + (", or padding" if batch else "")
+        return Row(probe, "fail", worst, target.tolerance, note)
 
     return _row(probe, check)
 
@@ -129,10 +124,7 @@ def _compare(got: Tokens, expected: Ids, tokenizer: Tokenizer) -> str:
             return ""
         if got.ids[1:] == expected:
             return f"{tokenizer.decode(got.ids[:1])!r} put before it; SmolLM3 has no BOS"
-        place = next(
-            (i for i, (a, b) in enumerate(zip(got.ids, expected)) if a != b),
-            min(len(got.ids), len(expected)),
-        )
+        place = _first_difference(got.ids, expected)
         return (
             f"token {place} is {tokenizer.decode(got.ids[place : place + 1])!r}, "
             f"not {tokenizer.decode(expected[place : place + 1])!r}"
@@ -140,6 +132,11 @@ def _compare(got: Tokens, expected: Ids, tokenizer: Tokenizer) -> str:
     if got.count == len(expected) + 1:
         return f"{got.count} tokens, one too many: a BOS?"
     return "" if got.count == len(expected) else f"{got.count} tokens, not {len(expected)}"
+
+
+def _first_difference(a: Sequence[object], b: Sequence[object]) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _render(target: Target, kit: Kit, case: Case) -> Row:
@@ -157,10 +154,7 @@ def _render(target: Target, kit: Kit, case: Case) -> Row:
 def _render_problem(got: Tokens, tokenizer: Tokenizer, case: Case, day: date | None) -> str:
     text = tokenizer.render_text(case.messages, **case.options, date=day)
     if got.text is not None and got.text != text:
-        place = next(
-            (i for i, (a, b) in enumerate(zip(got.text, text)) if a != b),
-            min(len(got.text), len(text)),
-        )
+        place = _first_difference(got.text, text)
         return f"reads {got.text[place : place + 40]!r}, not {text[place : place + 40]!r}"
     if got.ids is None and got.count is None:
         return ""
@@ -202,18 +196,20 @@ def _chat(target: Target) -> Iterator[Row]:
 
 def _answer_problems(answer: Answer) -> Sequence[str | None]:
     """Of tool call, reasoning, content and finish reason; None is untold."""
-    calls = tuple((call.name, call.arguments) for call in answer.tool_calls)
-    expected = tuple((call.name, call.arguments) for call in EXPECTED.tool_calls)
     tags = [tag for tag in ANSWER if tag.startswith("<") and tag in answer.content]
-    return (
-        "" if calls == expected else f"{list(calls)} instead of {list(expected)}",
-        ""
-        if (answer.reasoning or "").strip() == EXPECTED.reasoning
-        else f"{answer.reasoning!r} instead of {EXPECTED.reasoning!r}",
-        f"tags {', '.join(tags)} are left in it"
-        if tags
-        else ("" if not answer.content.strip() else f"{answer.content!r} instead of nothing"),
-        None
-        if answer.finish_reason is None
-        else ("" if answer.finish_reason == "tool_calls" else f"{answer.finish_reason!r}"),
+    calls, expected = (
+        [(call.name, call.arguments) for call in tool_calls]
+        for tool_calls in (answer.tool_calls, EXPECTED.tool_calls)
     )
+    return (
+        _instead(calls, expected),
+        _instead((answer.reasoning or "").strip(), EXPECTED.reasoning),
+        f"{', '.join(tags)} left in it"
+        if tags
+        else _instead(answer.content.strip(), EXPECTED.content),
+        answer.finish_reason and _instead(answer.finish_reason, "tool_calls"),
+    )
+
+
+def _instead(got: object, expected: object) -> str:
+    return "" if got == expected else f"{got!r} instead of {expected!r}"

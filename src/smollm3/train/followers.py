@@ -52,6 +52,8 @@ class Followers:
         try:
             world.broadcast_text(job.to_json())
             return train(job, world, on_step, warn)
+        except Stopped:  # by all at the same step: they wait for the next job
+            raise
         except BaseException:
             # The others may wait in the middle of a step; they cannot be led on.
             self._end()

@@ -105,10 +105,6 @@ class StepRecord:
     skipped: bool
     metrics: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
     def row(self) -> dict[str, Any]:
         """For metrics.jsonl; JSON has no NaN or infinity, they become null."""
         row = asdict(self)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smollm3.data import Loader, Shard
 from smollm3.errors import UserError
-from smollm3.files import sha256_json
+from smollm3.files import fsync_file, sha256_json
 from smollm3.train.forward import Forward, slices
 from smollm3.train.job import TrainJob
 from smollm3.train.losses import log_probs
@@ -107,4 +107,5 @@ def _stored(path: Path, pairs: int, warn: Callable[[str], None]) -> Tensor | Non
 def _store(path: Path, sums_P2: Tensor) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     write_tensors(temporary, {"sums": sums_P2})
+    fsync_file(temporary)
     temporary.replace(path)
