@@ -192,7 +192,7 @@ class _Planner:
                 made = f"from {stage.characters:,.0f} characters"
                 note = f"{vocab:,} entries{assumed} {f'of {stage.from_}' if stage.from_ else made}"
             case ExportStage():
-                note = f"{parents[0]} as {', '.join(stage.to)} in {stage.dtype}"
+                note = f"{parents[0]} as {', '.join(stage.to)}"
             case EvalStage():
                 note = f"{len(stage.claims)} claims on {len(parents)} models"
         return StageCost(name, stage.kind, note, self.models.get(name))

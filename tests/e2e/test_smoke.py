@@ -59,7 +59,7 @@ def test_a_second_run_redoes_nothing(smoke):
     assert {f: f.stat().st_mtime_ns for f in smoke.rglob("model.safetensors")} == before
 
 
-@pytest.mark.parametrize("stage", [*MODELS, "export/hf"])
+@pytest.mark.parametrize("stage", [*MODELS, "export/hf-bfloat16"])
 def test_transformers_loads_any_stage(smoke, stage):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smollm3 import load_engine
 from smollm3.checkpoint import save_model
 from smollm3.errors import UserError
-from smollm3.infer import Engine, SamplingParams, engine
+from smollm3.infer import Engine, SamplingParams, engine, sampler
 from smollm3.infer.cache import DenseCache
 from smollm3.infer.params import PUBLISHED, model_params
 from smollm3.infer.sampler import least_kept, sample, uniform
@@ -145,7 +145,7 @@ def test_cache_size_of_the_3b():
 # what ends an answer
 
 
-def test_stop_tokens(tiny, tokenizer, model, monkeypatch):
+def test_stop_tokens(tiny, tokenizer, model):
     first = tiny.generate([[9, 8]], SamplingParams(temperature=0, max_tokens=5))[0].ids
     ending = Engine(model, tokenizer)
     ending.stop_ids = frozenset([first[2]])
@@ -154,6 +154,7 @@ def test_stop_tokens(tiny, tokenizer, model, monkeypatch):
     assert answer.ids == first[: first.index(first[2]) + 1]
     assert len(answer.logprobs) == len(answer.ids)
     assert answer.text == tokenizer.decode(answer.ids[:-1], skip_special=True)
+    assert "".join(ending.stream([9, 8], GREEDY)) == answer.text
     assert tiny.stop_ids == {*tokenizer.stop_ids, tokenizer.end_of_text_id}
 
 
@@ -351,6 +352,12 @@ def test_filters():
     assert one(probs, temperature=0.1, min_p=0.2) == {1}
     assert one(probs, temperature=1e-30) == {1}
     assert one([0.0, 0.5, 0.5]) == {1, 2}
+
+
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (1 - 2**-32, 2)])
+def test_the_ends_of_the_distribution(monkeypatch, number, token):
+    monkeypatch.setattr(sampler, "uniform", lambda seed, position: number)
+    assert one([0.0, 0.5, 0.5, 0.0]) == {token}
 
 
 @settings(max_examples=40, deadline=None)

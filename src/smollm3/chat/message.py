@@ -8,10 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call of a tool. The model does not write `id`; who serves the call gives it one."""
+    """One call of a tool. The model does not write `id`; who serves the call gives it one.
+
+    arguments: by name; or, where the model wrote no valid JSON object (it was cut off, say), the
+    text that it wrote.
+    """
 
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] | str
     id: str | None = None
 
 
@@ -20,7 +24,8 @@ class Message:
     """One turn. Rendering and parsing are inverse for messages in normal form:
 
     `content` and `reasoning` neither begin nor end with a newline, `reasoning` is None rather than
-    empty, and neither spells the tags around reasoning and calls.
+    empty, neither spells the tags around reasoning and calls, and `content` leaves no code fence
+    open in front of calls.
     """
 
     role: str

@@ -1,95 +1,436 @@
-"""From what a model wrote in its turn to a message: reasoning, content, tool calls."""
+"""From what a model writes in its turn to a message: reasoning, content, tool calls.
+
+There is one parser, fed in pieces; `parse` feeds it all at once. What the pieces are never changes
+what is read, so every decision waits until the text that decides it is there.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from smollm3.chat.message import Message, ToolCall
 
-_THINK = re.compile(r"\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
-_JSON = json.JSONDecoder()
-_OPEN_CALL = re.compile(r"\s*(?={)")
-_END = re.compile(r"</tool_call>|(?=<tool_call>)|\Z")
-_CLOSE_CALL = re.compile(rf"\s*(?:{_END.pattern})")
+
+@dataclass(frozen=True)
+class Reasoning:
+    """More of what the model thinks."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """More of what the model says."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """The model begins to call the tool `name`; its calls are counted from 0."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """More of the JSON text of the arguments of call `index`."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    """Call `index` is complete."""
+
+    index: int
+    call: ToolCall
+
+
+Event = Reasoning | Content | CallStart | CallArguments | CallEnd
+
+_BLANKS = re.compile(r"\s*")
+_EDGE = re.compile("</?tool_call>")
+# What begins a call whose arguments can be passed on as they come.
+_HEAD = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{\s*["}])', re.DOTALL
+)
+_OUTSIDE_STRING = re.compile(r'[^"{}\[\]<A-Za-z]+|[A-Za-z]+|["{}\[\]<]')
+_IN_STRING = re.compile(r'[^"\\\x00-\x1f]+|\\.|["\\\x00-\x1f]', re.DOTALL)
+# Models mix Python into JSON; line ends in strings are the other frequent slip.
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_FENCE_OPENS = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})")
+_FENCE_CLOSES = re.compile(r" {0,3}(`{3,}|~{3,})\s*$")
+_FENCE_LINE = 120  # characters of a line that can make it one that opens or closes a fence
 
 
 def parse(text: str, *, xml: bool = True, python: bool = False) -> Message:
-    """Read the text of an assistant's turn, from after its header to before its stop token.
+    """The message in the text of an assistant's turn, from after its header to before its stop
+    token. See `StreamParser`."""
+    parser = StreamParser(xml=xml, python=python)
+    parser.feed(text)
+    parser.finish()
+    return parser.message
+
+
+class StreamParser:
+    """Reads an assistant's turn in pieces of any size.
 
     A reasoning block comes first, closed or not; what it says is never a call. Then calls are
     looked for in the styles that were offered: `xml` `<tool_call>{"name", "arguments"}</tool_call>`
     (JSON, or a Python dict), `python` `<code>...</code>`, a call of the tool `python` with
-    {"code": ...}. A block may be unclosed. A block that is no call stays in the content.
+    {"code": ...}. Their last tag may be missing. What stands in a Markdown code fence or behind a
+    backtick is a quote, and what turns out to be no call stays in the content.
+
+    The texts of the events add up to `message`, and the texts of a call's arguments to their JSON;
+    newlines at the ends of reasoning and content are left out, and no part of a tag is shown.
+    Python dicts come in one piece.
     """
-    reasoning = None
-    if think := _THINK.match(text):
-        reasoning = think[1].strip("\n") or None
-        text = text[think.end() :]
-    openings = [tag for tag, offered in (("<tool_call>", xml), ("<code>", python)) if offered]
-    content, calls, position = "", [], 0
-    while opening := _first(text, openings, position):
-        begin, tag = opening
-        content += text[position:begin]
-        position = begin + len(tag)
-        found = (_xml_call if tag == "<tool_call>" else _python_call)(text, position)
-        if found:
-            call, position = found
-            calls.append(call)
+
+    def __init__(self, *, xml: bool = True, python: bool = False) -> None:
+        self._tags = ("<tool_call>",) * xml + ("<code>",) * python
+        self._buffer = ""
+        self._at = 0  # what lies before it in the buffer is done with
+        self._final = False
+        self._state: Callable[[], bool] = self._begin
+        self._reasoning = _Trimmed()
+        self._content = _Trimmed()
+        self._quotes = _Quotes()
+        self._calls: list[ToolCall] = []
+        self._name = ""
+        self._arguments: list[str] = []
+        self._code = _Trimmed()
+        self._depth = 0  # of brackets
+        self._in_string = False
+        self._events: list[Event] = []
+
+    @property
+    def message(self) -> Message:
+        """What has been read so far."""
+        calls = tuple(self._calls)
+        return Message("assistant", self._content.text, self._reasoning.text or None, calls)
+
+    def feed(self, text: str) -> list[Event]:
+        """Read on; what can be told now."""
+        self._buffer = self._buffer[self._at :] + text
+        self._at = 0
+        while self._state():
+            pass
+        events, self._events = self._events, []
+        return events
+
+    def finish(self) -> list[Event]:
+        """The turn is over; what was held back."""
+        self._final = True
+        return self.feed("")
+
+    # Each state reads on from `_at`; False means that it waits for more text, or nothing is left.
+
+    def _begin(self) -> bool:
+        begin = self._after_blanks()
+        if self._may_become("<think>", begin):
+            return False
+        if self._buffer.startswith("<think>", begin):
+            self._at = begin + len("<think>")
+            self._state = self._think
         else:
-            content += tag
-    content += text[position:]
-    return Message("assistant", content.strip("\n"), reasoning, tuple(calls))
+            self._state = self._say
+        return True
 
+    def _think(self) -> bool:
+        text, tag = self._take(("</think>",))
+        self._tell(Reasoning(self._reasoning.add(text)))
+        if tag:
+            self._state = self._say
+        return bool(tag)
 
-def _first(text: str, tags: list[str], position: int) -> tuple[int, str] | None:
-    """Where the first of the tags begins, and which it is."""
-    found = [(begin, tag) for tag in tags if (begin := text.find(tag, position)) >= 0]
-    return min(found, default=None)
+    def _say(self) -> bool:
+        text, tag = self._take(self._tags)
+        self._add_content(text)
+        if tag and self._quotes.quoted:
+            self._add_content(tag)
+        elif tag:
+            self._state = self._begin_call if tag == "<tool_call>" else self._begin_code
+        return bool(tag)
 
+    def _begin_call(self) -> bool:
+        edge = _EDGE.search(self._buffer, self._at)
+        end = edge.start() if edge else len(self._buffer)
+        if (name := self._head(end)) is not None:
+            self._start_call(name)
+            self._depth = 1  # the object of name and arguments is open
+            self._state = self._read_arguments
+            return True
+        body = self._buffer[self._at : end].strip()
+        if not edge and not self._final and body[:1] in ("", "{"):
+            return False
+        if call := _read_call(body):
+            name, arguments = call
+            self._start_call(name)
+            self._add_arguments(arguments)
+            self._end_call()
+            self._at = end
+            self._state = self._close
+        else:
+            self._add_content("<tool_call>")
+            self._state = self._say
+        return True
 
-def _xml_call(text: str, begin: int) -> tuple[ToolCall, int] | None:
-    """The call written at `begin` and where its block ends."""
-    opening = _OPEN_CALL.match(text, begin)
-    if not opening:
-        return None
-    begin = opening.end()
-    try:
-        # Not up to the next closing tag: an argument may quote one.
-        value, end = _JSON.raw_decode(text, begin)
-        closed = _CLOSE_CALL.match(text, end)
-    except (ValueError, RecursionError):
-        closed = None
-    if closed:
-        end = closed.end()
-    else:
-        edge = next(_END.finditer(text, begin))  # matches at the latest at the text's end
-        end = edge.end()
+    def _head(self, end: int) -> str | None:
+        """The name in front of an object of arguments, which is then next."""
+        head = _HEAD.match(self._buffer, self._at, end)
         try:
-            value = ast.literal_eval(text[begin : edge.start()].strip())
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            name: str | None = json.loads(head[1]) if head else None
+        except ValueError:
             return None
-    call = _tool_call(value)
-    return (call, end) if call else None
+        if head:
+            self._at = head.end()
+        return name
+
+    def _read_arguments(self) -> bool:
+        text, ended = self._scan(to_depth=1)
+        self._add_arguments(text)
+        if ended:
+            self._end_call()
+            self._state = self._leave_object
+        return ended
+
+    def _leave_object(self) -> bool:
+        begin = self._after_blanks()
+        if begin == len(self._buffer) and not self._final:
+            return False
+        following = self._buffer[begin : begin + 1]
+        self._at = begin + (following == "}")
+        self._state = self._skip_members if following == "," else self._close
+        return True
+
+    def _skip_members(self) -> bool:
+        """What else the object of a call says, such as an id."""
+        _, ended = self._scan(to_depth=0)
+        if ended:
+            self._state = self._close
+        return ended
+
+    def _close(self) -> bool:
+        begin = self._after_blanks()
+        if self._may_become("</tool_call>", begin):
+            return False
+        closed = self._buffer.startswith("</tool_call>", begin)
+        self._at = begin + closed * len("</tool_call>")
+        self._state = self._say
+        return True
+
+    def _begin_code(self) -> bool:
+        begin = self._after_blanks()
+        if self._may_become("</code>", begin):
+            return False
+        if begin == len(self._buffer) or self._buffer.startswith("</code>", begin):
+            self._add_content("<code>")
+            self._state = self._say
+        else:
+            self._start_call("python")
+            self._add_arguments('{"code": "')
+            self._code = _Trimmed()
+            self._state = self._read_code
+        return True
+
+    def _read_code(self) -> bool:
+        text, tag = self._take(("</code>",))
+        self._add_arguments(json.dumps(self._code.add(text), ensure_ascii=False)[1:-1])
+        ended = bool(tag) or self._final
+        if ended:
+            self._add_arguments('"}')
+            self._end_call()
+            self._state = self._say
+        return ended
+
+    # Reading
+
+    def _after_blanks(self) -> int:
+        """Where the next character that is not white space is."""
+        blanks = _BLANKS.match(self._buffer, self._at)
+        assert blanks
+        return blanks.end()
+
+    def _may_become(self, tag: str, at: int) -> bool:
+        """Whether more text could complete the tag at `at`."""
+        rest = self._buffer[at : at + len(tag)]
+        return not self._final and rest != tag and tag.startswith(rest)
+
+    def _take(self, tags: tuple[str, ...]) -> tuple[str, str]:
+        """The text in front of the first of the tags, and that tag; without one, the text as far
+        as it cannot be part of one."""
+        begin = self._at
+        found = _any(tags).search(self._buffer, begin)
+        if found:
+            self._at = found.end()
+            return self._buffer[begin : found.start()], found[0]
+        self._at = len(self._buffer)
+        longest = max(map(len, tags), default=0)
+        for at in range(max(begin, self._at - longest + 1), self._at):
+            if any(self._may_become(tag, at) for tag in tags):
+                self._at = at
+                break
+        return self._buffer[begin : self._at], ""
+
+    def _scan(self, to_depth: int) -> tuple[str, bool]:
+        """JSON up to the bracket that closes this depth, or to where it cannot go on, as far as it
+        is there; and whether it ended."""
+        parts: list[str] = []
+        while self._at < len(self._buffer):
+            token = (_IN_STRING if self._in_string else _OUTSIDE_STRING).match(
+                self._buffer, self._at
+            )
+            assert token  # the patterns match any character
+            part = token[0]
+            cut = part == "\\" if self._in_string else part[0].isalpha()
+            if cut and token.end() == len(self._buffer) and not self._final:
+                break
+            if part == "<" and not self._in_string:
+                return "".join(parts), True
+            self._at = token.end()
+            parts.append(self._json_part(part))
+            if self._depth == to_depth:
+                return "".join(parts), True
+        return "".join(parts), self._final
+
+    def _json_part(self, part: str) -> str:
+        if self._in_string:
+            self._in_string = part != '"'
+            return json.dumps(part)[1:-1] if part < " " else part
+        self._in_string = part == '"'
+        self._depth += (part in "{[") - (part in "}]")
+        return _PYTHON_WORDS.get(part, part)
+
+    # Telling
+
+    def _tell(self, event: Event) -> None:
+        if not isinstance(event, Reasoning | Content | CallArguments) or event.text:
+            self._events.append(event)
+
+    def _add_content(self, text: str) -> None:
+        self._quotes.read(text)
+        self._tell(Content(self._content.add(text)))
+
+    def _start_call(self, name: str) -> None:
+        self._name = name
+        self._arguments = []
+        self._tell(CallStart(len(self._calls), name))
+
+    def _add_arguments(self, text: str) -> None:
+        self._arguments.append(text)
+        self._tell(CallArguments(len(self._calls), text))
+
+    def _end_call(self) -> None:
+        text = "".join(self._arguments)
+        arguments = _json_object(text)
+        call = ToolCall(self._name, text if arguments is None else arguments)
+        self._tell(CallEnd(len(self._calls), call))
+        self._calls.append(call)
+        self._quotes = _Quotes()
 
 
-def _tool_call(value: Any) -> ToolCall | None:
+class _Trimmed:
+    """A text that comes in pieces, without the newlines at its ends."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._newlines = 0  # read, but perhaps at the end
+
+    def add(self, text: str) -> str:
+        """What of the text can be shown now."""
+        if not self._shown:
+            text = text.lstrip("\n")
+        body = text.rstrip("\n")
+        shown = "\n" * self._newlines + body if body else ""
+        self._newlines = len(text) - len(body) + (0 if body else self._newlines)
+        if shown:
+            self._shown.append(shown)
+        return shown
+
+    @property
+    def text(self) -> str:
+        return "".join(self._shown)
+
+
+class _Quotes:
+    """Whether what comes next is quoted: in a Markdown code fence, or right behind a backtick."""
+
+    def __init__(self) -> None:
+        self._fence = ""  # what opened the one we are in
+        self._line = ""  # how the current line begins
+        self._backtick = False
+
+    def read(self, text: str) -> None:
+        *ended, line = text.split("\n")
+        for end in ended:
+            self._end_line((self._line + end)[:_FENCE_LINE])
+            self._line = ""
+        self._line = (self._line + line)[:_FENCE_LINE]
+        if text:
+            self._backtick = text[-1] == "`"
+
+    def _end_line(self, line: str) -> None:
+        if not self._fence:
+            opens = _FENCE_OPENS.match(line)
+            self._fence = opens[1] if opens else ""
+        elif (closes := _FENCE_CLOSES.match(line)) and closes[1].startswith(self._fence):
+            self._fence = ""
+
+    @property
+    def quoted(self) -> bool:
+        return bool(self._fence or self._backtick or _FENCE.match(self._line))
+
+
+@cache
+def _any(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(tags) or "(?!)")
+
+
+def _read_call(body: str) -> tuple[str, str] | None:
+    """Name and arguments (JSON) of a whole call as JSON, or as a Python dict."""
+    if not (body.startswith("{") and body.endswith("}")):
+        return None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = _python_literal(body)
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get("arguments", {})
+    arguments = value.get("arguments")
+    if isinstance(arguments, str):
+        return value["name"], arguments
     try:
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments)
-        json.dumps(arguments, allow_nan=False)  # a Python literal can hold sets, bytes, 1e999
-    except (ValueError, TypeError, RecursionError):
+        text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError):  # a Python literal can hold sets and bytes
         return None
-    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
+    return None if _json_object(text) is None else (value["name"], text)
 
 
-def _python_call(text: str, begin: int) -> tuple[ToolCall, int] | None:
-    code, tag, _ = text[begin:].partition("</code>")
-    if not code.strip():
+def _python_literal(text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of odd escapes
+            return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-    return ToolCall("python", {"code": code.strip("\n")}), begin + len(code) + len(tag)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The object, if it is one that can be passed on: no NaN, infinities or lone surrogates."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

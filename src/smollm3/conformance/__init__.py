@@ -8,7 +8,7 @@ Other programs are checked by subclassing `Target` and handing it to `check`.
 
 from smollm3.conformance.kit import make_kit
 from smollm3.conformance.result import Report, Row
-from smollm3.conformance.run import TARGETS, check, run
+from smollm3.conformance.run import TARGETS, check, make, run
 from smollm3.conformance.target import Answer, Broken, Target, Tokens, Unsupported
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Tokens",
     "Unsupported",
     "check",
+    "make",
     "make_kit",
     "run",
 ]

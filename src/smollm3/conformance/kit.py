@@ -130,8 +130,8 @@ class Kit:
 
     @cached_property
     def long(self) -> list[list[int]]:
-        """Prompts of 600 and 900 tokens: beyond the length that YaRN starts from."""
-        return [self._ids[:600], self._ids[55:955]]
+        """A prompt beyond the 512 tokens that YaRN starts from."""
+        return [self._ids[55:755]]
 
     @cached_property
     def _ids(self) -> list[int]:

@@ -66,7 +66,8 @@ class Reference:
         """Whether some other matrix makes the measured logits out of the right hidden states.
 
         Log-probabilities are logits less a number a row, so both sides are centred by row; a fit
-        means something only where there are more positions than channels.
+        means something only where there are more positions than channels. (The driver is one for
+        matrices without full rank: the kit leaves channels free.)
         """
         model = self.kit.models[weights]
         told = torch.cat([m.logprobs for m in measured])
@@ -76,7 +77,7 @@ class Reference:
             states = [model.hidden(torch.tensor([m.ids]))[0, -len(m.logprobs) :] for m in measured]
         h_NE, centred_NV = torch.cat(states).double(), told.double()
         centred_NV -= centred_NV.mean(1, keepdim=True)
-        fit_NV = h_NE @ torch.linalg.lstsq(h_NE, centred_NV).solution
+        fit_NV = h_NE @ torch.linalg.lstsq(h_NE, centred_NV, driver="gelsd").solution
         return float((fit_NV - centred_NV).std() / centred_NV.std()) < 0.01
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,9 +42,25 @@ def run(
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary) / "kit"
         if keep or not is_url:
-            kit.write(folder, gguf=TARGETS.get(target) is LlamaCpp)
+            write_kit(kit, folder, gguf=TARGETS.get(target) is LlamaCpp)
         implementation = Server(target, kit.tokenizer) if is_url else TARGETS[target](folder)
         return check(implementation, kit, on_row)
+
+
+def write_kit(kit: Kit, folder: Path, gguf: bool) -> None:
+    """`Kit.write`, but never over a folder that holds anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder")
+    ours = {"plain", "yarn", "plain.gguf", "yarn.gguf"}
+    if folder.exists() and {path.name for path in folder.iterdir()} - ours:
+        raise UserError(f"{folder}: holds other files; give a new or empty folder")
+    kit.write(folder, gguf)
+
+
+def make(folder: Path) -> None:
+    """Write the kit for a server that is to be checked: serve `folder`/plain, or plain.gguf (where
+    the package gguf is installed), and run the kit on its URL."""
+    write_kit(make_kit(), folder, gguf=importlib.util.find_spec("gguf") is not None)
 
 
 def check(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,17 @@ from smollm3.tokenizer import Tokenizer
 
 TIMEOUT = 60  # seconds for one request
 # As many of the likeliest tokens as a server will tell: llama.cpp all, vLLM 20, OpenAI 5.
-TOP = (CONFIG.vocab_size, 20, 5)
+TOPS = (CONFIG.vocab_size, 20, 5)
 ROUNDED = 0.25  # servers compute in bfloat16, which with the kit's weights is off by up to 0.2
+NO_THINK = {"chat_template_kwargs": {"enable_thinking": False}}
 Json = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """A new token and log-probabilities of the likeliest; None: a text that names no token."""
+
+    chosen: int | None
+    logprobs: dict[int | None, float]
 
 
 class Server(Target):
@@ -41,7 +49,7 @@ class Server(Target):
         self.tolerance = tolerance
         self._url = url.rstrip("/").removesuffix("/v1")
         self._tokenizer = tokenizer
-        self._top = list(TOP)
+        self._tops: tuple[int, ...] = TOPS
         spelled = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
         self._ids = {text: i for i, text in enumerate(spelled) if spelled.count(text) == 1}
         try:
@@ -96,62 +104,65 @@ class Server(Target):
 
     # Numbers
 
-    def _complete(self, ids: Ids, n: int) -> Json:
-        """One greedy completion with log-probabilities, as many as the server tells."""
-        body = {"prompt": ids, "max_tokens": n, "temperature": 0, "cache_prompt": False}
-        while True:
+    def _complete(self, ids: Ids, n: int) -> list[Step]:
+        """The steps of a greedy completion, with as many log-probabilities as the server tells."""
+        body = {"prompt": ids, "max_tokens": n, "temperature": 0}
+        refusal = Unsupported()
+        for top in self._tops:
             try:
-                return self._request("/v1/completions", {**body, "logprobs": self._top[0]})
-            except Unsupported:
-                if len(self._top) == 1:
-                    raise
-            self._top.pop(0)
+                told = self._request("/v1/completions", {**body, "logprobs": top})
+            except Unsupported as e:
+                refusal = e
+            else:
+                self._tops = (top,)
+                return self._steps(_choice(told))
+        raise refusal
+
+    def _steps(self, choice: Json) -> list[Step]:
+        """Two forms are common: OpenAI's for completions, with texts, and that for chats, to
+        which llama.cpp adds ids. Texts of several tokens (parts of characters) are left out."""
+        told = choice.get("logprobs")
+        if not told:
+            raise Unsupported("/v1/completions: tells no logprobs")
+        try:
+            if "content" in told:
+                return [
+                    Step(
+                        self._id(step),
+                        {self._id(top): top["logprob"] for top in (step, *step["top_logprobs"])},
+                    )
+                    for step in told["content"]
+                ]
+            return [
+                Step(
+                    self._ids.get(text),
+                    {self._ids.get(t): p for t, p in {**(tops or {}), text: own}.items()},
+                )
+                for text, own, tops in zip(
+                    told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
+                )
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise Broken(f"/v1/completions: logprobs in no known form ({e!r})") from None
+
+    def _id(self, told: Json) -> int | None:
+        found: int | None = told.get("id", self._ids.get(told["token"]))
+        return found
 
     def logprobs(self, weights: Weights, ids: Ids) -> Tensor:
         if weights != "plain":
             raise Unsupported("a server has one model, the plain one")
-        [step] = self._steps(self._complete(ids, 1))[:1]
         told_1V = torch.full((1, CONFIG.vocab_size), float("nan"))
-        for token, logprob in step.items():
-            told_1V[0, token] = logprob
+        for step in self._complete(ids, 1)[:1]:
+            for token, logprob in step.logprobs.items():
+                if token is not None:
+                    told_1V[0, token] = logprob
         return told_1V
-
-    def _steps(self, completion: Json) -> list[dict[int, float]]:
-        """Of each new token: id -> log-probability of the likeliest tokens, itself first.
-
-        Two forms are common: OpenAI's for completions, with texts, and that for chats, to which
-        llama.cpp adds ids. Texts of several tokens (halves of characters) are left out.
-        """
-        try:
-            told = completion["choices"][0].get("logprobs")
-            if not told:
-                raise Unsupported("/v1/completions: tells no logprobs")
-            if "content" in told:
-                return [
-                    {
-                        i: top["logprob"]
-                        for top in (step, *step["top_logprobs"])
-                        if (i := top.get("id", self._ids.get(top["token"]))) is not None
-                    }
-                    for step in told["content"]
-                ]
-            return [
-                {
-                    self._ids[text]: logprob
-                    for text, logprob in [(chosen, own), *(top or {}).items()]
-                    if text in self._ids
-                }
-                for chosen, own, top in zip(
-                    told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
-                )
-            ]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
-            raise Broken(f"/v1/completions: logprobs in no known form ({e!r})") from None
 
     def greedy(self, prompts: Sequence[Ids], n: int) -> list[Ids]:
         with ThreadPoolExecutor(len(prompts)) as pool:
-            completions = pool.map(lambda ids: self._complete(ids, n), prompts)
-            return [[next(iter(step), -1) for step in self._steps(c)] for c in completions]
+            rows = pool.map(lambda ids: [s.chosen for s in self._complete(ids, n)], prompts)
+        return [[token for token in row if token is not None] for row in rows]
 
     # Texts
 
@@ -174,7 +185,7 @@ class Server(Target):
         return {
             "messages": list(case.messages),
             **({"tools": list(case.tools)} if case.tools else {}),
-            "chat_template_kwargs": {"enable_thinking": case.enable_thinking},
+            **({} if case.enable_thinking else NO_THINK),
             "temperature": 0,
         }
 

@@ -234,7 +234,7 @@ class Engine:
                     last = running.pop()
                     if row < len(running):
                         running[row] = last
-                        cache.move(len(running), row, len(last.ids))
+                        cache.move(len(running), row, len(last.ids) - 1)
             if not running:
                 return
             logits_BV = self._decode(cache, running)

@@ -63,6 +63,8 @@ class RunConsole:
         self.stage, self.what = name, ""
         self.logged = time.monotonic()
         self.task = self.bar.add_task("starting", stage=name, detail="", total=1)
+        if not self.console.is_terminal:
+            self._print(f"> {name}")
 
     def _progress(self, what: str, done: float, of: float, detail: str) -> None:
         assert self.task is not None

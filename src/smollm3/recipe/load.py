@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from smollm3.checkpoint.export import check_format
 from smollm3.errors import UserError
 from smollm3.eval import check_claims
 from smollm3.eval.spec import EvalStage
 from smollm3.recipe import yaml
 from smollm3.recipe.graph import model_parents, tokenizer_of
-from smollm3.recipe.schema import MergeStage, Recipe, TokenizerStage
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
 from smollm3.train.spec import TrainStage
 
 RESERVED = {"data"}  # a stage's folder lies beside these
@@ -190,6 +191,8 @@ def _problems(recipe: Recipe) -> Iterable[tuple[yaml.Path, str]]:
         yield from _source_problems(recipe, at, stage)
         if isinstance(stage, TrainStage):
             yield from _train_problems(recipe, at, stage, parents[name], earlier)
+        if isinstance(stage, ExportStage):
+            yield from _export_problems(at, stage)
         if isinstance(stage, TokenizerStage):
             if (stage.vocab is None) == (stage.from_ is None):
                 yield at, "give either vocab and mixture, or from"
@@ -211,6 +214,16 @@ def _source_problems(recipe: Recipe, at: yaml.Path, stage: Any) -> Iterable[tupl
             check_claims(stage, list(recipe.stages), formats)
         except UserError as e:
             yield (*at, "claims"), str(e)
+
+
+def _export_problems(at: yaml.Path, stage: ExportStage) -> Iterable[tuple[yaml.Path, str]]:
+    for i, to in enumerate(stage.to):
+        try:
+            check_format(to)
+        except UserError as e:
+            yield (*at, "to", i), str(e)
+        if to.startswith("hub:"):
+            yield (*at, "to", i), "a run does not upload; use `smollm3 export RUN --to hub:...`"
 
 
 def _train_problems(

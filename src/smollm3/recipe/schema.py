@@ -73,12 +73,11 @@ class MergeStage(Spec):
 
 
 class ExportStage(Spec):
-    """Writes a model in the formats that other programs read."""
+    """Writes a model in formats that other programs read: hf:bfloat16, gguf:q8_0, mlx:4bit ..."""
 
     kind: Literal["export"]
     from_: str | None = Field(default=None, alias="from")
-    to: list[Literal["hf"]] = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    to: list[str] = Field(min_length=1)
 
 
 Stage = Annotated[

@@ -12,6 +12,7 @@ from typing import Any
 
 from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
+from smollm3.checkpoint.export import export
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
@@ -19,7 +20,7 @@ from smollm3.files import write_json
 from smollm3.model import ModelConfig
 from smollm3.recipe.graph import sources_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
-from smollm3.report import write_model_card
+from smollm3.report import model_card
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
 from smollm3.train import Followers, TrainJob, save_optimizer
 from smollm3.train.spec import TrainStage
@@ -236,10 +237,11 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
 def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
     parent = inputs.parent
     assert parent is not None
+    card = model_card(inputs.recipe.name, inputs.lineage)
 
     def save(out: Path) -> None:
-        model, tokenizer = checkpoint.load_model(parent), checkpoint.load_tokenizer(parent)
-        checkpoint.save_model(model, tokenizer, out / "hf", dtype=stage.dtype)
-        write_model_card(out / "hf", inputs.recipe.name, inputs.lineage)
+        for to in stage.to:
+            name = to.replace(":", "-")
+            export(parent, to, out / (f"{name}.gguf" if to.startswith("gguf") else name), card=card)
 
-    return StageResult(save, metrics={"dtype": stage.dtype})
+    return StageResult(save, metrics={"formats": ", ".join(stage.to)})

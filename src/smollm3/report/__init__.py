@@ -1,6 +1,6 @@
 """What a run leaves for people to read: its HTML report and its model card."""
 
-from smollm3.report.card import write_model_card
+from smollm3.report.card import model_card
 from smollm3.report.html import write_report
 
-__all__ = ["write_model_card", "write_report"]
+__all__ = ["model_card", "write_report"]

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from smollm3.files import write_atomic
 
-
-def write_model_card(folder: Path, name: str, lineage: Sequence[dict[str, Any]]) -> None:
-    """Write folder/README.md: how to use the model, and the stages that it was made by.
+def model_card(name: str, lineage: Sequence[dict[str, Any]]) -> str:
+    """How to use the model, and the stages that it was made by.
 
     lineage: {"stage", "digest"} from the first ancestor to the model itself.
     """
     stages = "\n".join(f"| {step['stage']} | `{step['digest'][:12]}` |" for step in lineage)
-    write_atomic(
-        folder / "README.md",
-        f"""---
+    return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [smollm3]
@@ -47,5 +42,4 @@ print(tokenizer.decode(model.generate(**ids)[0]))
 | stage | checksum |
 | --- | --- |
 {stages}
-""",
-    )
+"""

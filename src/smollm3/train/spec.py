@@ -15,8 +15,9 @@ PREFERENCE_LOSSES = ("apo_zero", "apo_down", "dpo")
 class LearningRate(Spec):
     """One stage's own segment of the schedule: warm up, hold, decay.
 
-    warmup: steps of linear rise; the first has peak/warmup, the last the peak. decay: shape of the fall; decay_steps: how many of the
-    last steps it takes (absent: all after the warm-up). end: the last rate as a share of peak.
+    warmup: steps of linear rise; the first has peak/warmup, the last the peak. decay: shape of
+    the fall; decay_steps: how many of the last steps it takes (absent: all after the warm-up).
+    end: the last step's rate as a share of peak.
     WSD is three stages: warmup + none, none, linear. SFT's cosine_with_min_lr is cosine, end 0.1.
     """
 
