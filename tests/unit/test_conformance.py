@@ -7,13 +7,25 @@ import pytest
 import torch
 
 from smollm3.chat import ToolCall
-from smollm3.conformance import Answer, Broken, Report, Row, Target, Tokens, check, make_kit, run
+from smollm3.conformance import (
+    Answer,
+    Broken,
+    Report,
+    Row,
+    Target,
+    Tokens,
+    Unsupported,
+    check,
+    make_kit,
+    run,
+)
 from smollm3.conformance.cases import CASES
 from smollm3.conformance.kit import ANSWER, CONFIG, EXPECTED, TOOL, WEIGHTS, reshaped
 from smollm3.conformance.mistakes import BOS, MISTAKES, YARN_MISTAKES
 from smollm3.conformance.probes import run_probes
 from smollm3.conformance.reference import Measured, Reference
 from smollm3.conformance.result import STYLES
+from smollm3.conformance.server import Server
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams
 from smollm3.model import Transformer, nope_pattern
@@ -298,6 +310,96 @@ def test_text_of_a_template_is_compared(kit, reference):
 
     rows = rows_of(Unclosed(kit), reference)
     assert rows["template: think"].note.startswith("reads '\\n<|im_start|>user")
+
+
+# Servers
+
+
+class Scripted(Server):
+    """Answers /v1/completions and /v1/chat/completions with what it is given."""
+
+    def __init__(self, tokenizer, *answers):
+        self.answers = list(answers)
+        self.asked = []
+        super().__init__("http://nowhere/v1", tokenizer)
+
+    def _request(self, path, body=None):
+        if path not in ("/v1/completions", "/v1/chat/completions"):
+            raise Unsupported(f"{path}: HTTP 404")
+        self.asked.append(body)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def told(logprobs):
+    return {"choices": [{"logprobs": logprobs}]}
+
+
+def test_log_probs_in_both_forms_of_servers(kit):
+    decode, V = kit.tokenizer.decode, CONFIG.vocab_size
+    a, b = kit.short[0][:2]
+    texts = {
+        "tokens": [decode([a])],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{decode([b]): -1.5, "no token": -2.0}],
+    }
+    ids = {
+        "content": [
+            {
+                "token": "?",
+                "id": a,
+                "logprob": -0.5,
+                "top_logprobs": [{"token": decode([b]), "logprob": -1.5}],
+            }
+        ]
+    }
+    for form in (texts, ids):
+        server = Scripted(kit.tokenizer, Unsupported("at most 20"), told(form), told(form))
+        logprobs = server.logprobs("plain", [1, 2])
+        assert logprobs.shape == (1, V)
+        assert (logprobs[0, a], logprobs[0, b]) == (-0.5, -1.5)
+        assert int(logprobs.isnan().sum()) == V - 2
+        assert server.greedy([[1, 2]], 1) == [[a]]
+        # What was refused once is not asked again.
+        assert [body["logprobs"] for body in server.asked] == [V, 20, 20]
+
+
+def test_what_servers_do_not_offer(kit):
+    refusing = Scripted(kit.tokenizer, *[Unsupported("HTTP 404")] * 3)
+    with pytest.raises(Unsupported, match="HTTP 404"):
+        refusing.logprobs("plain", [1])
+    with pytest.raises(Unsupported, match="one model"):
+        refusing.logprobs("yarn", [1])
+    with pytest.raises(Unsupported, match="tells no logprobs"):
+        Scripted(kit.tokenizer, told(None)).logprobs("plain", [1])
+    with pytest.raises(Unsupported, match="prompt_tokens"):
+        Scripted(kit.tokenizer, {"choices": []}).encode("text")
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({}, "no choices"),
+        (told({"tokens": ["a"]}), "no known form"),
+        (told({"content": [{"id": 3}]}), "no known form"),
+        (told({"tokens": ["a"], "token_logprobs": [], "top_logprobs": []}), "no known form"),
+    ],
+)
+def test_answers_in_no_known_form(kit, answer, problem):
+    with pytest.raises(Broken, match=problem):
+        Scripted(kit.tokenizer, answer).logprobs("plain", [1])
+
+
+def test_modes_are_asked_for_as_servers_expect(kit):
+    server = Scripted(
+        kit.tokenizer, {"usage": {"prompt_tokens": 7}}, {"usage": {"prompt_tokens": 7}}
+    )
+    think, no_think = CASES[:2]
+    assert server.render(think) == server.render(no_think) == Tokens(count=7)
+    assert "chat_template_kwargs" not in server.asked[0]
+    assert server.asked[1]["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 # Reports and names

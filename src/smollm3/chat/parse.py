@@ -19,14 +19,14 @@ from smollm3.chat.message import Message, ToolCall
 
 
 @dataclass(frozen=True)
-class Reasoning:
+class ReasoningDelta:
     """More of what the model thinks."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Content:
+class ContentDelta:
     """More of what the model says."""
 
     text: str
@@ -41,7 +41,7 @@ class CallStart:
 
 
 @dataclass(frozen=True)
-class CallArguments:
+class ArgumentsDelta:
     """More of the JSON text of the arguments of call `index`."""
 
     index: int
@@ -56,7 +56,7 @@ class CallEnd:
     call: ToolCall
 
 
-Event = Reasoning | Content | CallStart | CallArguments | CallEnd
+Event = ReasoningDelta | ContentDelta | CallStart | ArgumentsDelta | CallEnd
 
 _BLANKS = re.compile(r"\s*")
 _EDGE = re.compile("</?tool_call>")
@@ -149,7 +149,7 @@ class StreamParser:
 
     def _think(self) -> bool:
         text, tag = self._take(("</think>",))
-        self._tell(Reasoning(self._reasoning.add(text)))
+        self._tell(ReasoningDelta(self._reasoning.add(text)))
         if tag:
             self._state = self._say
         return bool(tag)
@@ -315,12 +315,12 @@ class StreamParser:
     # Telling
 
     def _tell(self, event: Event) -> None:
-        if not isinstance(event, Reasoning | Content | CallArguments) or event.text:
+        if not isinstance(event, ReasoningDelta | ContentDelta | ArgumentsDelta) or event.text:
             self._events.append(event)
 
     def _add_content(self, text: str) -> None:
         self._quotes.read(text)
-        self._tell(Content(self._content.add(text)))
+        self._tell(ContentDelta(self._content.add(text)))
 
     def _start_call(self, name: str) -> None:
         self._name = name
@@ -329,7 +329,7 @@ class StreamParser:
 
     def _add_arguments(self, text: str) -> None:
         self._arguments.append(text)
-        self._tell(CallArguments(len(self._calls), text))
+        self._tell(ArgumentsDelta(len(self._calls), text))
 
     def _end_call(self) -> None:
         text = "".join(self._arguments)

@@ -1,0 +1,69 @@
+"""One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
+
+Each is (name, file of src/smollm3, what stands there, what it is broken into, the tests that
+should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+U, P, I = "tests/unit/test_", "tests/parity/test_", "tests/invariants/test_"  # noqa: E741
+MODEL = f"{P}transformers.py"
+RENDER = f"{U}chat_render.py"
+LOADER = f"{U}data_loader.py"
+LOSSES = f"{U}train_losses.py"
+
+MUTANTS = [
+    # the model
+    Mutant("NoPE inverted", "model/transformer.py", "if self.uses_rope:", "if not self.uses_rope:", MODEL),
+    Mutant("NoPE shifted by one", "model/config.py", "(i + 1) % nope_every != 0", "i % nope_every != 0", f"{U}model.py"),
+    Mutant("rotation backwards", "model/transformer.py", "torch.cat([-second, first], dim=-1)", "torch.cat([second, -first], dim=-1)", MODEL),
+    Mutant("interleaved rotation", "model/rope.py", "torch.cat([angles, angles], dim=-1)", "angles.repeat_interleave(2, -1)", MODEL),
+    Mutant("no YaRN attention factor", "model/rope.py", "0.1 * math.log(yarn.factor) + 1.0", "1.0", f"{P}yarn.py"),
+    Mutant("YaRN ramp upside down", "model/rope.py", "plain * (1 - slowed) + plain / yarn.factor * slowed", "plain * slowed + plain / yarn.factor * (1 - slowed)", f"{P}yarn.py"),
+    Mutant("mask off by one", "model/attention.py", ".tril()", ".tril(1)", MODEL),
+    Mutant("documents see each other", "model/attention.py", "same_BTT & lower_TT", "lower_TT", MODEL),
+    Mutant("norm without eps", "model/transformer.py", "x32_BTE.square().mean(-1, keepdim=True) + self.eps", "x32_BTE.square().mean(-1, keepdim=True)", f"{U}model.py"),
+    Mutant("gate and up swapped", "model/transformer.py", "F.silu(self.gate(x_BTE)) * self.up(x_BTE)", "F.silu(self.up(x_BTE)) * self.gate(x_BTE)", MODEL),
+    Mutant("residual init not scaled by depth", "model/transformer.py", "math.sqrt(2 * self.config.layers)", "1.0", f"{U}model.py"),
+    Mutant("published no_rope_layers read as NoPE flags", "checkpoint/config.py", "[int(flag) for flag in config.uses_rope]", "[int(not flag) for flag in config.uses_rope]", f"{U}checkpoint.py {MODEL}"),
+    # losses
+    Mutant("APO-zero pushes the rejected answer up", "train/losses.py", "torch.sigmoid(-chosen) + torch.sigmoid(rejected)", "torch.sigmoid(-chosen) + torch.sigmoid(-rejected)", LOSSES),
+    Mutant("APO-down without its margin", "train/losses.py", "torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)", "torch.sigmoid(chosen) + torch.sigmoid(rejected)", LOSSES),
+    Mutant("no reference model", "train/losses.py", "log_probs(model, h_BTE, batch).sum(-1) - reference_B", "log_probs(model, h_BTE, batch).sum(-1)", LOSSES),
+    Mutant("weights ignored", "train/losses.py", "weighted_N = -weights_N * ", "weighted_N = -1.0 * ", LOSSES),
+    # the loop
+    Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
+    Mutant("weight decay on embeddings", "train/optimizer.py", '{"params": [embedding], "weight_decay": 0.0}', '{"params": [embedding], "weight_decay": spec.weight_decay}', f"{U}train_optimizer.py"),
+    Mutant("no weight decay on norms", "train/optimizer.py", "list(named.values())", "[p for p in named.values() if p.ndim > 1]", f"{U}train_optimizer.py"),
+    Mutant("warm-up begins at zero", "train/schedule.py", "lr.peak * (step + 1) / lr.warmup", "lr.peak * step / lr.warmup", f"{U}train_schedule.py"),
+    Mutant("cosine ignores its end", "train/schedule.py", "lr.peak * (lr.end + (1 - lr.end) * share)", "lr.peak * share", f"{U}train_schedule.py"),
+    Mutant("clipping before the global mean", "train/loop.py", "min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight", "min(1.0, self.stage.clip / (grad_norm * weight + 1e-6)) / weight", f"{U}train_loop.py"),
+    Mutant("NaN updates the weights", "train/guard.py", "math.isfinite(loss) and math.isfinite(grad_norm)", "True", f"{U}train_guard.py"),
+    Mutant("damaged state used", "train/state.py", 'content["sha256"] != sha256_file(folder / TENSORS)', "False", f"{U}train_state.py"),
+    # data
+    Mutant("the next document's first token is trained", "data/loader.py", "trained[:, 1:] & (documents[:, 1:] == documents[:, :-1])", "trained[:, 1:]", LOADER),
+    Mutant("ranks get the same rows", "data/loader.py", "for r in (rank, rank + 1))", "for r in (0, 1))", I + "batches.py"),
+    Mutant("every epoch in the same order", "data/loader.py", '_order(self.rows, f"{self.seed}/{self.shard.name}/{epoch}")[place]', '_order(self.rows, f"{self.seed}/{self.shard.name}")[place]', LOADER),
+    Mutant("a row starts one token late", "data/loader.py", "offset = self.start + i * self.context", "offset = self.start + i * (self.context + 1)", LOADER),
+    Mutant("mixture drifts", "data/mixture.py", "samples[start - rank : stop - rank]", "samples[start - rank + 1 : stop - rank + 1]", f"{U}data_mixture.py"),
+    Mutant("worst fit", "data/packing.py", "room = amounts[at]", "room = amounts[-1]", f"{U}data_packing.py"),
+    # chat
+    Mutant("header trained", "chat/render.py", "prompt, _ = run(i, True)", "prompt, _ = run(i, False)", RENDER),
+    Mutant("stop token not trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt), stop.start()))", RENDER),
+    Mutant("system block left open", "chat/template.jinja", "{% endif %}\n<|im_end|>\n{% for message", "{% endif %}\n{% for message", RENDER),
+    Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),
+    # inference, merging
+    Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer.py"),
+    Mutant("merge weights not normalised", "merge.py", "weight / total)", "weight)", f"{U}merge.py"),
+    # the runner
+    Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
+]  # fmt: skip

@@ -1,0 +1,48 @@
+"""Every breakage of `mutants.py` must be noticed by the tests it names."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import smollm3
+
+from .mutants import MUTANTS
+
+SOURCE = Path(smollm3.__file__).parent
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_mutant_still_applies():
+    """Else the list rots: a rename would turn a breakage into nothing."""
+    assert len(MUTANTS) >= 20
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+    for mutant in MUTANTS:
+        text = (SOURCE / mutant.file).read_text()
+        assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places"
+        for test in mutant.tests.split():
+            assert (ROOT / test).exists(), f"{mutant.name}: no {test}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "_"))
+def test_mutant_dies(mutant, tmp_path):
+    copy = tmp_path / "smollm3"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / mutant.file
+    file.write_text(file.read_text().replace(mutant.old, mutant.new))
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *mutant.tests.split()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )  # fmt: skip
+    # 1: tests ran and some failed. An import error or an empty selection kills nothing.
+    assert process.returncode == 1, f"survived: {mutant}\n{process.stdout[-2000:]}"
+    assert "failed" in process.stdout
