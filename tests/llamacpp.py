@@ -141,8 +141,6 @@ class LlamaCpp:
         """`markup`: control tokens spelled in the text are recognised."""
         raw = text.encode()
         ids = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self.lib.llama_tokenize(
-            self.vocab, raw, len(raw), ids, len(ids), False, markup
-        )
+        count = self.lib.llama_tokenize(self.vocab, raw, len(raw), ids, len(ids), False, markup)
         assert count >= 0
         return list(ids[:count])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,7 +21,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
-from smollm3.chat.render import any_of
+from smollm3.chat.render import Piece, any_of
 from smollm3.errors import UserError
 from smollm3.files import read_json, sha256_json, write_atomic, write_json
 
@@ -275,19 +277,33 @@ class Tokenizer:
         """Ids and loss masks of a conversation; training sets `add_generation_prompt=False`.
 
         messages: {"role", "content", optional "reasoning_content", "tool_calls"} or Message.
-        Equal to transformers' ids where contents spell no control token, but that each answer is
-        encoded apart from its prompt, as at inference.
+        Contents never become control tokens, and each answer is encoded apart from its prompt, as
+        at inference. With `exact` the whole text is encoded as markup, as transformers does it.
         """
         rendering = self._renderer.render(messages, **options)
-        ids: list[int] = []
-        published: list[bool] = []
-        generated: list[bool] = []
-        pieces_ids = self._encode_pieces(rendering)
-        for piece, piece_ids in zip(rendering.pieces, pieces_ids, strict=True):
-            ids += piece_ids
-            published += [piece.published] * len(piece_ids)
-            generated += [piece.generated] * len(piece_ids)
-        return Rendered(ids, published, generated, rendering.problem)
+        pieces = rendering.pieces
+        if options.get("exact"):
+            ids, where = self._encode_whole(pieces)
+        else:
+            pieces_ids = self._encode_pieces(rendering)
+            ids = list(chain.from_iterable(pieces_ids))
+            where = [range(i, i + 1) for i, part in enumerate(pieces_ids) for _ in part]
+        return Rendered(
+            ids,
+            [any(pieces[i].published for i in touched) for touched in where],
+            [any(pieces[i].generated for i in touched) for touched in where],
+            rendering.problem,
+        )
+
+    def _encode_whole(self, pieces: Sequence[Piece]) -> tuple[list[int], list[range]]:
+        """Ids of the text of the pieces in one, and which pieces each touches."""
+        [encoding] = _encodings(self._markup.encode_batch, ["".join(p.text for p in pieces)])
+        ends = list(accumulate(len(piece.text) for piece in pieces))
+        where = [
+            range(bisect_right(ends, start), bisect_left(ends, end) + 1)
+            for start, end in encoding.offsets
+        ]
+        return encoding.ids, where
 
     def render_text(
         self, messages: Sequence[Mapping[str, Any] | Message], **options: Unpack[RenderOptions]
@@ -325,13 +341,18 @@ class Tokenizer:
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in _encodings(tokenizer.encode_batch_fast, texts)]
+
+
+def _encodings(
+    encode: Callable[..., list[tokenizers.Encoding]], texts: Sequence[str]
+) -> list[tokenizers.Encoding]:
     try:
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return encode(list(texts), add_special_tokens=False)
     except TypeError:
         raise UserError(
             "a text holds a lone surrogate, which is no character; mend the data"
         ) from None
-    return [encoding.ids for encoding in encodings]
 
 
 def _spelling(token: str | dict[str, Any]) -> str:

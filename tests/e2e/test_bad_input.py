@@ -85,7 +85,10 @@ stages:
 def test_continues_from_a_folder(smoke, tmp_path):
     recipe = tmp_path / "r.yaml"
     (tmp_path / "mine.jsonl").write_bytes(
-        b"".join(json.dumps({"text": f"My own line {i} about cats. " * 10}).encode() + b"\n" for i in range(60))
+        b"".join(
+            json.dumps({"text": f"My own line {i} about cats. " * 10}).encode() + b"\n"
+            for i in range(60)
+        )
         + b"not json\n\xff\xfe\n"
     )
     recipe.write_text(f"""
@@ -97,6 +100,8 @@ stages:
 """)  # fmt: skip
     process = cli("run", recipe, "--out", tmp_path / "out")
     assert process.returncode == 0, process.stderr
-    assert "2 documents skipped" in process.stdout or process.stdout.count("1 documents skipped") == 2
+    assert (
+        "2 documents skipped" in process.stdout or process.stdout.count("1 documents skipped") == 2
+    )
     rows = [json.loads(x) for x in (tmp_path / "out/more/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]

@@ -13,7 +13,15 @@ from .conftest import cli
 
 pytestmark = pytest.mark.xdist_group("smoke")
 # Roughly how long each stage of smoke works; the moment of the kill is drawn from it.
-SECONDS = {"tokenizer": 1.0, "stage1": 4.0, "sft": 4.0, "apo": 2.0, "final": 0.3, "card": 3.0, "export": 0.5}
+SECONDS = {
+    "tokenizer": 1.0,
+    "stage1": 4.0,
+    "sft": 4.0,
+    "apo": 2.0,
+    "final": 0.3,
+    "card": 3.0,
+    "export": 0.5,
+}
 
 
 def kill_in(stage, out, after):
@@ -36,7 +44,9 @@ def kill_in(stage, out, after):
 def followers_gone(out):
     """Whether no training process is left behind within a few seconds of its leader's death."""
     for _ in range(100):
-        found = subprocess.run(["pgrep", "-f", f"{out}/.rendezvous"], capture_output=True, check=False)
+        found = subprocess.run(
+            ["pgrep", "-f", f"{out}/.rendezvous"], capture_output=True, check=False
+        )
         if found.returncode:
             return True
         time.sleep(0.1)
@@ -49,7 +59,9 @@ def check(smoke, out, stages, times):
     rng = random.Random(seed)
     for stage in stages:
         for _ in range(times):
-            assert kill_in(stage, out, rng.uniform(0, SECONDS[stage])), "a follower outlived its leader"
+            assert kill_in(stage, out, rng.uniform(0, SECONDS[stage])), (
+                "a follower outlived its leader"
+            )
     process = cli("run", "smoke", "--out", out)
     assert process.returncode == 0, process.stderr
     compared = 0

@@ -31,7 +31,9 @@ def test_every_stage_left_what_it_should(smoke):
         assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
             f.name for f in (smoke / name).iterdir()
         }
-    steps = [json.loads(x)["step"] for x in (smoke / "stage1/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(x)["step"] for x in (smoke / "stage1/metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 31))
 
 
@@ -67,7 +69,9 @@ def test_transformers_loads_any_stage(smoke, stage):
 
     theirs = AutoModelForCausalLM.from_pretrained(smoke / stage, dtype=torch.float32)
     assert type(theirs).__name__ == "SmolLM3ForCausalLM"
-    ids = AutoTokenizer.from_pretrained(smoke / stage)("def main(): 12", return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(smoke / stage)("def main(): 12", return_tensors="pt")[
+        "input_ids"
+    ]
     ours = smollm3.load_model(smoke / stage)
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
@@ -77,7 +81,17 @@ def test_score_card(smoke):
     card = json.loads((smoke / "scorecard.json").read_text())
     assert len(card["claims"]) == 3
     for claim in card["claims"]:
-        assert {"claim", "metric", "value", "low", "high", "n", "baseline", "target", "holds"} <= set(claim)
+        assert {
+            "claim",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "n",
+            "baseline",
+            "target",
+            "holds",
+        } <= set(claim)
     assert "Training lowers the loss on maths" in (smoke.parent / "smoke.txt").read_text()
 
 
@@ -87,7 +101,9 @@ class Outside(HTMLParser):
         self.found = []
 
     def handle_starttag(self, tag, attrs):
-        self.found += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith(("#", "data:"))]
+        self.found += [
+            v for k, v in attrs if k in ("src", "href") and v and not v.startswith(("#", "data:"))
+        ]
 
 
 def test_report_stands_alone(smoke):
@@ -109,7 +125,16 @@ def test_chat_answers_in_both_modes(smoke, mode):
 
 @pytest.mark.parametrize("arguments", [(), ("--chat",), ("--chat", "--no-think")])
 def test_generate(smoke, arguments):
-    words = ("generate", smoke / "sft", "def f(", "--max-tokens", 8, "--temperature", 0.5, *arguments)
+    words = (
+        "generate",
+        smoke / "sft",
+        "def f(",
+        "--max-tokens",
+        8,
+        "--temperature",
+        0.5,
+        *arguments,
+    )
     first, second = cli(*words), cli(*words)
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout

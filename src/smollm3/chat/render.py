@@ -13,17 +13,19 @@ import datetime
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypedDict
 
+from smollm3.chat.history import Chat, Reads, as_given, is_history, normal, probe, rewrite
 from smollm3.chat.message import Message
-from smollm3.chat.template import SPARE, render_template
+from smollm3.chat.sandbox import render_apart
+from smollm3.chat.template import SPARE, is_ours, render_views
 from smollm3.errors import UserError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _SPARE = tuple(map(chr, SPARE))
 _Span = tuple[int, int]
-_Marked = tuple[str, list[_Span]]  # a text and the marked stretches in it
+_View = tuple[int, bool]  # a number of messages, and whether a generation prompt follows
 _SPARE_FOUND = re.compile(f"[{_SPARE[0]}-{_SPARE[-1]}]")
 
 
@@ -36,6 +38,7 @@ class RenderOptions(TypedDict, total=False):
     add_generation_prompt: bool
     custom_instructions: str | None
     date: datetime.date | None
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Renderer:
         named: Mapping[str, str],
     ) -> None:
         self.template = template
+        self._ours = is_ours(template)
         self._firsts = sorted({token[0] for token in control})
         self._special = any_of(token for token, special in control.items() if special)
         self._stop = any_of(stops)
@@ -97,6 +101,7 @@ class Renderer:
         add_generation_prompt: bool = True,
         custom_instructions: str | None = None,
         date: datetime.date | None = None,
+        exact: bool = False,
     ) -> Rendering:
         """Run the template over the messages.
 
@@ -104,12 +109,13 @@ class Renderer:
         enable_thinking: unless the system message says /think or /no_think.
         add_generation_prompt: end with an answer's header; then nothing counts as generated.
         custom_instructions: where there is no system message.
-        date: told to the model. If None ours tells none, and templates that do tell today's.
+        date: told to the model, by ours beside a cutoff. If None, other templates tell today's.
+        exact: what `transformers` renders. Messages reach the template as they are, and what they
+            spell like control tokens becomes some.
         """
         if not self.template:
             raise UserError("this model has no chat template (chat_template.jinja)")
-        chat = [_normal(index, message) for index, message in enumerate(messages)]
-        if not chat:
+        if not messages:
             raise UserError("a conversation needs at least one message")
         optional = {
             "xml_tools": _listed(tools),
@@ -118,39 +124,75 @@ class Renderer:
         }
         inputs = {key: value for key, value in optional.items() if value is not None}
         try:
+            chat = self._chat(messages, python=bool(inputs.get("python_tools")), exact=exact)
             start, end, *stand_ins = _unused([self.template, chat, inputs], len(self._firsts) + 2)
-            table = dict(zip(self._firsts, stand_ins, strict=True))
+            table = {} if exact else dict(zip(self._firsts, stand_ins, strict=True))
             chat, inputs = self._guard(chat, inputs, table)
         except RecursionError:
             raise UserError("messages or tools are nested too deeply") from None
-        fixed = {
+        variables = {
             **self._named,
             **inputs,
             "tools": inputs.get("xml_tools"),
             "documents": None,
             "enable_thinking": enable_thinking,
+            "messages": chat,
         }
 
-        def run(upto: int, prompt: bool) -> _Marked:
-            variables = {**fixed, "messages": chat[:upto], "add_generation_prompt": prompt}
-            marks = (start, end)
-            text = render_template(self.template, date=date, marks=marks, variables=variables)
-            return _unmark(text, start, end)
+        def run(*views: _View) -> list[str]:
+            return self._run(variables, views, date, (start, end))
 
-        text, published = run(len(chat), add_generation_prompt)
+        [marked] = run((len(chat), add_generation_prompt))
+        text, published = _unmark(marked, start, end)
         generated: list[_Span] = []
         problem = None
         if not add_generation_prompt:
             try:
-                generated = self._completions(text, chat, run)
+                generated = self._completions(text, chat, run, (start, end))
             except UserError as e:
                 problem = str(e)
         restore = {ord(stand_in): first for first, stand_in in table.items()}
         return Rendering(_cut(text, published, generated), restore, problem)
 
+    def _run(
+        self,
+        variables: dict[str, Any],
+        views: Sequence[_View],
+        date: datetime.date | None,
+        marks: tuple[str, str],
+    ) -> list[str]:
+        return (render_views if self._ours else render_apart)(
+            source=self.template,
+            date=date.isoformat() if date else None,
+            marks=marks,
+            variables=variables,
+            views=views,
+        )
+
+    @cached_property
+    def _reads(self) -> Reads:
+        """What the template prints of earlier turns."""
+
+        def run(chat: Chat) -> str:
+            variables = {**self._named, "messages": chat, "enable_thinking": True, "tools": None}
+            return "".join(self._run(variables, [(len(chat), False)], None, ("", "")))
+
+        return probe(run)
+
+    def _chat(
+        self, messages: Sequence[Mapping[str, Any] | Message], *, python: bool, exact: bool
+    ) -> Chat:
+        """The messages as the template gets them."""
+        if exact:
+            return [as_given(index, message) for index, message in enumerate(messages)]
+        chat = [normal(index, message) for index, message in enumerate(messages)]
+        if self._ours or not any(is_history(message) for message in chat):
+            return chat
+        return rewrite(chat, self._reads, python)
+
     def _guard(
-        self, chat: list[dict[str, Any]], inputs: dict[str, Any], stand_in: dict[str, str]
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        self, chat: Chat, inputs: dict[str, Any], stand_in: dict[str, str]
+    ) -> tuple[Chat, dict[str, Any]]:
         """The inputs with stand-ins: everywhere in what others say, and in what the assistant
         said where it spells a token with special=true."""
         table = str.maketrans(stand_in)
@@ -159,25 +201,28 @@ class Renderer:
             return text.translate(table)
 
         def assistant(text: str) -> str:
-            return self._special.sub(lambda m: stand_in[m[0][0]] + m[0][1:], text)
+            return self._special.sub(lambda m: stand_in.get(m[0][0], m[0][0]) + m[0][1:], text)
 
         chat = [
-            _map_strings(message, assistant if message["role"] == "assistant" else others)
+            _map_strings(message, assistant if message.get("role") == "assistant" else others)
             for message in chat
         ]
         return chat, _map_strings(inputs, others)
 
     def _completions(
-        self, text: str, chat: list[dict[str, Any]], run: Callable[[int, bool], _Marked]
+        self,
+        text: str,
+        chat: Chat,
+        run: Callable[..., list[str]],
+        marks: tuple[str, str],
     ) -> list[_Span]:
         """Where `text` holds what the model writes: what message i adds to the rendering of the
         messages before it with a generation prompt, to the end of the first stop token."""
+        turns = [i for i, message in enumerate(chat) if message.get("role") == "assistant"]
+        views = [view for i in turns for view in ((i, True), (i + 1, False))]
+        texts = [_unmark(view, *marks)[0] for view in run(*views)] if views else []
         spans = []
-        for i, message in enumerate(chat):
-            if message["role"] != "assistant":
-                continue
-            prompt, _ = run(i, True)
-            through = text if i + 1 == len(chat) else run(i + 1, False)[0]
+        for i, prompt, through in zip(turns, texts[::2], texts[1::2], strict=True):
             stop = self._stop.search(through, len(prompt))
             if not (text.startswith(through) and through.startswith(prompt) and stop):
                 raise UserError(
@@ -192,33 +237,6 @@ class Renderer:
 def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
     """Matches any of the tokens, the longer first; without tokens, nothing."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-
-
-def _normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
-    """A message as templates expect it: no None, content one string, reasoning under one name."""
-    if isinstance(message, Message):
-        message = message.to_dict()
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise UserError(
-            f"message {index}: must be a mapping with a role, one of {', '.join(ROLES)}"
-        )
-    normal = {key: value for key, value in message.items() if value is not None}
-    content = normal.get("content", "")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        content = "".join(_text_part(index, part) for part in content)
-    normal["content"] = _text_part(index, content)
-    for key in ("reasoning_content", "thinking", "reasoning"):
-        if key in normal:
-            normal["reasoning_content"] = normal[key]
-            break
-    return normal
-
-
-def _text_part(index: int, part: Any) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    if not isinstance(text, str):
-        raise UserError(f"message {index}: content must be a text or a list of text parts")
-    return text
 
 
 def _listed(tools: Sequence[Any] | None) -> Sequence[Any] | None:
@@ -260,7 +278,7 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     raise UserError(f"messages and tools must be JSON values, not {type(value).__name__}")
 
 
-def _unmark(text: str, start: str, end: str) -> _Marked:
+def _unmark(text: str, start: str, end: str) -> tuple[str, list[_Span]]:
     """The text without marks, and where the marked stretches lie in it."""
     plain: list[str] = []
     spans: list[_Span] = []

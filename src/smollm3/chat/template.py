@@ -1,12 +1,12 @@
-"""Chat templates: ours, and the sandbox in which any checkpoint's template runs."""
+"""Chat templates: ours, and the environment in which any checkpoint's template is rendered."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -19,12 +19,11 @@ import jinja2.sandbox
 
 from smollm3.errors import UserError
 
-# A template is someone else's code. A million tokens are about 4e6 characters.
-MAX_CHARACTERS = 64_000_000
-MAX_ITERATIONS = 1_000_000  # of all range() in one rendering together
+MAX_CHARACTERS = 64_000_000  # in one rendering; a million tokens are about 4e6 characters
 # Code points for marks and stand-ins: variation selectors. Unlike private-use code points they
 # survive repr(), with which the published template prints tools.
 SPARE = range(0xE0100, 0xE01F0)
+_HEADER = re.compile(r'(\{% set (name|maker|cutoff) = (none|"([^"\\]|\\.)*") %\}\n){3}', re.DOTALL)
 _NOT_ASCII = re.compile(f"[^\x00-\x7f{chr(SPARE[0])}-{chr(SPARE[-1])}]")
 
 
@@ -39,8 +38,12 @@ def default_template(
         f"{{% set {key} = {'none' if text is None else json.dumps(text, ensure_ascii=False)} %}}\n"
         for key, text in identity.items()
     ]
-    body = resources.files(__package__).joinpath("template.jinja").read_text(encoding="utf-8")
-    return "".join(lines) + body
+    return "".join(lines) + _body()
+
+
+@cache
+def _body() -> str:
+    return resources.files(__package__).joinpath("template.jinja").read_text(encoding="utf-8")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -97,44 +100,43 @@ def _compile(source: str) -> jinja2.Template:
         raise UserError(f"chat template, line {e.lineno}: {e.message}") from None
 
 
-def _bounded_range() -> Callable[..., range]:
-    left = MAX_ITERATIONS
-
-    def bounded(*arguments: int) -> range:
-        nonlocal left
-        result = range(*arguments)
-        left -= len(result)
-        if left < 0:
-            raise jinja2.TemplateError(f"more than {MAX_ITERATIONS:,} iterations")
-        return result
-
-    return bounded
+def is_ours(source: str) -> bool:
+    """Whether this is a `default_template`."""
+    header = _HEADER.match(source)
+    return header is not None and source[header.end() :] == _body()
 
 
-def render_template(
-    source: str, *, date: datetime.date | None, marks: tuple[str, str], variables: dict[str, Any]
-) -> str:
-    """The text of the template with these variables, `marks` around its generation blocks.
+def render_views(
+    source: str,
+    *,
+    date: str | None,
+    marks: Sequence[str],
+    variables: dict[str, Any],
+    views: Sequence[tuple[int, bool]],
+) -> list[str]:
+    """The texts of the template for the first n of variables["messages"], with or without a
+    generation prompt, for each of the views; `marks` stand around its generation blocks.
 
-    A template sees what `transformers` would give it. `date` is what `strftime_now` formats (today
-    if None) and, where given, the variable `date` of our template.
+    A template sees what `transformers` would give it. date: ISO; what `strftime_now` formats
+    (today if None) and, where given, the variable `date` of our template.
     """
     template = _compile(source)
-    now = date or datetime.datetime.now()
-    if date is not None:
-        variables = {**variables, "date": date.strftime("%d %B %Y")}
-    chunks, size = [], 0
-    try:
-        for chunk in template.generate(
-            **variables,
-            strftime_now=now.strftime,
-            range=_bounded_range(),
-            generation_marks=marks,
-        ):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_CHARACTERS:
-                raise jinja2.TemplateError(f"more than {MAX_CHARACTERS:,} characters")
-    except Exception as e:  # a template is a program: it can raise anything
-        raise UserError(f"chat template: {e or type(e).__name__}") from None
-    return "".join(chunks)
+    now = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
+    variables = {**variables, "strftime_now": now.strftime, "generation_marks": tuple(marks)}
+    if date:
+        variables["date"] = now.strftime("%d %B %Y")
+    left = MAX_CHARACTERS
+    texts = []
+    for upto, prompt in views:
+        chunks = []
+        view = {"messages": variables["messages"][:upto], "add_generation_prompt": prompt}
+        try:
+            for chunk in template.generate(**(variables | view)):
+                chunks.append(chunk)
+                left -= len(chunk)
+                if left < 0:
+                    raise jinja2.TemplateError(f"more than {MAX_CHARACTERS:,} characters")
+            texts.append("".join(chunks))
+        except Exception as e:  # a template is a program: it can raise anything
+            raise UserError(f"chat template: {e or type(e).__name__}") from None
+    return texts

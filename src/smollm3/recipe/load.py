@@ -15,7 +15,7 @@ from smollm3.errors import UserError
 from smollm3.eval import check_claims
 from smollm3.eval.spec import EvalStage
 from smollm3.recipe import yaml
-from smollm3.recipe.graph import model_parents, tokenizer_of
+from smollm3.recipe.graph import makes_model, model_parents, tokenizer_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
 from smollm3.train.spec import TrainStage
 
@@ -176,31 +176,32 @@ def _problems(recipe: Recipe) -> Iterable[tuple[yaml.Path, str]]:
         at: yaml.Path = ("stages", name)
         if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
             yield at, "is not usable as a folder name; use letters, digits, - and _"
-        below = [s for s in recipe.stages if s not in earlier]
-        for parent in parents[name]:
-            if parent in below:
-                which = "itself" if parent == name else f"'{parent}', which comes later"
-                yield at, f"starts from {which}; a parent comes before"
-            if parent in earlier and isinstance(recipe.stages[parent], TokenizerStage | EvalStage):
-                yield at, f"starts from '{parent}', which makes no model"
-        if isinstance(stage, EvalStage | MergeStage):
-            unknown = [p for p in parents[name] if p not in earlier and "/" not in p]
-            if unknown:
-                hint = suggestion(unknown[0], earlier)
-                yield at, f"'{unknown[0]}' is not a stage above{hint}"
+        yield from _parent_problems(recipe, at, parents[name], earlier)
         yield from _source_problems(recipe, at, stage)
-        if isinstance(stage, TrainStage):
-            yield from _train_problems(recipe, at, stage, parents[name], earlier)
-        if isinstance(stage, ExportStage):
-            yield from _export_problems(at, stage)
-        if isinstance(stage, TokenizerStage):
-            if (stage.vocab is None) == (stage.from_ is None):
-                yield at, "give either vocab and mixture, or from"
-            if stage.vocab is not None and not stage.mixture:
-                yield at, "needs a mixture to learn from"
-        if not isinstance(stage, TrainStage | TokenizerStage) and not parents[name]:
-            yield at, "has no model to read; put a train stage above it"
+        match stage:
+            case TrainStage():
+                yield from _train_problems(recipe, at, stage, parents[name])
+            case ExportStage():
+                yield from _export_problems(at, stage)
         earlier.append(name)
+
+
+def _parent_problems(
+    recipe: Recipe, at: yaml.Path, parents: list[str], earlier: list[str]
+) -> Iterable[tuple[yaml.Path, str]]:
+    name = str(at[-1])
+    stage = recipe.stages[name]
+    for parent in parents:
+        if parent in earlier:
+            if not makes_model(recipe.stages[parent]):
+                yield at, f"starts from '{parent}', which makes no model"
+        elif parent in recipe.stages:
+            which = "itself" if parent == name else f"'{parent}', which comes later"
+            yield at, f"starts from {which}; a parent comes before"
+        elif isinstance(stage, EvalStage | MergeStage) and "/" not in parent:
+            yield at, f"'{parent}' is not a stage above{suggestion(parent, earlier)}"
+    if not parents and not isinstance(stage, TrainStage | TokenizerStage):
+        yield at, "has no model to read; put a train stage above it"
 
 
 def _source_problems(recipe: Recipe, at: yaml.Path, stage: Any) -> Iterable[tuple[yaml.Path, str]]:
@@ -227,7 +228,7 @@ def _export_problems(at: yaml.Path, stage: ExportStage) -> Iterable[tuple[yaml.P
 
 
 def _train_problems(
-    recipe: Recipe, at: yaml.Path, stage: TrainStage, parents: list[str], earlier: list[str]
+    recipe: Recipe, at: yaml.Path, stage: TrainStage, parents: list[str]
 ) -> Iterable[tuple[yaml.Path, str]]:
     name = str(at[-1])
     if not parents:

@@ -33,6 +33,8 @@ from smollm3.report import write_report
 from smollm3.train import Followers
 from smollm3.train.spec import TrainStage
 
+BEGUN = "recipe.json"
+
 
 @dataclass
 class Events:
@@ -90,6 +92,7 @@ class Run:
         self._check_parents(inputs)
         self.events.stage_started(name, stage)
         started = time.time()
+        write_json(inputs.work / BEGUN, self._config(name, stage))
         result = run_stage(stage, inputs, followers, self.events.progress, self.events.warn)
         with new_folder(folder) as temporary:
             result.save(temporary)
@@ -98,6 +101,7 @@ class Run:
                 "kind": stage.kind,
                 "key": self._key(name, stage, result.sources, inputs),
                 "config": _plain(stage),
+                "recipe": self._config(name, stage),
                 "inputs": {"parents": inputs.digests, "sources": result.sources},
                 "digest": checkpoint.digest(temporary) if _is_read_by_stages(stage) else None,
                 "metrics": result.metrics,
@@ -196,24 +200,26 @@ class Run:
 
     def _check_recipe(self, again: set[str]) -> None:
         """Refuse a folder whose finished or begun stages were made by another recipe."""
-        path = self.out / "run.json"
-        if not path.exists():
-            return
-        before = Run(Recipe.model_validate(read_json(path)["recipe"]), self.out, self.events)
         for name, stage in self.recipe.stages.items():
-            if name in again or not (self._is_done(name) or self._work(name).exists()):
+            made_by = None if name in again else self._made_by(name)
+            if made_by is None:
                 continue
-            old_stage = before.recipe.stages.get(name)
-            old = before._config(name, old_stage) if old_stage is not None else {}
             changes = [
                 f"{key} was {_short(a)}, is {_short(b)}"
-                for key, a, b in _differences(old, self._config(name, stage), "")
+                for key, a, b in _differences(made_by, self._config(name, stage), "")
             ]
             if changes:
                 raise UserError(
                     f"{self.out}: holds another recipe's '{name}': {'; '.join(changes)}; "
                     f"choose another folder with --out, or make it again with --redo {name}"
                 )
+
+    def _made_by(self, name: str) -> Any:
+        """What the recipe said when this stage was made or begun; None if it was not."""
+        if self._is_done(name):
+            return read_json(self.out / name / "stage.json")["recipe"]
+        begun = self._work(name) / BEGUN
+        return read_json(begun) if begun.exists() else None
 
     def _write_run_json(self) -> None:
         write_json(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smollm3.data.spec import Source
 from smollm3.eval.spec import EvalStage
@@ -63,6 +63,14 @@ class TokenizerStage(Spec):
     mixture: dict[str, Weight] = Field(default_factory=dict)
     characters: float = Field(default=4e6, gt=0)
     from_: str | None = Field(default=None, alias="from")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TokenizerStage:
+        if (self.vocab is None) == (self.from_ is None):
+            raise ValueError("give either vocab and mixture, or from")
+        if self.vocab is not None and not self.mixture:
+            raise ValueError("needs a mixture to learn from")
+        return self
 
 
 class MergeStage(Spec):

@@ -75,6 +75,8 @@ class Trainer:
         pad_id = Tokenizer.load(job.tokenizer).pad_id
         self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id)
         schedule.check(job.stage.lr, self.loader.steps)
+        if world.leads:
+            self._tell_lengths(warn)
 
         self.environment = state.environment(
             job.threads, world.size, job.stage.precision, job.stage.compile
@@ -88,6 +90,13 @@ class Trainer:
         # Behind the gradients: loss, weight, stop flag, and the loss's own metrics.
         self.metric_names = PREFERENCE_METRICS if job.stage.is_preference else ()
         self.gradients = Gradients(self.model, 3 + len(self.metric_names))
+
+    def _tell_lengths(self, warn: Warn) -> None:
+        context = self.stage.context
+        for name, n in self.loader.truncated.items():
+            warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
+        for name, n in self.loader.left_out.items():
+            warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
         """Model and optimizer from the newest good state, or from the job's beginnings."""

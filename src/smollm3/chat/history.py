@@ -1,0 +1,173 @@
+"""Conversations as data sets and OpenAI's API write them, brought into the form a template reads.
+
+Not every template prints the calls, the reasoning and the tool results of earlier turns: some pass
+over them in silence. So a template is tried once with a marker in each, and what it does not print
+is written into the text that it does print, as our own template would write it:
+
+- reasoning in front of the content, between <think> and </think>;
+- calls behind the content, each between <tool_call> and </tool_call>, or <code> and </code>;
+- results of tools as one turn of the user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from smollm3.chat.message import Message
+from smollm3.errors import UserError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_MARK = "smollm3marker"
+
+Chat = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a template prints: calls (with arguments as objects, as JSON text, or not at all),
+    reasoning, results of tools."""
+
+    calls: Literal["object", "text"] | None
+    reasoning: bool
+    results: bool
+
+
+def probe(run: Callable[[Chat], str]) -> Reads:
+    """run: renders messages; a UserError counts as not printing them."""
+
+    def printed(*messages: dict[str, Any]) -> str:
+        try:
+            return run([{"role": "user", "content": "?"}, *messages])
+        except UserError:
+            return ""
+
+    def call(arguments: Any) -> dict[str, Any]:
+        function = {"name": "f", "arguments": arguments}
+        # Some templates insist on nine letters and digits.
+        calls = [{"id": "call00001", "type": "function", "function": function}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    as_object, as_text = call({_MARK: 1}), call(json.dumps({_MARK: 1}))
+    calls: Literal["object", "text"] | None = None
+    text = printed(as_object)
+    if _MARK in text and f"{{'{_MARK}'" not in text:  # not as Python's repr
+        calls = "object"
+    elif _MARK in printed(as_text):
+        calls = "text"
+    caller = {"object": as_object, "text": as_text, None: {"role": "assistant", "content": "f"}}
+    result = {"role": "tool", "tool_call_id": "call00001", "name": "f", "content": _MARK}
+    thought = {"role": "assistant", "content": "!", **dict.fromkeys(_REASONING, _MARK)}
+    return Reads(calls, _MARK in printed(thought), _MARK in printed(caller[calls], result))
+
+
+def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
+    """A message without None, its content one text, its reasoning under the names that templates
+    know, its calls as {"function": {"name", "arguments": an object if it is one}}."""
+    given = as_given(index, message)
+    if given.get("role") not in ROLES:
+        raise UserError(f"message {index}: the role must be one of {', '.join(ROLES)}")
+    chat = {key: value for key, value in given.items() if value is not None}
+    content = chat.get("content", "")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_text_part(index, part) for part in content)
+    chat["content"] = _text_part(index, content)
+    if chat.get("tool_calls"):
+        chat["tool_calls"] = [_normal_call(index, call) for call in chat["tool_calls"]]
+    return chat
+
+
+def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
+    """A message as it is, but for the names of reasoning: what transformers shows templates."""
+    if isinstance(message, Message):
+        message = message.to_dict()
+    if not isinstance(message, Mapping):
+        raise UserError(f"message {index}: must be a mapping with role and content")
+    for key in _REASONING:
+        if message.get(key) is not None:
+            return {"thinking": message[key], **message, "reasoning_content": message[key]}
+    return dict(message)
+
+
+def is_history(message: dict[str, Any]) -> bool:
+    """Whether the message has something that templates may pass over."""
+    return (
+        message["role"] == "tool"
+        or bool(message.get("tool_calls"))
+        or bool(message.get("reasoning_content"))
+    )
+
+
+def rewrite(chat: Chat, reads: Reads, python: bool) -> Chat:
+    """The same conversation in what the template prints. python: tools are called as code."""
+    messages = [_rewritten(message, reads, python) for message in chat]
+    if reads.results:
+        return messages
+    joined: Chat = []
+    for tool, group in groupby(messages, lambda message: message["role"] == "tool"):
+        if tool:
+            results = "\n".join(message["content"] for message in group)
+            joined.append({"role": "user", "content": results})
+        else:
+            joined.extend(group)
+    return joined
+
+
+def _rewritten(message: dict[str, Any], reads: Reads, python: bool) -> dict[str, Any]:
+    message = dict(message)
+    reasoning = message.get("reasoning_content")
+    if reasoning and not reads.reasoning and not message["content"].startswith("<think>"):
+        message["content"] = f"<think>\n{reasoning}\n</think>\n{message['content']}"
+    calls = message.get("tool_calls")
+    if calls and reads.calls is None:
+        del message["tool_calls"]
+        blocks = [_block(call["function"], python) for call in calls]
+        message["content"] = "\n".join(filter(None, [message["content"], *blocks]))
+    elif calls and reads.calls == "text":
+        message["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _json(call["function"])}}
+            for call in calls
+        ]
+    return message
+
+
+def _block(function: dict[str, Any], python: bool) -> str:
+    """A call as our template writes it."""
+    name, arguments = function["name"], function["arguments"]
+    if python and name == "python" and isinstance(arguments, dict) and [*arguments] == ["code"]:
+        return f"<code>\n{arguments['code']}\n</code>"
+    name = json.dumps(name, ensure_ascii=False)
+    call = f'{{"name": {name}, "arguments": {_json(function)}}}'
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
+def _json(function: dict[str, Any]) -> str:
+    arguments = function["arguments"]
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _normal_call(index: int, call: Any) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UserError(f'message {index}: a tool call must be {{"function": {{"name", ...}}}}')
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    outer = {"type": "function", **call} if function is not call else {"type": "function"}
+    function = {**function, "arguments": {} if arguments is None else arguments}
+    return {**outer, "function": function}
+
+
+def _text_part(index: int, part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        raise UserError(f"message {index}: content must be a text or a list of text parts")
+    return text

@@ -1,0 +1,86 @@
+"""README.md does what it says: its commands and code are run, on the smoke model."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from .conftest import cli
+
+pytestmark = pytest.mark.xdist_group("smoke")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("smollm3 ")]
+
+
+@pytest.fixture(scope="module")
+def workplace(smoke, tmp_path_factory):
+    """A folder with what the README assumes: a finished run, conversations, the recipe it shows."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "runs").mkdir()
+    (folder / "runs/nano").symlink_to(smoke)
+    (folder / "talks").mkdir()
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {i}"},
+                {"role": "assistant", "content": f"{i}!"},
+            ]
+        }
+        for i in range(40)
+    ]
+    (folder / "talks/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = (
+        blocks("yaml")[0].replace("HuggingFaceTB/SmolLM3-3B", "runs/nano").replace("4096", "256")
+    )
+    (folder / "my.yaml").write_text(recipe)
+    return folder
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.slow
+def test_command(workplace, command):
+    process = cli(*shlex.split(command)[1:], cwd=workplace, stdin="Hello\n")
+    # The kit finds what transformers really lets a user forge.
+    expected = 1 if command == "smollm3 conformance transformers" else 0
+    assert process.returncode == expected, process.stderr
+
+
+def test_the_recipe_shown_trains(workplace):
+    process = cli("run", "my.yaml", "--set", "stages.sft.epochs=1", "--out", "out", cwd=workplace)
+    assert process.returncode == 0, process.stderr
+    assert (workplace / "out/export/hf-bfloat16/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python(workplace, code, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_recipe_key_is_documented():
+    from smollm3.recipe.schema import Recipe
+    from smollm3.train.spec import LearningRate, TrainStage
+
+    text = (ROOT / "docs/recipes.md").read_text()
+    for spec in (Recipe, TrainStage, LearningRate):
+        for name, field in spec.model_fields.items():
+            assert f"`{field.alias or name}" in text, name
