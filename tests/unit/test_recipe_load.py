@@ -1,5 +1,7 @@
 """Recipes: what they mean, and the one line a mistake gets."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,3 +173,31 @@ def test_any_text_is_a_value_or_one_clear_line(text):
 def test_merge_keys_are_no_duplicates():
     value, _ = parse_yaml("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n", "t")
     assert value["b"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "decay", "long_a", "long_b", "sft"])
+def test_batch_a_billion_of_the_published_mixture_takes_milliseconds(stage):
+    from smollm3.data import Mixture
+
+    spec = load_recipe("smollm3-3b").stages[stage]
+    mixture = Mixture(spec.mixture)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        samples = mixture.samples(10**9 * spec.batch, (10**9 + 1) * spec.batch)
+        seconds.append(time.perf_counter() - started)
+    assert len(samples) == spec.batch
+    assert min(seconds) < 0.02
+
+
+def test_the_published_budget():
+    """4,720,000 steps of 2,359,296 tokens, and 42,000 more in the long-context stages."""
+    stages = load_recipe("smollm3-3b").stages
+    tokens = {
+        name: stages[name].batch * stages[name].context
+        for name in ("stage1", "stage2", "decay", "long_a", "long_b")
+    }
+    assert set(tokens.values()) == {2_359_296}
+    steps = {name: stages[name].steps for name in tokens}
+    assert steps["stage1"] + steps["stage2"] + steps["decay"] == 4_720_000
+    assert sum(steps.values()) * 2_359_296 == pytest.approx(11.235e12, rel=1e-4)

@@ -1,10 +1,10 @@
 """Conversations as data sets and OpenAI's API write them, brought into the form a template reads.
 
-Not every template prints the calls, the reasoning and the tool results of earlier turns: some pass
-over them in silence. So a template is tried once with a marker in each, and what it does not print
-is written into the text that it does print, as our own template would write it:
+Not every template prints all of a conversation: some pass over calls, reasoning and the results of
+tools in silence, or want contents in parts. So a template is tried once with a marker in each, and
+what it does not print is written into the text that it does print, as our own template would:
 
-- reasoning in front of the content, between <think> and </think>;
+- reasoning in front of the content, between <think> and </think>, if these are tokens;
 - calls behind the content, each between <tool_call> and </tool_call>, or <code> and </code>;
 - results of tools as one turn of the user.
 """
@@ -29,9 +29,10 @@ Chat = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Reads:
-    """What a template prints: calls (with arguments as objects, as JSON text, or not at all),
-    reasoning, results of tools."""
+    """What a template prints: contents as texts, or only as lists of parts; calls with arguments
+    as objects, as JSON text, or not at all; reasoning; results of tools."""
 
+    parts: bool
     calls: Literal["object", "text"] | None
     reasoning: bool
     results: bool
@@ -39,12 +40,17 @@ class Reads:
 
 def probe(run: Callable[[Chat], str]) -> Reads:
     """run: renders messages; a UserError counts as not printing them."""
+    parts = False
 
     def printed(*messages: dict[str, Any]) -> str:
+        chat = [{"role": "user", "content": "?"}, *messages]
         try:
-            return run([{"role": "user", "content": "?"}, *messages])
+            return run([_in_parts(message) for message in chat] if parts else chat)
         except UserError:
             return ""
+
+    def prints(*messages: dict[str, Any]) -> bool:
+        return _MARK in printed(*messages)
 
     def call(arguments: Any) -> dict[str, Any]:
         function = {"name": "f", "arguments": arguments}
@@ -52,17 +58,20 @@ def probe(run: Callable[[Chat], str]) -> Reads:
         calls = [{"id": "call00001", "type": "function", "function": function}]
         return {"role": "assistant", "content": "", "tool_calls": calls}
 
+    answer = {"role": "assistant", "content": _MARK}
+    if not prints(answer):
+        parts = True
+        parts = prints(answer)
     as_object, as_text = call({_MARK: 1}), call(json.dumps({_MARK: 1}))
     calls: Literal["object", "text"] | None = None
-    text = printed(as_object)
-    if _MARK in text and f"{{'{_MARK}'" not in text:  # not as Python's repr
+    if prints(as_object) and f"{{'{_MARK}'" not in printed(as_object):  # not as Python's repr
         calls = "object"
-    elif _MARK in printed(as_text):
+    elif prints(as_text):
         calls = "text"
-    caller = {"object": as_object, "text": as_text, None: {"role": "assistant", "content": "f"}}
+    caller = {"object": as_object, "text": as_text, None: answer | {"content": "!"}}[calls]
     result = {"role": "tool", "tool_call_id": "call00001", "name": "f", "content": _MARK}
     thought = {"role": "assistant", "content": "!", **dict.fromkeys(_REASONING, _MARK)}
-    return Reads(calls, _MARK in printed(thought), _MARK in printed(caller[calls], result))
+    return Reads(parts, calls, reasoning=prints(thought), results=prints(caller, result))
 
 
 def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
@@ -93,28 +102,27 @@ def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]
     return dict(message)
 
 
-def is_history(message: dict[str, Any]) -> bool:
-    """Whether the message has something that templates may pass over."""
-    return (
-        message["role"] == "tool"
-        or bool(message.get("tool_calls"))
-        or bool(message.get("reasoning_content"))
-    )
-
-
 def rewrite(chat: Chat, reads: Reads, python: bool) -> Chat:
     """The same conversation in what the template prints. python: tools are called as code."""
     messages = [_rewritten(message, reads, python) for message in chat]
-    if reads.results:
-        return messages
-    joined: Chat = []
-    for tool, group in groupby(messages, lambda message: message["role"] == "tool"):
-        if tool:
+    if not reads.results:
+        messages = _results_as_user(messages)
+    return [_in_parts(message) for message in messages] if reads.parts else messages
+
+
+def _results_as_user(chat: Chat) -> Chat:
+    messages: Chat = []
+    for is_result, group in groupby(chat, lambda message: message["role"] == "tool"):
+        if is_result:
             results = "\n".join(message["content"] for message in group)
-            joined.append({"role": "user", "content": results})
+            messages.append({"role": "user", "content": results})
         else:
-            joined.extend(group)
-    return joined
+            messages.extend(group)
+    return messages
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _rewritten(message: dict[str, Any], reads: Reads, python: bool) -> dict[str, Any]:

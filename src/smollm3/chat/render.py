@@ -12,12 +12,12 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypedDict
 
-from smollm3.chat.history import Chat, Reads, as_given, is_history, normal, probe, rewrite
+from smollm3.chat.history import Chat, Reads, as_given, normal, probe, rewrite
 from smollm3.chat.message import Message
 from smollm3.chat.sandbox import render_apart
 from smollm3.chat.template import SPARE, is_ours, render_views
@@ -86,6 +86,7 @@ class Renderer:
     ) -> None:
         self.template = template
         self._ours = is_ours(template)
+        self._control = frozenset(control)
         self._firsts = sorted({token[0] for token in control})
         self._special = any_of(token for token, special in control.items() if special)
         self._stop = any_of(stops)
@@ -177,7 +178,9 @@ class Renderer:
             variables = {**self._named, "messages": chat, "enable_thinking": True, "tools": None}
             return "".join(self._run(variables, [(len(chat), False)], None, ("", "")))
 
-        return probe(run)
+        reads = probe(run)
+        # A model without these tags does not think in them.
+        return reads if "<think>" in self._control else replace(reads, reasoning=True)
 
     def _chat(
         self, messages: Sequence[Mapping[str, Any] | Message], *, python: bool, exact: bool
@@ -186,9 +189,7 @@ class Renderer:
         if exact:
             return [as_given(index, message) for index, message in enumerate(messages)]
         chat = [normal(index, message) for index, message in enumerate(messages)]
-        if self._ours or not any(is_history(message) for message in chat):
-            return chat
-        return rewrite(chat, self._reads, python)
+        return chat if self._ours else rewrite(chat, self._reads, python)
 
     def _guard(
         self, chat: Chat, inputs: dict[str, Any], stand_in: dict[str, str]
