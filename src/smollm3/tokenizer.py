@@ -10,10 +10,10 @@ import json
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -66,6 +66,7 @@ _NAMED = (
     "cls_token",
     "mask_token",
 )
+_Encoded = tuple[list[int], list[Piece]]  # ids, and the pieces of text that they come from
 
 
 @dataclass(frozen=True)
@@ -281,29 +282,25 @@ class Tokenizer:
         at inference. With `exact` the whole text is encoded as markup, as transformers does it.
         """
         rendering = self._renderer.render(messages, **options)
-        pieces = rendering.pieces
-        if options.get("exact"):
-            ids, where = self._encode_whole(pieces)
-        else:
-            pieces_ids = self._encode_pieces(rendering)
-            ids = list(chain.from_iterable(pieces_ids))
-            where = [range(i, i + 1) for i, part in enumerate(pieces_ids) for _ in part]
-        return Rendered(
-            ids,
-            [any(pieces[i].published for i in touched) for touched in where],
-            [any(pieces[i].generated for i in touched) for touched in where],
-            rendering.problem,
-        )
+        exact = options.get("exact", False)
+        ids: list[int] = []
+        published: list[bool] = []
+        generated: list[bool] = []
+        for part, pieces in (
+            self._encode_whole(rendering) if exact else self._encode_pieces(rendering)
+        ):
+            ids += part
+            published += [any(piece.published for piece in pieces)] * len(part)
+            generated += [any(piece.generated for piece in pieces)] * len(part)
+        return Rendered(ids, published, generated, rendering.problem)
 
-    def _encode_whole(self, pieces: Sequence[Piece]) -> tuple[list[int], list[range]]:
-        """Ids of the text of the pieces in one, and which pieces each touches."""
+    def _encode_whole(self, rendering: Rendering) -> Iterator[_Encoded]:
+        """Each token of the text in one, with the pieces that it touches."""
+        pieces = rendering.pieces
         [encoding] = _encodings(self._markup.encode_batch, ["".join(p.text for p in pieces)])
         ends = list(accumulate(len(piece.text) for piece in pieces))
-        where = [
-            range(bisect_right(ends, start), bisect_left(ends, end) + 1)
-            for start, end in encoding.offsets
-        ]
-        return encoding.ids, where
+        for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield [index], pieces[bisect_right(ends, start) : bisect_left(ends, end) + 1]
 
     def render_text(
         self, messages: Sequence[Mapping[str, Any] | Message], **options: Unpack[RenderOptions]
@@ -311,21 +308,27 @@ class Tokenizer:
         """The text of `render`: to be read, not encoded, as contents may forge tokens in it."""
         return self._renderer.render(messages, **options).text
 
-    def _encode_pieces(self, rendering: Rendering) -> list[list[int]]:
-        texts = [piece.text for piece in rendering.pieces]
-        restored = [text.translate(rendering.restore) for text in texts]
+    def _encode_pieces(self, rendering: Rendering) -> Iterator[_Encoded]:
+        """Each piece by itself, with control tokens only where they are spelled without
+        stand-ins."""
+        pieces, restore = rendering.pieces, rendering.restore
+        texts = [piece.text for piece in pieces]
+        restored = [text.translate(restore) for text in texts]
         if restored == texts:  # no content has even the first character of a control token
-            return _encode(self._markup, texts)
-        return [self._encode_guarded(text, rendering.restore) for text in texts]
+            encoded = _encode(self._markup, texts)
+            return zip(encoded, ([piece] for piece in pieces), strict=True)
+        return self._encode_guarded(pieces, restore)
 
-    def _encode_guarded(self, text: str, restore: dict[int, str]) -> list[int]:
-        """Only what is spelled without stand-ins is a control token."""
-        parts = self._control_split.split(text)  # text, token, text, ..., token, text
-        texts = iter(self.encode_batch([part.translate(restore) for part in parts[::2]]))
-        ids = list(next(texts))
-        for token, following in zip(parts[1::2], texts, strict=True):
-            ids += [self._control_ids[token], *following]
-        return ids
+    def _encode_guarded(self, pieces: list[Piece], restore: dict[int, str]) -> Iterator[_Encoded]:
+        # text, token, text, ..., token, text
+        parts = [self._control_split.split(piece.text) for piece in pieces]
+        texts = [text.translate(restore) for part in parts for text in part[::2]]
+        encoded = iter(self.encode_batch(texts))
+        for piece, part in zip(pieces, parts, strict=True):
+            ids = list(next(encoded))
+            for token in part[1::2]:
+                ids += [self._control_ids[token], *next(encoded)]
+            yield ids, [piece]
 
     def parse(
         self, output: str | Sequence[int], *, tools: bool = True, python_tools: bool = False

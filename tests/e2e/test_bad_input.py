@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -105,3 +106,22 @@ stages:
     )
     rows = [json.loads(x) for x in (tmp_path / "out/more/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        refused(cli("run", "smoke", "--out", disk / "run"), "No space left", "make room")
+        done = {p.parent.name for p in (disk / "run").glob("*/stage.json")}
+        assert "stage1" in done
+        subprocess.run([*mount[:3], "-o", "remount,size=64m", str(disk)], check=True)
+        process = cli("run", "smoke", "--out", disk / "run")
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("(done before)") == len(done)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

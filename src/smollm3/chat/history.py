@@ -85,8 +85,9 @@ def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_text_part(index, part) for part in content)
     chat["content"] = _text_part(index, content)
-    if chat.get("tool_calls"):
-        chat["tool_calls"] = [_normal_call(index, call) for call in chat["tool_calls"]]
+    if calls := chat.get("tool_calls"):
+        calls = calls if isinstance(calls, Sequence) else [calls]
+        chat["tool_calls"] = [_normal_call(index, call) for call in calls]
     return chat
 
 

@@ -221,9 +221,13 @@ class Renderer:
         messages before it with a generation prompt, to the end of the first stop token."""
         turns = [i for i, message in enumerate(chat) if message.get("role") == "assistant"]
         views = [view for i in turns for view in ((i, True), (i + 1, False))]
-        texts = [_unmark(view, *marks)[0] for view in run(*views)] if views else []
+        known = {(len(chat), False): text}
+        views = [view for view in views if view not in known]
+        rendered = run(*views) if views else []
+        known |= {v: _unmark(t, *marks)[0] for v, t in zip(views, rendered, strict=True)}
         spans = []
-        for i, prompt, through in zip(turns, texts[::2], texts[1::2], strict=True):
+        for i in turns:
+            prompt, through = known[i, True], known[i + 1, False]
             stop = self._stop.search(through, len(prompt))
             if not (text.startswith(through) and through.startswith(prompt) and stop):
                 raise UserError(

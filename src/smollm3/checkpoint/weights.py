@@ -126,7 +126,7 @@ def write_weights(folder: Path, sizes: Mapping[str, int], load: Callable[[str], 
             with disk_errors(folder / file):
                 save_file(tensors, folder / file, metadata={"format": "pt"})
         except SafetensorError as e:
-            raise UserError(f"{folder / file}: cannot be written ({e})") from e
+            raise UserError(f"{folder / file}: cannot be written ({e}); make room") from e
     if len(shards) > 1:
         weight_map = {
             name: file for file, names in zip(files, shards, strict=True) for name in names

@@ -19,7 +19,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         with disk_errors(path):
             save_file(plain, path)
     except SafetensorError as e:
-        raise UserError(f"{path}: cannot be written ({e})") from e
+        raise UserError(f"{path}: cannot be written ({e}); make room") from e
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
