@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.published import PUBLISHED
+from tests.templates import PUBLISHED
 
 from smollm3.chat import Message, ToolCall, default_template
 from smollm3.chat.history import Reads, probe

@@ -5,9 +5,9 @@ import torch
 
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig, Transformer
+from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.optimizer import adamw, set_tensors, tensors_of
 from smollm3.train.spec import Optimizer
-from smollm3.train.tensors import read_tensors, write_tensors
 
 CONFIG = ModelConfig(
     vocab_size=20, layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=8,

@@ -75,12 +75,11 @@ def probe(run: Callable[[Chat], str]) -> Reads:
 
 
 def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
-    """A message without None, its content one text, its reasoning under the names that templates
-    know, its calls as {"function": {"name", "arguments": an object if it is one}}."""
-    given = as_given(index, message)
-    if given.get("role") not in ROLES:
+    """A message with one text as its content, and its calls as {"function": {"name", "arguments":
+    an object if it is one}}."""
+    chat = as_given(index, message)
+    if chat.get("role") not in ROLES:
         raise UserError(f"message {index}: the role must be one of {', '.join(ROLES)}")
-    chat = {key: value for key, value in given.items() if value is not None}
     content = chat.get("content", "")
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_text_part(index, part) for part in content)
@@ -92,15 +91,17 @@ def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
 
 
 def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
-    """A message as it is, but for the names of reasoning: what transformers shows templates."""
+    """A message as it is, but without None, and with reasoning under the names that templates know:
+    what transformers shows them."""
     if isinstance(message, Message):
         message = message.to_dict()
     if not isinstance(message, Mapping):
         raise UserError(f"message {index}: must be a mapping with role and content")
+    given = {key: value for key, value in message.items() if value is not None}
     for key in _REASONING:
-        if message.get(key) is not None:
-            return {"thinking": message[key], **message, "reasoning_content": message[key]}
-    return dict(message)
+        if key in given:
+            return {"thinking": given[key], **given, "reasoning_content": given[key]}
+    return given
 
 
 def rewrite(chat: Chat, reads: Reads, python: bool) -> Chat:

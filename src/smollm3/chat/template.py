@@ -98,6 +98,8 @@ def _compile(source: str) -> jinja2.Template:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as e:
         raise UserError(f"chat template, line {e.lineno}: {e.message}") from None
+    except Exception as e:  # nested too deeply for Python, say
+        raise UserError(f"chat template: {e or type(e).__name__}") from None
 
 
 def is_ours(source: str) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smollm3.errors import UserError
 from smollm3.files import disk_errors, read_json, write_json
+from smollm3.tensors import write_tensors
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # 3,075,098,624 parameters in bfloat16 are 6.15 GB: two shards
@@ -121,12 +121,8 @@ def write_weights(folder: Path, sizes: Mapping[str, int], load: Callable[[str], 
         else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: load(name).contiguous() for name in names}
-        try:
-            with disk_errors(folder / file):
-                save_file(tensors, folder / file, metadata={"format": "pt"})
-        except SafetensorError as e:
-            raise UserError(f"{folder / file}: cannot be written ({e}); make room") from e
+        tensors = {name: load(name) for name in names}
+        write_tensors(folder / file, tensors, {"format": "pt"})
     if len(shards) > 1:
         weight_map = {
             name: file for file, names in zip(files, shards, strict=True) for name in names

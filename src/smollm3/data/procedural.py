@@ -131,7 +131,7 @@ _OPTIONS = {
     "web": {"language"},
     "maths": set(),
     "longdoc": {"words"},
-    "chat": {"tasks", "think", "name"},
+    "chat": {"tasks", "think", "name", "turns"},
     "pairs": {"tasks", "think"},
 }
 

@@ -232,18 +232,26 @@ def items(task: str, n: int, seed: int, held_out: bool) -> list[Item]:
 
 def chat_row(rng: Random, options: Mapping[str, Any]) -> dict[str, Any]:
     """A row in SmolTalk2's schema. Options: tasks (a list, or weights; `smalltalk` is one more
-    besides TASKS), think (the share of answers with reasoning), name (who the model is)."""
+    besides TASKS), think (the share of answers with reasoning), name (who the model is), turns
+    (at most so many questions in one conversation; a tool's is the only one of its)."""
     allowed = (*TASKS, "smalltalk")
-    name = _choose(options.get("tasks", allowed), allowed, rng)
+    tasks = options.get("tasks", allowed)
     think = rng.random() < options.get("think", 0.5)
-    if name == "smalltalk":
-        made = _smalltalk(rng, options.get("name", "an assistant"))
-    else:
-        made = _draw(TASKS[name], rng, held_out=False)[0]
+    made = [_exchange(_choose(tasks, allowed, rng), rng, options)]
+    for _ in range(rng.randrange(options.get("turns", 1))):
+        more = _exchange(_choose(tasks, allowed, rng), rng, options)
+        if not (made[0].tools or more.tools):
+            made.append(more)
     return {
-        "messages": [_user(made), _assistant(made, think)],
-        "chat_template_kwargs": _kwargs(made, think),
+        "messages": [message for m in made for message in (_user(m), _assistant(m, think))],
+        "chat_template_kwargs": _kwargs(made[0], think),
     }
+
+
+def _exchange(task: str, rng: Random, options: Mapping[str, Any]) -> Item:
+    if task == "smalltalk":
+        return _smalltalk(rng, options.get("name", "an assistant"))
+    return _draw(TASKS[task], rng, held_out=False)[0]
 
 
 def pair_row(rng: Random, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from smollm3.errors import UserError
 from smollm3.model import Transformer
+from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.job import TrainResult
 from smollm3.train.spec import Optimizer
-from smollm3.train.tensors import read_tensors, write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"

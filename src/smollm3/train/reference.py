@@ -12,10 +12,10 @@ from torch import Tensor
 from smollm3.data import Loader, Shard
 from smollm3.errors import UserError
 from smollm3.files import fsync_file, sha256_json
+from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.forward import Forward, slices
 from smollm3.train.job import TrainJob
 from smollm3.train.losses import log_probs
-from smollm3.train.tensors import read_tensors, write_tensors
 from smollm3.train.world import World
 
 Pair = tuple[str, int]

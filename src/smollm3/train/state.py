@@ -18,8 +18,8 @@ from torch import Tensor
 
 from smollm3.errors import UserError
 from smollm3.files import new_folder, read_json, sha256_file, write_json
+from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.guard import Guard
-from smollm3.train.tensors import read_tensors, write_tensors
 
 KEPT = 2
 TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,12 +13,17 @@ from smollm3.errors import UserError
 from smollm3.files import disk_errors
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write `path`; not atomic, callers write into a folder that is published as a whole."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with disk_errors(path):
-            save_file(plain, path)
+            path.touch()
+            mode = path.stat().st_mode  # what the user's umask gives; the library's is 0600
+            save_file(plain, path, metadata)
+            path.chmod(mode)
     except SafetensorError as e:
         raise UserError(f"{path}: cannot be written ({e}); make room") from e
 
