@@ -1,8 +1,23 @@
 """The one exception that is the user's to mend."""
 
+LONGEST = 2000  # characters
+
 
 class UserError(Exception):
     """Bad input: the CLI prints this one line, without a traceback, and exits with code 2.
 
-    The message names the file or the key, says what is wrong with it, and how to mend it.
+    The message names the file or the key, says what is wrong with it, and how to mend it. What it
+    quotes of a file may be anything, so it is cut to a length and to characters that a terminal
+    shows as such.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+        super().__init__("".join(map(_shown, message)))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else ascii(character)[1:-1]

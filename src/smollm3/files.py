@@ -20,6 +20,7 @@ from typing import Any
 from smollm3.errors import UserError
 
 PARTIAL = ".partial"
+MAX_JSON_BYTES = 32 << 20  # empty lists cost twenty times their text in memory
 
 
 def fsync_folder(folder: Path) -> None:
@@ -68,12 +69,33 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; a missing or damaged file is a UserError that names it."""
+    data = _read(path, MAX_JSON_BYTES)
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        value = json.loads(data)
+        if b"\\ud" in data.lower():  # half of a surrogate pair is no character
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON ({e})") from None
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text in `path`; errors as of `read_json`."""
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 ({e})") from None
+
+
+def _read(path: Path, most: int | None = None) -> bytes:
+    try:
+        if most is not None and path.stat().st_size > most:
+            raise UserError(f"{path}: more than {most >> 20} MiB; this is no such file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
 
 
 def publish(temporary: Path, final: Path) -> None:

@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
 from smollm3.chat.render import Piece, any_of
 from smollm3.errors import UserError
-from smollm3.files import read_json, sha256_json, write_atomic, write_json
+from smollm3.files import read_json, read_text, sha256_json, write_atomic, write_json
 
 # The library's threads do not survive a fork and gain nothing beside one process a core.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -108,14 +108,16 @@ class Tokenizer:
         stop_ids: those that generation_config.json adds."""
         try:
             self._markup = tokenizers.Tokenizer.from_str(source)
-        except Exception as e:  # the library raises no narrower class
+            self._markup.no_truncation()  # some files keep settings of the program that wrote them
+            self._markup.no_padding()
+            before = self._markup.encode("").ids  # what the post-processor puts before every text
+        except BaseException as e:
+            _check_the_librarys(e)
             raise UserError(f"tokenizer.json: not a tokenizer ({e})") from None
-        self._markup.no_truncation()  # some files keep settings of the program that wrote them
-        self._markup.no_padding()
         self.source = source
         self._config = config
         self.template = template
-        self.named = {key: _spelling(config[key]) for key in _NAMED if config.get(key)}
+        self.named = {key: _spelling(key, config[key]) for key in _NAMED if config.get(key)}
         added = self._markup.get_added_tokens_decoder()
         # Runs of blanks that some vocabularies add are text, whatever list they stand in.
         self._control = {
@@ -139,10 +141,11 @@ class Tokenizer:
         self.end_of_text_id: int = next(i for i in (*text_ends, eos, *ends) if i is not None)
         pad = self._named_id("pad_token")
         self.pad_id: int = self.end_of_text_id if pad is None else pad
-        before = self._markup.encode("").ids  # what the post-processor puts before every text
         bos = self._named_id("bos_token")
         self.bos: int | None = bos if bos in before else None
 
+        if not all(0 <= index < 1 << 32 for index in self.stop_ids):
+            raise UserError(f"generation_config.json: eos_token_id: no ids: {self.stop_ids!r:.80}")
         stops = [self._markup.id_to_token(index) for index in self.stop_ids]
         self._renderer = Renderer(template, self._control, filter(None, stops), self.named)
 
@@ -196,12 +199,7 @@ class Tokenizer:
     def load(cls, folder: str | Path) -> Tokenizer:
         """From a Hugging Face folder; a missing or damaged file is a UserError that names it."""
         folder = Path(folder)
-        try:
-            source = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"{folder / 'tokenizer.json'}: no such file") from None
-        except UnicodeDecodeError as e:
-            raise UserError(f"{folder / 'tokenizer.json'}: not UTF-8 ({e})") from None
+        source = read_text(folder / "tokenizer.json")
         config = _read_object(folder / "tokenizer_config.json")
         generation = folder / "generation_config.json"
         stop_ids = _read_object(generation).get("eos_token_id") if generation.exists() else None
@@ -211,7 +209,7 @@ class Tokenizer:
                 source,
                 {key: value for key, value in config.items() if key != "chat_template"},
                 _read_template(folder, config.get("chat_template")),
-                [index for index in stop_ids if isinstance(index, int)],
+                [index for index in stop_ids if type(index) is int],
             )
         except UserError as e:
             raise UserError(f"{folder}: {e}") from None
@@ -356,11 +354,24 @@ def _encodings(
         raise UserError(
             "a text holds a lone surrogate, which is no character; mend the data"
         ) from None
+    except BaseException as e:
+        _check_the_librarys(e)
+        raise UserError(f"the tokenizer gives up on a text ({e}); shorten or mend it") from None
 
 
-def _spelling(token: str | dict[str, Any]) -> str:
+def _check_the_librarys(error: BaseException) -> None:
+    """Raise what is no failure of the library: it raises bare Exceptions and, when it panics,
+    something that is none."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _spelling(key: str, token: Any) -> str:
     """Configs name a token by its spelling or as a serialised AddedToken."""
-    return token if isinstance(token, str) else str(token.get("content"))
+    spelling = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(spelling, str):
+        raise UserError(f"tokenizer_config.json: {key}: {token!r:.80} is not a token")
+    return spelling
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -372,12 +383,11 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_template(folder: Path, configured: Any) -> str:
     """chat_template.jinja, or where older folders keep it; "" if there is none."""
-    try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except UnicodeDecodeError as e:
-        raise UserError(f"{folder / 'chat_template.jinja'}: not UTF-8 ({e})") from None
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return read_text(file)
     if isinstance(configured, list):
-        configured = {entry["name"]: entry["template"] for entry in configured}.get("default")
+        named = [entry for entry in configured if isinstance(entry, dict)]
+        default = [entry for entry in named if entry.get("name") == "default"]
+        configured = default[0].get("template") if default else None
     return configured if isinstance(configured, str) else ""

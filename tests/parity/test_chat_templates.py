@@ -13,6 +13,7 @@ from smollm3.tokenizer import CONTROL
 OURS = default_template("Nano", "Lab", "June 2025")
 TEMPLATES = {"ours": OURS, "published": PUBLISHED, **trl_templates()}
 WORDS = [*CONTROL, "a", " b", "\n", "<", "1 2", "é", "日", "{", "'", "/think", "/no_think", "  "]
+PARTS_ONLY = ("idefics3", "llava_next", "smolvlm")
 TOOL = {
     "type": "function",
     "function": {
@@ -117,10 +118,20 @@ def assert_same(pair, name, n):
         rendered = ours.render(chat, exact=True, **options)
         assert rendered.ids == expected["input_ids"]
         if masked:
-            assert rendered.published == [bool(on) for on in expected["assistant_masks"]]
+            assert_same_mask(ours, rendered, expected["assistant_masks"])
         if is_plain(chat, every=name == "ours"):
+            if name.startswith(PARTS_ONLY):  # they print no texts: we give them parts
+                chat = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in chat]
+                call["conversation"] = chat
+                text = theirs.apply_chat_template(tokenize=False, **call)
             assert ours.render_text(chat, **options) == text
     return raised
+
+
+def assert_same_mask(tok, rendered, expected):
+    for token, ours, theirs in zip(rendered.ids, rendered.published, expected, strict=True):
+        # They forget the further bytes of a character at the end of a block.
+        assert ours == bool(theirs) or (ours and tok.decode([token]) == "�")
 
 
 def is_plain(chat, every):
@@ -143,9 +154,6 @@ def test_ours(pair):
 
 def test_published(pair):
     assert_same(pair, "published", 100)
-
-
-PARTS_ONLY = {"idefics3", "llava_next", "smolvlm"}
 
 
 @pytest.mark.parametrize("name", trl_templates())

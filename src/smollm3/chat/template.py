@@ -99,7 +99,7 @@ def _compile(source: str) -> jinja2.Template:
     except jinja2.TemplateSyntaxError as e:
         raise UserError(f"chat template, line {e.lineno}: {e.message}") from None
     except Exception as e:  # nested too deeply for Python, say
-        raise UserError(f"chat template: {e or type(e).__name__}") from None
+        raise UserError(f"chat template: {str(e) or type(e).__name__}") from None
 
 
 def is_ours(source: str) -> bool:
@@ -140,5 +140,5 @@ def render_views(
                     raise jinja2.TemplateError(f"more than {MAX_CHARACTERS:,} characters")
             texts.append("".join(chunks))
         except Exception as e:  # a template is a program: it can raise anything
-            raise UserError(f"chat template: {e or type(e).__name__}") from None
+            raise UserError(f"chat template: {str(e) or type(e).__name__}") from None
     return texts

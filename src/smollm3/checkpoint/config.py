@@ -5,7 +5,7 @@ The published `no_rope_layers` (1 = the layer *uses* RoPE) exists only in this f
 
 from __future__ import annotations
 
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ FIXED: dict[str, Any] = {
     "use_sliding_window": False,
     "quantization_config": None,
 }
+# Far beyond any model of this shape; building what a hostile file claims would take for ever.
+MAX_LAYERS, MAX_PARAMETERS, MAX_INTEGER = 1024, 10**13, 2**31 - 1
 YARN_KEYS = {
     "type",
     "rope_type",
@@ -73,17 +75,17 @@ class _Keys:
     def fail(self, key: str, problem: str) -> UserError:
         return UserError(f"{self.file}: {self.prefix}{key}: {problem}")
 
-    def integer(self, key: str) -> int:
+    def integer(self, key: str, most: int = MAX_INTEGER) -> int:
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.fail(key, f"must be a whole number above 0, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise self.fail(key, f"must be a whole number from 1 to {most}, not {value!r:.80}")
         return value
 
     def number(self, key: str) -> float:
         value = self.get(key)
         ok = isinstance(value, int | float) and not isinstance(value, bool)
-        if not ok or not math.isfinite(value) or value <= 0:
-            raise self.fail(key, f"must be a finite number above 0, not {value!r}")
+        if not ok or not 0 < value <= sys.float_info.max:
+            raise self.fail(key, f"must be a finite number above 0, not {value!r:.80}")
         return float(value)
 
     def flag(self, key: str) -> bool:
@@ -110,14 +112,14 @@ def from_json(values: Any, file: Path) -> ModelConfig:
     if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
         raise keys.fail("layer_types", "only full_attention is supported")
 
-    layers, hidden = keys.integer("num_hidden_layers"), keys.integer("hidden_size")
+    layers, hidden = keys.integer("num_hidden_layers", MAX_LAYERS), keys.integer("hidden_size")
     heads = keys.integer("num_attention_heads")
     kv_heads = (
         heads if keys.get("num_key_value_heads") is None else keys.integer("num_key_value_heads")
     )
     theta, yarn, context = _rope(keys)
     try:
-        return ModelConfig(
+        config = ModelConfig(
             vocab_size=keys.integer("vocab_size"),
             layers=layers,
             hidden=hidden,
@@ -135,6 +137,9 @@ def from_json(values: Any, file: Path) -> ModelConfig:
         )
     except ValueError as e:
         raise UserError(f"{file}: {e}") from None
+    if config.parameters > MAX_PARAMETERS:
+        raise UserError(f"{file}: {config.parameters:.3g} parameters; no such model is supported")
+    return config
 
 
 def _uses_rope(keys: _Keys, layers: int) -> tuple[bool, ...]:
@@ -165,7 +170,10 @@ def _rope(keys: _Keys) -> tuple[float, Yarn | None, int]:
     if kind == "default":
         return rope.number("rope_theta"), None, context
     yarn = _yarn(rope, context)
-    return rope.number("rope_theta"), yarn, round(yarn.factor * yarn.original_context)
+    scaled = yarn.factor * yarn.original_context
+    if scaled > MAX_INTEGER:
+        raise rope.fail("factor", f"{yarn.factor} is out of reach")
+    return rope.number("rope_theta"), yarn, round(scaled)
 
 
 def _yarn(rope: _Keys, context: int) -> Yarn:

@@ -27,7 +27,11 @@ def locate(target: str | Path) -> Path:
 
     Raises UserError for what is none of these or cannot be fetched.
     """
-    path = Path(target).expanduser()
+    try:
+        path = Path(target).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as e:  # too long a name, no such home
+        raise UserError(f"{target}: no such folder ({e})") from None
     if path.is_dir():
         return _final_model(path) if (path / "run.json").exists() else path
     if path.suffix == ".gguf" and path.is_file():

@@ -51,10 +51,16 @@ class Weights(Mapping[str, Tensor]):
                 raise UserError(f"{path}: {name}: missing, though {INDEX} says it is here")
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor in its own dtype. It lives in the mapped file: copy what you keep."""
+        """The tensor in its own dtype, finite, or a UserError. It lives in the mapped file: copy
+        what you keep."""
         with _opened(self.files[name]) as file:
             tensor: Tensor = file.get_tensor(name)
-            return tensor
+        if tensor.numel() and not all(end.isfinite() for end in torch.aminmax(tensor)):
+            raise UserError(
+                f"{self.files[name]}: {name}: holds NaN or infinity; fetch the file again, or take "
+                "an earlier checkpoint if training went wrong"
+            )
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)

@@ -50,6 +50,11 @@ class ModelConfig:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
+        if not self.rope_theta > 1:
+            raise ValueError(f"rope_theta {self.rope_theta} is not above 1")
+        if self.yarn and not 1e-3 <= self.yarn.beta_slow < self.yarn.beta_fast <= 1e6:
+            slow, fast = self.yarn.beta_slow, self.yarn.beta_fast
+            raise ValueError(f"YaRN ramps between beta_slow and beta_fast, not {slow} and {fast}")
         if len(self.uses_rope) != self.layers:
             entries = len(self.uses_rope)
             raise ValueError(f"uses_rope has {entries} entries for {self.layers} layers")

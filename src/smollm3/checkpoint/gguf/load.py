@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from smollm3.checkpoint.config import MAX_LAYERS
 from smollm3.checkpoint.gguf.names import NOPE_EVERY, ROTATED, gguf_name, to_halves
 from smollm3.checkpoint.gguf.reader import Gguf
 from smollm3.checkpoint.gguf.vocab import read_tokenizer
@@ -81,9 +82,6 @@ def _config(file: Gguf) -> ModelConfig:
     heads = positive("attention.head_count")
     kv_heads = positive("attention.head_count_kv", heads)
     head_dim = positive("attention.key_length", hidden // heads or None)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if positive(key, head_dim) != head_dim:
-            raise file.fail(f"{arch}.{key}", f"only the head size, {head_dim}, is supported")
     if file.metadata.get(f"{arch}.expert_count", 0) != 0:
         raise file.fail(f"{arch}.expert_count", "mixtures of experts are not supported")
     if "token_embd.weight" not in file.tensors:
@@ -98,7 +96,10 @@ def _config(file: Gguf) -> ModelConfig:
     for name, shape in sizes.items():
         if name not in file.tensors or file.tensors[name].shape != shape:
             raise file.fail(name, f"missing, or not of shape {list(shape)} as the metadata say")
-    if layers > len(file.tensors):
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if positive(key, head_dim) != head_dim:
+            raise file.fail(f"{arch}.{key}", f"only the head size, {head_dim}, is supported")
+    if layers > min(len(file.tensors), MAX_LAYERS):
         raise file.fail(f"{arch}.block_count", f"{layers} layers, {len(file.tensors)} tensors")
     context, yarn = _context(file, arch)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -68,12 +70,12 @@ def export_gguf(model: Transformer, tokenizer: Tokenizer, out: str | Path, kind:
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for name, p in parameters.items():
-                writer.write_tensor_data(_encoded(name, p, formats[name], config.head_dim))
-            writer.close()
+            with closing(writer):
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                for name, p in parameters.items():
+                    _write(writer, _encoded(name, p, formats[name], config.head_dim))
             fsync_file(temporary)
             temporary.replace(out)
             fsync_folder(out.parent)
@@ -152,6 +154,13 @@ def _add_config(writer: GGUFWriter, config: ModelConfig) -> None:
         writer.add_uint32(f"{prefix}.original_context_length", config.yarn.original_context)
         writer.add_float32(f"{prefix}.yarn_beta_fast", config.yarn.beta_fast)
         writer.add_float32(f"{prefix}.yarn_beta_slow", config.yarn.beta_slow)
+
+
+def _write(writer: GGUFWriter, data: Bytes) -> None:
+    try:
+        writer.write_tensor_data(data)
+    except OSError as e:  # numpy reports a short write, as on a full disk, without a reason
+        raise OSError(e.errno or errno.ENOSPC, str(e)) from e
 
 
 def _encoded(name: str, weight: Tensor, form: str, head_dim: int) -> Bytes:
