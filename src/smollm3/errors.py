@@ -14,7 +14,8 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-        super().__init__("".join(map(_shown, message)))
+        shown = message if message.isprintable() else "".join(map(_shown, message))
+        super().__init__(shown)
 
 
 def _shown(character: str) -> str:

@@ -78,17 +78,18 @@ class Rendered:
     generated: only what the model itself must write, from the end of the generation prompt to its
         stop token; all False for a rendering that ends in a generation prompt. A UserError where
         the template does not allow it.
+    problem: why there is no `generated`, if so.
     """
 
     ids: list[int]
     published: list[bool]
     _generated: list[bool]
-    _problem: str | None
+    problem: str | None
 
     @property
     def generated(self) -> list[bool]:
-        if self._problem:
-            raise UserError(self._problem)
+        if self.problem:
+            raise UserError(self.problem)
         return self._generated
 
 

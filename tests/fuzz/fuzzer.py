@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 from smollm3.errors import UserError
 
 CORPUS = Path(__file__).parent / "corpus"
-LONGEST = 1 << 16  # bytes of an input
-SECONDS = 2.0  # of processor time for one input
+LONGEST = 500  # bytes of an input; or twice the longest seed
+SECONDS = 2.0  # for one input
 POOL = 500
 
 NUMBERS = re.compile(r"\d+|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"")
@@ -48,6 +49,10 @@ class Target:
     words: Sequence[bytes] = ()
     form: str = "bytes"
 
+    @cached_property
+    def longest(self) -> int:
+        return max(LONGEST, *(2 * len(seed) for seed in self.seeds))
+
     def corpus(self) -> list[Path]:
         return sorted((CORPUS / self.name).glob("*"))
 
@@ -74,18 +79,24 @@ def fuzz(target: Target, seed: int, executions: int, seconds: float = float("inf
 
 def attempt(target: Target, data: bytes) -> object:
     """The kind of outcome: a result, or the message of a UserError without what varies."""
-    started = time.process_time()
+    for clock in (time.monotonic, time.process_time):  # a busy machine only seems slow
+        started = clock()
+        outcome = _outcome(target, data)
+        took = clock() - started
+        if took <= SECONDS:
+            return outcome
+    raise Broken(f"{target.name}: {took:.1f} seconds ({keep(target, data)})")
+
+
+def _outcome(target: Target, data: bytes) -> object:
     try:
-        outcome = target.run(data)
+        return target.run(data)
     except UserError as e:
-        outcome = NUMBERS.sub("#", str(e))
+        return NUMBERS.sub("#", str(e))
+    except KeyboardInterrupt:
+        raise
     except BaseException as e:
-        if isinstance(e, KeyboardInterrupt):
-            raise
         raise Broken(f"{target.name}: {type(e).__name__}: {e} ({keep(target, data)})") from e
-    if (took := time.process_time() - started) > SECONDS:
-        raise Broken(f"{target.name}: {took:.1f} seconds ({keep(target, data)})")
-    return outcome
 
 
 def keep(target: Target, data: bytes) -> Path:
@@ -99,12 +110,13 @@ def mutate(rng: Random, pool: Sequence[bytes], target: Target) -> bytes:
     data = bytearray(rng.choice(pool))
     if target.form == "json" and rng.random() < 0.7:
         try:
-            return json.dumps(_mutate_tree(rng, json.loads(data))).encode()
+            text = json.dumps(_mutate_tree(rng, json.loads(data)))
+            return text.encode()[: 4 * target.longest]
         except (ValueError, RecursionError):
             pass
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         _mutate_bytes(rng, data, pool, target.words)
-    return bytes(data[:LONGEST])
+    return bytes(data[: target.longest])
 
 
 def _mutate_bytes(

@@ -1,6 +1,7 @@
 """The model, its folders and its sampler against transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,59 @@ def test_packed_rows(tmp_path_factory, tokenizer, config, lengths):
     mask = torch.zeros(1, 1, T, T).masked_fill(~same[:, None], torch.finfo(torch.float32).min)
     expected = other(ids, attention_mask=mask, position_ids=positions).logits
     close(mine(ids, rope_tables(config, positions), packed(documents)), expected)
+
+
+@few
+@given(config=configs(), seed=st.integers(0, 99))
+def test_greedy_answers(tmp_path_factory, tokenizer, config, seed):
+    """Token for token, to where the two likeliest are closer than 1e-4; a batch of two lengths
+    here, one by one there."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(ours(config, seed), tokenizer, folder)
+    other = theirs(folder)
+    engine = Engine(load_model(folder), load_tokenizer(folder))
+    prompts = [[seed, 3, 200, 7], [seed + 100, 5, 5, 150, 9, 9, seed]]
+    answers = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=30))
+    for prompt, mine in zip(prompts, answers, strict=True):
+        expected = other.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            max_new_tokens=30,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = expected.sequences[0, len(prompt) :].tolist()
+        top_T2 = torch.cat(expected.logits).topk(2).values
+        unsure = (top_T2[:, 0] - top_T2[:, 1] <= 1e-4).nonzero()
+        if len(unsure):
+            sure = int(unsure[0])
+            assert mine.ids[:sure] == tokens[:sure]
+        else:
+            assert mine.ids == tokens
+
+
+@few
+@given(config=configs(), seed=st.integers(0, 99))
+def test_bfloat16_logits(tmp_path_factory, tokenizer, config, seed):
+    """As near to one of transformers' ways to attend as they are to each other."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(ours(replace(config, init_std=0.1), seed), tokenizer, folder, dtype="bfloat16")
+    ids = torch.randint(274, (3, 60), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        mine = load_model(folder, dtype="bfloat16")(ids)
+        eager, sdpa = (
+            AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kind)(ids).logits
+            for kind in ("eager", "sdpa")
+        )
+    assert mine.dtype == eager.dtype == torch.bfloat16
+    assert min(distance(mine, eager), distance(mine, sdpa)) <= distance(eager, sdpa)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).abs().max())
 
 
 @pytest.mark.parametrize("tied", [True, False])

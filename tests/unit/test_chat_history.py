@@ -1,6 +1,7 @@
 """Conversations as OpenAI's API writes them, with templates that do not print all of that."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -130,28 +131,33 @@ def test_a_model_without_the_tags_does_not_think_in_them():
     assert turns(tok, [ASK, answer]) == user_turn("q") + assistant_turn("a")
 
 
-def test_a_template_that_prints_nothing_is_probed_too():
-    def refuse(chat):
-        raise UserError("no")
-
-    for run in (refuse, lambda chat: ""):
-        assert probe(run) == Reads(parts=False, calls=None, reasoning=False, results=False)
+def test_a_template_that_prints_nothing():
+    reads = Reads(parts=False, calls=None, reasoning=False, results=False)
+    assert probe(lambda chat: "") == reads
 
 
 lines = st.text(st.characters(codec="utf-8", exclude_characters="<`~\r\n"), max_size=9)
+codes = st.builds(lambda code: {"code": code}, lines.filter(lambda text: text.strip()))
 messages = st.builds(
     Message,
     st.just("assistant"),
     lines,
     st.none() | lines.filter(bool),
-    st.lists(st.builds(ToolCall, lines, st.dictionaries(lines, lines)), max_size=2).map(tuple),
+    st.lists(
+        st.builds(ToolCall, lines, st.dictionaries(lines, lines))
+        | st.builds(ToolCall, st.just("python"), codes),
+        max_size=3,
+    ).map(tuple),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(messages)
+@given(messages, st.booleans(), st.booleans())
 @pytest.mark.parametrize("tok", [OURS, THEIRS], ids=["ours", "published"])
-def test_ids_of_a_turn_parse_to_its_message(tok, message):
-    rendered = tok.render([ASK, message], add_generation_prompt=False)
+def test_ids_of_a_turn_parse_to_its_message(tok, message, think, python):
+    if not think:
+        message = replace(message, reasoning=None)
+    options = {"enable_thinking": think, "python_tools": ["def g(): ..."] if python else None}
+    rendered = tok.render([ASK, message], add_generation_prompt=False, **options)
     pairs = zip(rendered.ids, rendered.generated, strict=True)
-    assert tok.parse([i for i, on in pairs if on]) == message
+    assert tok.parse([i for i, on in pairs if on], python_tools=python) == message

@@ -75,6 +75,8 @@ def test_metadata_names_only_what_is_known():
         "You are Ada, made by Lab.<|im_end|>\n"
     )
     assert "Date" not in system_of([user("Hi")])
+    assert "Date" not in system_of([user("Hi")], date=datetime.date(2026, 1, 2))
+    assert "Today" not in everything.render_text([user("Hi")])
     assert "SmolLM" not in everything.template.replace("SmolLM3's chat protocol", "")
     assert "Hugging" not in everything.template
 
@@ -117,6 +119,17 @@ def test_instructions():
     assert "Sing" not in system_of([system, user("")], custom_instructions="Sing.")
     later = TOK.render_text([user("a"), system, user("b")])
     assert "Be brief" not in later
+
+
+def test_instructions_survive_every_turn():
+    chat = []
+    for turn in range(50):
+        chat += [user(f"q{turn}"), assistant(f"a{turn}", tool_calls=[{"name": "f"}])]
+        chat += [{"role": "tool", "content": "r"}, assistant("b", reasoning_content="hm")]
+        text = TOK.render_text([*chat, user("so?")], custom_instructions="Sing, é!")
+        assert text.count("## Custom Instructions\n\nSing, é!<|im_end|>\n<|im_start|>user\nq0") == 1
+        system = {"role": "system", "content": "Sing, é!"}
+        assert TOK.render_text([system, *chat, user("so?")]) == text
 
 
 def test_system_override_is_the_whole_system_turn():
@@ -170,6 +183,21 @@ def test_assistant_turns():
         assert text.endswith(f"<|im_start|>assistant\n{turn}<|im_end|>\n")
 
 
+def test_exact_lets_contents_be_control():
+    """As transformers does; the masks too."""
+    chat = [user("<|im_end|>"), assistant("a<|im_end|>")]
+    rendered = TOK.render(chat, add_generation_prompt=False, exact=True)
+    assert rendered.ids == TOK.encode_markup(TOK.render_text(chat, add_generation_prompt=False))
+    pairs = list(zip(rendered.ids, rendered.published, rendered.generated, strict=True))
+    end = "a<|im_end|><|im_end|>\n"
+    assert TOK.decode([i for i, on, _ in pairs if on]) == f"<|im_start|>assistant\n{end}"
+    assert TOK.decode([i for i, _, on in pairs if on]) == "a<|im_end|>"
+    whole = [user("q"), assistant(" \n b")]
+    assert not any(TOK.render(whole, exact=True).generated)
+    text = TOK.render_text(whole, add_generation_prompt=False)
+    assert TOK.render(whole, add_generation_prompt=False, exact=True).ids == TOK.encode_markup(text)
+
+
 def test_messages_may_be_message():
     message = Message("assistant", "a", "r", (ToolCall("f", {}),))
     assert TOK.render_text([message]) == TOK.render_text([message.to_dict()])
@@ -200,6 +228,28 @@ def test_generated_is_what_the_model_writes():
     assert not any(TOK.render(CHAT).generated)
 
 
+def test_generated_over_many_turns():
+    code = {"name": "python", "arguments": {"code": "f()"}}
+    chat = [
+        user("q"),
+        assistant("", tool_calls=[code], reasoning_content="r"),
+        {"role": "tool", "content": "<|im_end|>", "tool_call_id": "1"},
+        {"role": "tool", "content": "<think>", "tool_call_id": "2"},
+        assistant("a"),
+        assistant("b"),
+        {"role": "system", "content": "left out"},
+        user("q"),
+        assistant(None),
+    ]
+    first = "<think>\nr\n</think>\n<code>\nf()\n</code><|im_end|>"
+    expected = first + "a<|im_end|>b<|im_end|><|im_end|>"
+    assert trained(TOK, chat, "generated", python_tools=["def f()"]) == expected
+    rendered = TOK.render(chat, python_tools=["def f()"], add_generation_prompt=False)
+    assert sum(i in TOK.stop_ids for i in rendered.ids) == 9
+    for published, generated in zip(rendered.published, rendered.generated, strict=True):
+        assert published >= generated
+
+
 def test_published_is_the_whole_turn():
     header = "<|im_start|>assistant\n<think>\n\n</think>\n"
     assert (
@@ -224,7 +274,10 @@ def test_prompt_and_completion_are_the_tokens_of_inference():
 def test_generated_refuses_what_inference_cannot_see():
     chat = [user("q"), assistant("a", reasoning_content="r")]
     rendered = TOK.render(chat, add_generation_prompt=False, enable_thinking=False)
-    assert any(rendered.published)
+    pairs = zip(rendered.ids, rendered.published, strict=True)
+    turn = "<|im_start|>assistant\n<think>\nr\n</think>\na<|im_end|>\n"
+    assert TOK.decode([i for i, on in pairs if on]) == turn
+    assert "no_think" in rendered.problem
     with pytest.raises(UserError, match=r"message 1 .* cannot be used with mask: generated"):
         _ = rendered.generated
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content if KEPT else 'gone' }}<|im_end|>"
@@ -329,10 +382,6 @@ def test_python_repr_of_a_tool_forges_nothing():
         ("{{ messages.append(1) }}", "not safely callable|unsafe"),
         ("{{ ''.__class__.__mro__ }}", "__class__|unsafe"),
         ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "64,000,000 characters"),
-        (
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-            "1,000,000 iterations",
-        ),
     ],
 )
 def test_template_errors(template, error):

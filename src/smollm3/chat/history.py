@@ -39,15 +39,12 @@ class Reads:
 
 
 def probe(run: Callable[[Chat], str]) -> Reads:
-    """run: renders messages; a UserError counts as not printing them."""
+    """run: renders messages, to "" if the template refuses them."""
     parts = False
 
     def printed(*messages: dict[str, Any]) -> str:
         chat = [{"role": "user", "content": "?"}, *messages]
-        try:
-            return run([_in_parts(message) for message in chat] if parts else chat)
-        except UserError:
-            return ""
+        return run([_in_parts(message) for message in chat] if parts else chat)
 
     def prints(*messages: dict[str, Any]) -> bool:
         return _MARK in printed(*messages)

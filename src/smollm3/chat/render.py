@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 
 from smollm3.chat.history import Chat, Reads, as_given, normal, probe, rewrite
 from smollm3.chat.message import Message
-from smollm3.chat.sandbox import render_apart
+from smollm3.chat.sandbox import Overrun, render_apart
 from smollm3.chat.template import SPARE, is_ours, render_views
 from smollm3.errors import UserError
 
@@ -176,7 +176,12 @@ class Renderer:
 
         def run(chat: Chat) -> str:
             variables = {**self._named, "messages": chat, "enable_thinking": True, "tools": None}
-            return "".join(self._run(variables, [(len(chat), False)], None, ("", "")))
+            try:
+                return "".join(self._run(variables, [(len(chat), False)], None, ("", "")))
+            except Overrun:
+                raise
+            except UserError:
+                return ""
 
         reads = probe(run)
         # A model without these tags does not think in them.

@@ -25,6 +25,10 @@ MAX_BYTES = 1 << 30  # of address space
 _START_SECONDS = 60.0
 
 
+class Overrun(UserError):
+    """A template used up its time or memory."""
+
+
 def render_apart(**request: Any) -> list[str]:
     """`render_views`, in the other process."""
     return _worker().render(request)
@@ -68,9 +72,9 @@ class _Worker:
             if self._pipe.poll(seconds):
                 return self._pipe.recv_bytes()
         except (EOFError, OSError):
-            problem = f"its process ended; it may need more than {MAX_BYTES >> 20} MiB of memory"
+            problem = f"it needs more than {MAX_BYTES >> 20} MiB, or its process was ended"
         self.end()
-        raise UserError(f"chat template: {problem}")
+        raise Overrun(f"chat template: {problem}")
 
     @property
     def alive(self) -> bool:
@@ -112,7 +116,7 @@ def serve(descriptor: int) -> None:
             reply = render_views(**_unpack(request))
         except UserError as e:
             reply = str(e)
-        pipe.send_bytes(_pack(reply))
+        pipe.send_bytes(_pack(reply))  # a MemoryError ends the process
 
 
 def _limit_memory() -> None:

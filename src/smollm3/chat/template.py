@@ -139,6 +139,8 @@ def render_views(
                 if left < 0:
                     raise jinja2.TemplateError(f"more than {MAX_CHARACTERS:,} characters")
             texts.append("".join(chunks))
+        except MemoryError:
+            raise
         except Exception as e:  # a template is a program: it can raise anything
             raise UserError(f"chat template: {str(e) or type(e).__name__}") from None
     return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _check(name: str, value: Any, low: float, high: float) -> None:
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or math.isinf(value):
+    if not number or not low <= value <= min(high, sys.float_info.max):
         limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
         raise UserError(f"{name}: must be a number {limits}, not {value!r}")
 

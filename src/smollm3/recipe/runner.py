@@ -93,7 +93,10 @@ class Run:
         self.events.stage_started(name, stage)
         started = time.time()
         write_json(inputs.work / BEGUN, self._config(name, stage))
-        result = run_stage(stage, inputs, followers, self.events.progress, self.events.warn)
+        try:
+            result = run_stage(stage, inputs, followers, self.events.progress, self.events.warn)
+        except UserError as e:
+            raise UserError(f"stages.{name}: {e}") from e
         with new_folder(folder) as temporary:
             result.save(temporary)
             record = {

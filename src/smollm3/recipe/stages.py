@@ -197,7 +197,7 @@ def _model_config(stage: TrainStage, inputs: StageInputs, tokenizer: Tokenizer) 
         config = checkpoint.load_config(inputs.parent)
     if stage.context > config.context and stage.rope_theta is None:
         raise UserError(
-            f"stages.{inputs.name}.context: rows of {stage.context} tokens are longer than the "
+            f"context: rows of {stage.context} tokens are longer than the "
             f"model's {config.context}; shorten them, or extend the model with rope_theta"
         )
     return replace(
