@@ -16,7 +16,7 @@ class Mutant(NamedTuple):
 
 
 U, P, I = "tests/unit/test_", "tests/parity/test_", "tests/invariants/test_"  # noqa: E741
-MODEL = f"{P}transformers.py"
+MODEL = f"{U}model.py"
 RENDER = f"{U}chat_render.py"
 LOADER = f"{U}data_loader.py"
 LOSSES = f"{U}train_losses.py"
@@ -32,9 +32,9 @@ MUTANTS = [
     Mutant("mask off by one", "model/attention.py", ".tril()", ".tril(1)", MODEL),
     Mutant("documents see each other", "model/attention.py", "same_BTT & lower_TT", "lower_TT", MODEL),
     Mutant("norm without eps", "model/transformer.py", "x32_BTE.square().mean(-1, keepdim=True) + self.eps", "x32_BTE.square().mean(-1, keepdim=True)", f"{U}model.py"),
-    Mutant("gate and up swapped", "model/transformer.py", "F.silu(self.gate(x_BTE)) * self.up(x_BTE)", "F.silu(self.up(x_BTE)) * self.gate(x_BTE)", MODEL),
+    Mutant("gate and up swapped", "model/transformer.py", "F.silu(self.gate(x_BTE)) * self.up(x_BTE)", "F.silu(self.up(x_BTE)) * self.gate(x_BTE)", f"{P}transformers.py"),
     Mutant("residual init not scaled by depth", "model/transformer.py", "math.sqrt(2 * self.config.layers)", "1.0", f"{U}model.py"),
-    Mutant("published no_rope_layers read as NoPE flags", "checkpoint/config.py", "[int(flag) for flag in config.uses_rope]", "[int(not flag) for flag in config.uses_rope]", f"{U}checkpoint.py {MODEL}"),
+    Mutant("published no_rope_layers read as NoPE flags", "checkpoint/config.py", "[int(flag) for flag in config.uses_rope]", "[int(not flag) for flag in config.uses_rope]", f"{U}checkpoint.py"),
     # losses
     Mutant("APO-zero pushes the rejected answer up", "train/losses.py", "torch.sigmoid(-chosen) + torch.sigmoid(rejected)", "torch.sigmoid(-chosen) + torch.sigmoid(-rejected)", LOSSES),
     Mutant("APO-down without its margin", "train/losses.py", "torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)", "torch.sigmoid(chosen) + torch.sigmoid(rejected)", LOSSES),

@@ -25,7 +25,20 @@ SECONDS = 2.0  # for one input
 POOL = 500
 
 NUMBERS = re.compile(r"\d+|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"")
-EXTREMES = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
+EXTREMES = [
+    0,
+    1,
+    2**7,
+    2**8 - 1,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63,
+    2**64 - 1,
+]
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 2**31, 2**53, 2**63, 2**64, 10**40, 10**400, -(10**400), 0.5, 1e308,
     5e-324, float("nan"), float("inf"), float("-inf"), "", "a", "../a", "/etc/passwd", "a\0b", "\ud800",
@@ -151,7 +164,9 @@ def _mutate_tree(rng: Random, tree: Any) -> Any:
     places: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
-        keys = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        keys = (
+            node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        )
         for key in keys:
             places.append((node, key))
             walk(node[key])
@@ -173,7 +188,9 @@ def _mutate_tree(rng: Random, tree: Any) -> Any:
             case 2:
                 node[rng.choice([*node, "x", "\ud800", ""])] = rng.choice(HOSTILE)
             case 3 if isinstance(node[key], int | float) and abs(node[key]) < 2**62:
-                node[key] = rng.choice((-node[key], node[key] + 1, node[key] * 2**20, str(node[key])))
+                node[key] = rng.choice(
+                    (-node[key], node[key] + 1, node[key] * 2**20, str(node[key]))
+                )
             case _:
                 node[key] = rng.choice(HOSTILE)
     return tree

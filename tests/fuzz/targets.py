@@ -11,10 +11,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from tests.fuzz.fuzzer import Target
 
-from smollm3.chat import Message, Renderer, StreamParser, ToolCall, default_template, parse
-from smollm3.chat import ArgumentsDelta, CallEnd, ContentDelta, ReasoningDelta
+from smollm3.chat import (
+    ArgumentsDelta,
+    CallEnd,
+    ContentDelta,
+    Message,
+    ReasoningDelta,
+    Renderer,
+    StreamParser,
+    ToolCall,
+    default_template,
+    parse,
+)
 from smollm3.checkpoint import load_config, load_model, load_tokenizer, save_model
 from smollm3.checkpoint.gguf import reader
 from smollm3.checkpoint.gguf.load import load_config as load_gguf_config
@@ -24,6 +33,7 @@ from smollm3.infer.params import model_params
 from smollm3.model import ModelConfig, Transformer, rope_tables
 from smollm3.recipe.load import load_recipe
 from smollm3.tokenizer import CONTROL, Tokenizer
+from tests.fuzz.fuzzer import Target
 
 RECIPE = b"""
 name: mine
@@ -76,39 +86,58 @@ def targets(folder: Path) -> list[Target]:
     settings = (folder / "config.json").read_bytes()
     yarn = json.loads(settings) | {
         "max_position_embeddings": 128,
-        "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 64,
+        },
     }
-    llama = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    llama = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     weights = (folder / "model.safetensors").read_bytes()
     header = weights[: 8 + int.from_bytes(weights[:8], "little")]
     tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "c": torch.ones(0)}
     index = {"weight_map": dict.fromkeys(Weights(folder), "part.safetensors")}
     sharded = _copy(folder, "i")
     (sharded / "model.safetensors").rename(sharded / "part.safetensors")
-    json_words = [b"null", b"1e999", b"-", b"{", b"[", b'"\\ud800"', b"[" * 2000, b"9" * 5000, b"NaN"]
+    json_words = [
+        b"null",
+        b"1e999",
+        b"-",
+        b"{",
+        b"[",
+        b'"\\ud800"',
+        b"[" * 2000,
+        b"9" * 5000,
+        b"NaN",
+    ]
     return [
-        Target("chat", _chat, [c.encode() for c in CHATS], 520_000, [w.encode() for w in CHAT_WORDS]),
-        Target("gguf", partial(_gguf, folder / "a.gguf"), gguf_seeds(), 200_000, GGUF_WORDS),
+        Target("chat", _chat, [c.encode() for c in CHATS], 350_000, [w.encode() for w in CHAT_WORDS]),
+        Target("gguf", partial(_gguf, folder / "a.gguf"), gguf_seeds(), 350_000, GGUF_WORDS),
         Target("safetensors", partial(_safetensors, _sub(folder, "s")), [save(tensors), header, weights],
-               150_000, [b"F32", b"BF16", b"I64", b"F8_E4M3", b'"shape":[]', *json_words]),
+               200_000, [b"F32", b"BF16", b"I64", b"F8_E4M3", b'"shape":[]', *json_words]),
         Target("config", partial(_config, _sub(folder, "c")),
-               [settings, json.dumps(yarn).encode(), json.dumps(llama).encode()], 100_000, json_words, "json"),
+               [settings, json.dumps(yarn).encode(), json.dumps(llama).encode()], 40_000, json_words, "json"),
         Target("history", partial(_history, _renderer(tokenizer)), [json.dumps(HISTORY).encode()],
-               20_000, json_words, "json"),
-        Target("index", partial(_index, sharded), [json.dumps(index).encode()], 10_000, json_words,
+               5_000, json_words, "json"),
+        Target("index", partial(_index, sharded), [json.dumps(index).encode()], 3_000, json_words,
                "json"),
         Target("settings", partial(_settings, _copy(folder, "g")),
                [(folder / name).read_bytes() for name in ("generation_config.json", "tokenizer_config.json")],
-               5_000, json_words, "json"),
+               2_000, json_words, "json"),
         Target("tokenizer", partial(_tokenizer, _copy(folder, "t")), [(folder / "tokenizer.json").read_bytes()],
                2_000, json_words, "json"),
-        Target("recipe", partial(_recipe, folder / "r.yaml"), [RECIPE], 4_000,
+        Target("recipe", partial(_recipe, folder / "r.yaml"), [RECIPE], 10_000,
                [b"&a", b"*a", b"*m", b"<<: *m", b"!!python/name:os.system", b"? ", b"- ", b"{", b"[", b": ", b"\t",
                 b"%YAML 9", b"---\n", b"!!int", b"1:30", b"0x", b".nan", b"[" * 3000]),
-        Target("template", partial(_template, tokenizer), [t.encode() for t in TEMPLATES], 2_000,
+        Target("template", partial(_template, tokenizer), [t.encode() for t in TEMPLATES], 1_000,
                [b"{{", b"}}", b"{%", b"%}", b"{#", b"| tojson", b".__class__", b"* 10**9", b"range(99999)", b"self",
                 b"{% for i in messages %}", b"{% endfor %}", b"loop", b"cycler", b"%c", b"| map", b"(" * 500]),
-        Target("gguf-tokenizer", partial(_gguf_tokenizer, folder / "b.gguf"), [gguf_tokenizer()], 20_000, GGUF_WORDS),
+        Target("gguf-tokenizer", partial(_gguf_tokenizer, folder / "b.gguf"), [gguf_tokenizer()], 60_000, GGUF_WORDS),
     ]  # fmt: skip
 
 
@@ -169,7 +198,11 @@ def _config(folder: Path, data: bytes) -> object:
 
 
 def _settings(folder: Path, data: bytes) -> object:
-    name = "tokenizer_config.json" if b"token" in data and b"class" in data else "generation_config.json"
+    name = (
+        "tokenizer_config.json"
+        if b"token" in data and b"class" in data
+        else "generation_config.json"
+    )
     before = (folder / name).read_bytes()
     try:
         _write(folder / name, data)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.fuzz.fuzzer import CORPUS, Broken, Target, attempt, fuzz
-from tests.fuzz.targets import targets
 
 from smollm3.chat import sandbox
+from tests.fuzz.fuzzer import CORPUS, Broken, Target, attempt, fuzz
+from tests.fuzz.targets import targets
 
 NAMES = (
     *("chat", "gguf", "safetensors", "config", "history", "index", "settings", "tokenizer"),

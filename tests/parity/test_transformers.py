@@ -152,6 +152,7 @@ def test_greedy_answers(tmp_path_factory, tokenizer, config, seed):
             temperature=None,
             top_p=None,
             max_new_tokens=30,
+            eos_token_id=list(engine.stop_ids),  # ours also stops at the end of a document
             output_logits=True,
             return_dict_in_generate=True,
         )

@@ -498,7 +498,7 @@ def test_flipped_bytes_in_the_header(file, tmp_path_factory, data):
 @pytest.mark.slow
 def test_a_byte_of_every_kind_at_every_place_of_the_structure(file, tmp_path):
     raw, end = file.read_bytes(), header_size(file)
-    places = np.random.default_rng(0).permutation(end)[:2000]
+    places = np.random.default_rng(0).permutation(end)[:400]
     for at in places.tolist():
         for value in (0, 1, 0x7F, 0xFF):
             changed = bytearray(raw)

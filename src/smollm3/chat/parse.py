@@ -62,7 +62,7 @@ _BLANKS = re.compile(r"\s*")
 _EDGE = re.compile("</?tool_call>")
 # What begins a call whose arguments can be passed on as they come.
 _HEAD = re.compile(
-    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{\s*["}])', re.DOTALL
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*,\s*"arguments"\s*:\s*(?=\{\s*["}])', re.DOTALL
 )
 _OUTSIDE_STRING = re.compile(r'[^"{}\[\]<A-Za-z]+|[A-Za-z]+|["{}\[\]<]')
 _IN_STRING = re.compile(r'[^"\\\x00-\x1f]+|\\.|["\\\x00-\x1f]', re.DOTALL)
