@@ -57,7 +57,7 @@ MUTANTS = [
     Mutant("mixture drifts", "data/mixture.py", "samples[start - rank : stop - rank]", "samples[start - rank + 1 : stop - rank + 1]", f"{U}data_mixture.py"),
     Mutant("worst fit", "data/packing.py", "room = amounts[at]", "room = amounts[-1]", f"{U}data_packing.py"),
     # chat
-    Mutant("header trained", "chat/render.py", "prompt, _ = run(i, True)", "prompt, _ = run(i, False)", RENDER),
+    Mutant("header trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt) - 22, stop.end()))", RENDER),
     Mutant("stop token not trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt), stop.start()))", RENDER),
     Mutant("system block left open", "chat/template.jinja", "{% endif %}\n<|im_end|>\n{% for message", "{% endif %}\n{% for message", RENDER),
     Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),

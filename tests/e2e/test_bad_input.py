@@ -125,3 +125,19 @@ def test_a_full_disk(tmp_path):
         assert process.stdout.count("(done before)") == len(done)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_continues_from_a_gguf(smoke, tmp_path):
+    file = tmp_path / "smoke.gguf"
+    assert cli("export", smoke, "--to", "gguf:f32", file).returncode == 0
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"""
+name: r
+sources: {{web: {{kind: procedural, generator: web, documents: 50}}}}
+stages:
+  more:
+    {{kind: train, from: {file}, mixture: {{web: 1}}, context: 64, batch: 2, steps: 2, lr: {{peak: 1e-3}}}}
+""")
+    process = cli("run", recipe, "--out", tmp_path / "out")
+    assert process.returncode == 0, process.stderr

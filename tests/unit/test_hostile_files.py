@@ -1,5 +1,5 @@
 """Damaged and hostile files: a UserError of one line, or nothing of note; never a traceback, code
-that runs, or memory and time beyond the file's own size."""
+that runs, or memory and time beyond the file's own size. GGUF files: test_gguf.py."""
 
 from __future__ import annotations
 
@@ -72,21 +72,6 @@ def test_truncated_at_every_kilobyte(folder: Path, file: str) -> None:
         # tokenizer.json ends in a line end, without which it is whole
         if whole[size:].strip():
             refused(lambda: load(folder), file)
-
-
-def test_truncated_gguf_at_every_kilobyte(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="it writes the file")
-    from smollm3.checkpoint.gguf.write import export_gguf
-
-    path, cut = tmp_path / "whole.gguf", tmp_path / "cut.gguf"
-    model = Transformer(replace(CONFIG, layers=4, uses_rope=(True, True, True, False)))
-    model.init_weights(0)
-    export_gguf(model, load_tokenizer(folder), path, "f32")
-    whole = path.read_bytes()
-    for size in (*range(0, len(whole), 1024), len(whole) - 1):
-        cut.write_bytes(whole[:size])
-        for load in (load_config, load_tokenizer, load_model):
-            refused(lambda load=load: load(cut), "cut.gguf")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])

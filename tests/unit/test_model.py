@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from smollm3.model import ModelConfig, Rope, Transformer, Yarn, attention, nope_pattern, packed
 from smollm3.model.rope import inverse_frequencies, rope_tables
+from smollm3.model.transformer import RMSNorm
 
 SMALL = ModelConfig(
     vocab_size=50,
@@ -193,3 +194,10 @@ def test_packed_documents_are_alone(mask_max, rows):
 
 def test_one_document_a_row_is_plain_causal():
     assert packed(torch.tensor([[3, 3, 3], [5, 5, 5]])) is attention.causal
+
+
+def test_norm_of_tiny_states_is_held_by_eps() -> None:
+    """x / sqrt(mean x² + eps): at x = eps = 1e-6 the square is nothing beside eps."""
+    norm = RMSNorm(8, eps=1e-6)
+    x_BTE = torch.full((1, 1, 8), 1e-6)
+    torch.testing.assert_close(norm(x_BTE), torch.full((1, 1, 8), 1e-3), rtol=1e-5, atol=0)

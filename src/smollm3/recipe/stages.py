@@ -133,7 +133,7 @@ def _train(
 ) -> StageResult:
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None  # the recipe's check
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = checkpoint.load_tokenizer(folder)
     if not tokenizer.template:
         tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
     config = _model_config(stage, inputs, tokenizer)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smollm3.checkpoint import load_tokenizer
 from smollm3.data import Loader, Shard
 from smollm3.data.batch import Batch
 from smollm3.errors import UserError
 from smollm3.model import Transformer
-from smollm3.tokenizer import Tokenizer
 from smollm3.train import optimizer as optimizers
 from smollm3.train import schedule, state
 from smollm3.train.forward import Forward, slices
@@ -72,7 +72,7 @@ class Trainer:
         self.job, self.stage, self.world = job, job.stage, world
         self.states = Path(job.work) / "state"
         shards = {name: Shard.open(Path(folder)) for name, folder in job.shards.items()}
-        pad_id = Tokenizer.load(job.tokenizer).pad_id
+        pad_id = load_tokenizer(job.tokenizer).pad_id
         self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id)
         schedule.check(job.stage.lr, self.loader.steps)
         if world.leads:
