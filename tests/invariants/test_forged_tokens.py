@@ -64,17 +64,22 @@ def control(rendered):
     return [index for index in rendered.ids if index >= FIRST]
 
 
-def assert_nothing_forged(tok, shape, texts, system, tools):
+def assert_nothing_forged(tok, shape, texts, system, tools, enable_thinking):
     def chat(change):
         before = [] if system is None else [{"role": "system", "content": change(system)}]
-        options = {"tools": [tool(change(texts[1]))] if tools else None}
-        return tok.render(before + shape(*map(change, texts)), **options)
+        options = {} if tools is None else {tools: [tool(change(texts[1]))]}
+        chat = before + shape(*map(change, texts))
+        return tok.render(chat, enable_thinking=enable_thinking, **options)
 
     assert control(chat(str)) == control(chat(harmless))
 
 
 given_chat = given(
-    st.sampled_from(SHAPES), st.tuples(contents, contents), st.none() | modeless, st.booleans()
+    st.sampled_from(SHAPES),
+    st.tuples(contents, contents),
+    st.none() | modeless,
+    st.sampled_from([None, "tools", "python_tools"]),
+    st.booleans(),
 )
 # They refuse a system message, or tools without an image.
 NO_SYSTEM = ("gemma.", "gemma_", "llava", "phi3.")
@@ -83,25 +88,27 @@ NO_SYSTEM = ("gemma.", "gemma_", "llava", "phi3.")
 @settings(max_examples=150, deadline=None)
 @given_chat
 @pytest.mark.parametrize("name", ["ours", "published"])
-def test_nothing_is_forged(name, shape, texts, system, tools):
-    assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools)
+def test_nothing_is_forged(name, shape, texts, system, tools, enable_thinking):
+    assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools, enable_thinking)
 
 
 @settings(max_examples=8, deadline=None)
 @given_chat
 @pytest.mark.parametrize("name", trl_templates())
-def test_nothing_is_forged_in_other_templates(name, shape, texts, system, tools):
+def test_nothing_is_forged_in_other_templates(name, shape, texts, system, tools, enable_thinking):
     system = None if name.startswith(NO_SYSTEM) else system
-    assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools)
+    assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools, enable_thinking)
 
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given_chat
 @pytest.mark.parametrize("name", trl_templates())
-def test_nothing_is_forged_in_other_templates_many(name, shape, texts, system, tools):
+def test_nothing_is_forged_in_other_templates_many(
+    name, shape, texts, system, tools, enable_thinking
+):
     system = None if name.startswith(NO_SYSTEM) else system
-    assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools)
+    assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools, enable_thinking)
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,5 +1,6 @@
 """Damaged and hostile files: a UserError of one line, or nothing of note; never a traceback, code
-that runs, or memory and time beyond the file's own size. GGUF files: test_gguf.py."""
+that runs, or memory and time beyond the file's own size. GGUF files are in
+test_gguf.py, templates that loop or grow in test_chat_sandbox.py."""
 
 from __future__ import annotations
 
@@ -304,27 +305,15 @@ def test_padding_and_truncation_of_the_file_are_not_used(folder: Path) -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
-        "{{ 'a' * 10**10 }}",
-        "{{ '%10000000000d' % 1 }}",
-        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
-        "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% include '/etc/passwd' %}",
         "{{ self.__init__.__globals__ }}",
         "{{ '\\ud800' }}",
     ],
 )
-def test_hostile_templates(folder: Path, template: str) -> None:
+def test_templates_reach_nothing(folder: Path, template: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
     refused(lambda: load_tokenizer(folder).render(USER))
-
-
-@pytest.mark.slow
-def test_a_template_that_loops_is_stopped(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{{ 9 ** (9 ** 9) }}{{ 2 ** (10 ** 10) }}")
-    refused(lambda: load_tokenizer(folder).render(USER), "chat template")
 
 
 # texts
@@ -337,7 +326,7 @@ def test_a_line_of_10_megabytes(folder: Path) -> None:
                  '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * 10_000_000):  # fmt: skip
         parse(line)
     assert time.process_time() - start < 10
-    text = "the model " * 1_000_000
+    text = "the model " * 200_000
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
