@@ -68,8 +68,8 @@ def assert_nothing_forged(tok, shape, texts, system, tools, enable_thinking):
     def chat(change):
         before = [] if system is None else [{"role": "system", "content": change(system)}]
         options = {} if tools is None else {tools: [tool(change(texts[1]))]}
-        chat = before + shape(*map(change, texts))
-        return tok.render(chat, enable_thinking=enable_thinking, **options)
+        messages = before + shape(*map(change, texts))
+        return tok.render(messages, enable_thinking=enable_thinking, **options)
 
     assert control(chat(str)) == control(chat(harmless))
 
