@@ -137,9 +137,10 @@ class Tokenizer:
         ends = [index for index in (turn_end, eos, *stop_ids) if index is not None]
         if not ends:
             raise UserError("tokenizer_config.json: no eos_token; name the token that ends a text")
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         text_ends = [self._control_ids.get(t) for t in ("<|end_of_text|>", "<|endoftext|>")]
         self.end_of_text_id: int = next(i for i in (*text_ends, eos, *ends) if i is not None)
+        # Nothing sensible follows the end of a document, whatever the model was trained for.
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*ends, self.end_of_text_id]))
         pad = self._named_id("pad_token")
         self.pad_id: int = self.end_of_text_id if pad is None else pad
         bos = self._named_id("bos_token")

@@ -428,7 +428,7 @@ def test_metadata_that_do_not_fit(key, change, reason, file, tmp_path):
 def test_tokenizers_that_do_not_fit(key, change, reason, file, tmp_path):
     changes = {f"tokenizer.ggml.{key}": change}
     if key == "eos_token_id" and change is None:
-        changes["tokenizer.chat_template"] = None
+        changes |= {"tokenizer.chat_template": None, "tokenizer.ggml.eot_token_id": None}
     path = edited(file, tmp_path / "bad.gguf", **changes)
     with pytest.raises(UserError, match=reason) as e:
         load_tokenizer(path)

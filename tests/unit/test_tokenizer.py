@@ -32,7 +32,7 @@ def test_layout(tok):
     assert tok.vocab_size == 390
     base = 390 - len(CONTROL)
     assert [tok.encode_markup(token) for token in CONTROL] == [[base + i] for i in range(18)]
-    assert tok.decode(tok.stop_ids) == "<|im_end|>"
+    assert tok.decode(tok.stop_ids) == "<|im_end|><|end_of_text|>"
     assert tok.decode([tok.end_of_text_id]) == "<|end_of_text|>"
     assert tok.decode([tok.pad_id]) == "<|finetune_right_pad_id|>"
     assert tok.bos is None

@@ -72,8 +72,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.params = params
-        # Nothing sensible follows the end of a document, whatever the model was trained for.
-        self.stop_ids = frozenset((*tokenizer.stop_ids, tokenizer.end_of_text_id))
+        self.stop_ids = frozenset(tokenizer.stop_ids)
 
     def generate(
         self,

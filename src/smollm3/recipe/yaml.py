@@ -10,6 +10,7 @@ import yaml
 from smollm3.errors import UserError
 
 Path = tuple[str | int, ...]
+MAX_VALUES = 100_000  # a few lines of aliases to aliases stand for billions
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -52,7 +53,8 @@ _resolve(
 )
 _resolve("merge", r"^<<$", "<")
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", ""))
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(loader.construct_scalar(node).replace("_", "")),
 )
 
 
@@ -76,6 +78,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
 
 
 def _collect_lines(node: yaml.Node, path: Path, lines: dict[Path, int]) -> None:
+    if len(lines) > MAX_VALUES:
+        raise yaml.YAMLError(f"more than {MAX_VALUES:,} values")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             below = (*path, str(key.value))
