@@ -24,7 +24,7 @@ def write_tensors(
             mode = path.stat().st_mode  # what the user's umask gives; the library's is 0600
             save_file(plain, path, metadata)
             path.chmod(mode)
-    except SafetensorError as e:
+    except (SafetensorError, OSError) as e:
         raise UserError(f"{path}: cannot be written ({e}); make room") from e
 
 
