@@ -164,7 +164,7 @@ def export(model: str, to: str, private: bool, out: Path | None) -> None:
     """Write a model in the format of another program, or upload it.
 
     \b
-    smollm3 export runs/nano --to gguf:q8_0 nano.gguf
+    smollm3 export runs/nano --to gguf:f16 nano.gguf
     smollm3 export runs/nano --to mlx nano-mlx
     smollm3 export smollm3-3b --to hf:bfloat16 smollm3
     smollm3 export runs/nano --to hub:me/nano
