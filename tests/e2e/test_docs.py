@@ -40,9 +40,15 @@ def workplace(smoke, tmp_path_factory):
         for i in range(40)
     ]
     (folder / "talks/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = (
-        blocks("yaml")[0].replace("HuggingFaceTB/SmolLM3-3B", "runs/nano").replace("4096", "256")
-    )
+    recipe = blocks("yaml")[0]
+    for shown, small in {
+        "HuggingFaceTB/SmolLM3-3B": "runs/nano",
+        "4096": "256",
+        "batch: 32": "batch: 2",
+        "warmup: 10": "warmup: 1",
+    }.items():
+        assert shown in recipe
+        recipe = recipe.replace(shown, small)
     (folder / "my.yaml").write_text(recipe)
     return folder
 
