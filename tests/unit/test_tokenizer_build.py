@@ -78,7 +78,7 @@ def test_control_tokens(tokenizer: Tokenizer, token: str, index: int, special: b
 def test_settings(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == PIECES + CONTROL_TOKENS == 128256
     assert tokenizer.bos is None
-    assert tokenizer.stop_ids == (128012,)
+    assert tokenizer.stop_ids == (128012, 128001)
     assert tokenizer.end_of_text_id == 128001
     assert tokenizer.pad_id == 128004
     assert tokenizer.template == default_template()
