@@ -119,8 +119,7 @@ class Engine:
         """The model's next message. date: told to the model, today where it is None."""
         prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
         [completion] = self.generate([prompt], params)
-        ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
-        return self.tokenizer.parse(ids, python_tools=bool(python_tools))
+        return self.tokenizer.parse(completion.ids, python_tools=bool(python_tools))
 
     def chat_stream(
         self,

@@ -122,7 +122,7 @@ class Run:
         self.events.stage_finished(name, record)
 
     def _inputs(self, name: str, stage: Stage) -> StageInputs:
-        """Resolve parents to folders and check that they are whole."""
+        """Parents as folders, with their checksums and lineage as recorded when they were made."""
         parents: dict[str, Path] = {}
         digests: dict[str, str] = {}
         lineage: list[dict[str, Any]] = []

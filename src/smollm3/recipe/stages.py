@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from smollm3.checkpoint.export import export
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
-from smollm3.files import write_json
+from smollm3.files import read_json, write_json
 from smollm3.model import ModelConfig
 from smollm3.recipe.graph import sources_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
@@ -148,7 +147,7 @@ def _train(
     optimizer = None
     if stage.carry:
         assert inputs.parent is not None
-        record = json.loads((inputs.parent / "stage.json").read_bytes())
+        record = read_json(inputs.parent / "stage.json")
         if "optimizer" in stage.carry:
             optimizer = str(inputs.parent / "optimizer.safetensors")
         if "data" in stage.carry:
