@@ -1,0 +1,69 @@
+"""`smollm3 run`, `smollm3 report`: recipes and what they leave."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from smollm3.recipe import Recipe
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/NAME].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
+@click.option("--only", metavar="STAGE", help="Run just this stage.")
+@click.option(
+    "--redo", multiple=True, metavar="STAGE", help="Make it, and all made from it, again."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, its cost and time.")
+def run(
+    recipe: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    only: str | None,
+    redo: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Run a recipe: a shipped name (smoke, nano, smollm3-3b) or a .yaml file.
+
+    What is done is not done again; an interrupted run goes on where it stopped.
+
+    \b
+    smollm3 run nano
+    smollm3 run nano --set stages.sft.lr.peak=1e-3 --redo sft
+    smollm3 run smollm3-3b --dry-run
+    """
+    from smollm3.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        _print_plan(loaded)
+        return
+    from smollm3.recipe.console import run_on_console
+    from smollm3.train import World, follow
+
+    if int(os.environ.get("RANK", "0")):  # under torchrun: the first process leads
+        follow(World.from_environment())
+        return
+    run_on_console(loaded, out or Path("runs") / loaded.name, only, redo)
+
+
+def _print_plan(recipe: Recipe) -> None:
+    from smollm3 import plan
+    from smollm3.recipe.console import wide_console
+
+    wide_console().print(plan.render(plan.stage_costs(recipe)))
+
+
+@click.command()
+@click.argument("run_folder", type=click.Path(path_type=Path))
+def report(run_folder: Path) -> None:
+    """Write RUN_FOLDER/report.html again from the files of a run."""
+    from smollm3.report import write_report
+
+    click.echo(write_report(run_folder))
