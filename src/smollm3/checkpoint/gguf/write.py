@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import math
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -44,29 +46,48 @@ def export_gguf(model: Transformer, tokenizer: Tokenizer, out: str | Path, kind:
     NoPE pattern than every 4th layer or none, rows that are not whole blocks, a tokenizer that it
     does not know.
     """
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    head_dim = model.config.head_dim
+    write_gguf(
+        model.config,
+        tokenizer,
+        Path(out),
+        kind,
+        {name: tuple(p.shape) for name, p in parameters.items()},
+        lambda name, form: _encoded(name, parameters[name], form, head_dim),
+    )
+
+
+def write_gguf(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    out: Path,
+    kind: str,
+    shapes: dict[str, tuple[int, ...]],
+    encode: Callable[[str, str], Bytes],
+) -> None:
+    """As `export_gguf`, for tensors by our names whose bytes `encode(name, format)` makes when
+    their turn comes."""
     gguf = _package()
-    out = Path(out)
     if kind not in KINDS:
         raise UserError(f"{kind!r} is not one of the GGUF kinds {', '.join(KINDS)}")
-    config = model.config
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model only {config.vocab_size}"
         )
     arch = architecture(config)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    formats = {name: tensor_format(name, p.shape, kind, config) for name, p in parameters.items()}
+    formats = {name: tensor_format(name, shape, kind, config) for name, shape in shapes.items()}
     temporary = out.with_name(f".{out.name}{PARTIAL}")
     writer = gguf.GGUFWriter(temporary, arch)
     _add_config(writer, config)
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(2)
     add_tokenizer(writer, tokenizer, config.vocab_size)
-    for name, p in parameters.items():
+    for name, shape in shapes.items():
         form = FORMATS[formats[name]]
-        size = p.numel() // form.block * form.dtype.itemsize
+        size = math.prod(shape) // form.block * form.dtype.itemsize
         raw = gguf.GGMLQuantizationType(form.ggml)
-        writer.add_tensor_info(gguf_name(name), p.shape, np.dtype("f4"), size, raw)
+        writer.add_tensor_info(gguf_name(name), shape, np.dtype("f4"), size, raw)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -74,8 +95,8 @@ def export_gguf(model: Transformer, tokenizer: Tokenizer, out: str | Path, kind:
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
-                for name, p in parameters.items():
-                    _write(writer, _encoded(name, p, formats[name], config.head_dim))
+                for name, form in formats.items():
+                    _write(writer, encode(name, form))
             fsync_file(temporary)
             temporary.replace(out)
             fsync_folder(out.parent)
