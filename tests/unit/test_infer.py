@@ -255,7 +255,7 @@ def test_load_engine_takes_the_models_own_settings(tmp_path, model, tokenizer):
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"temperature": 0.25, "top_k": 7, "top_p": None}))
     loaded = load_engine(tmp_path)
-    assert loaded.params == SamplingParams(temperature=0.25, top_k=7, top_p=1.0, min_p=0.0)
+    assert loaded.params == SamplingParams(0.25, 7, 1.0, 0.0, repetition_penalty=1.0)
     sampled = SamplingParams(temperature=0.25, top_k=7, top_p=1.0, max_tokens=9)
     [own], [given_] = (
         loaded.generate([[5, 6]], p) for p in (SamplingParams(max_tokens=9), sampled)
