@@ -95,8 +95,8 @@ def write_gguf(
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
-                for name, form in formats.items():
-                    _write(writer, encode(name, form))
+                for name, encoded_as in formats.items():
+                    _write(writer, encode(name, encoded_as))
             fsync_file(temporary)
             temporary.replace(out)
             fsync_folder(out.parent)
