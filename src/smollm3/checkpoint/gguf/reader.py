@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smollm3.checkpoint.gguf.quants import FORMATS, NAMES, Floats, dequantize
+from smollm3.checkpoint.gguf.quants import FORMATS, NAMES, Bytes, Floats, dequantize
 from smollm3.errors import UserError
 
 MAGIC = b"GGUF"
@@ -214,11 +214,15 @@ class Gguf:
     def read(self, name: str) -> Floats:
         """The values of a tensor, as float32 whatever it is stored as; finite, or a UserError."""
         tensor = self.tensors[name]
-        raw = np.frombuffer(self._data, np.uint8, tensor.size, tensor.start)
-        values = dequantize(raw, tensor.format).reshape(tensor.shape)
+        values = dequantize(self.raw(name), tensor.format).reshape(tensor.shape)
         if not np.isfinite(values).all():
             raise UserError(f"{self.path}: {name}: holds NaN or infinity; fetch the file again")
         return values
+
+    def raw(self, name: str) -> Bytes:
+        """The bytes of a tensor as they lie in the mapped file."""
+        tensor = self.tensors[name]
+        return np.frombuffer(self._data, np.uint8, tensor.size, tensor.start)
 
     # metadata
 

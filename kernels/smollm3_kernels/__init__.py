@@ -1,0 +1,23 @@
+"""CPU kernels for smollm3; see smollm3.infer.backends.native for their use."""
+
+from smollm3_kernels._native import (
+    BLOCK,
+    VERSION,
+    Model,
+    form_of,
+    instruction_sets,
+    matrix_bytes,
+    pack,
+    unpack,
+)
+
+__all__ = [
+    "BLOCK",
+    "VERSION",
+    "Model",
+    "form_of",
+    "instruction_sets",
+    "matrix_bytes",
+    "pack",
+    "unpack",
+]

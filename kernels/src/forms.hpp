@@ -1,0 +1,160 @@
+// How matrices and activations lie in memory.
+//
+// A matrix is cut into tiles of 16 rows; a tile holds its scales, then its values, both in groups of
+// 32 columns. Sixteen rows fill one vector of float32, so that every row's sum has a lane of its own
+// and is added up in the order of its columns whatever else is computed beside it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+namespace smollm3 {
+
+constexpr int ROWS = 16;   // of a tile
+constexpr int GROUP = 32;  // columns that share a scale
+constexpr int SUPER = 8;   // groups that share a unit of scales in the K forms
+constexpr int BLOCK = 32;  // tokens in a block of the cache
+
+// How a group's values q become weights.
+//   F16   d * (q - zero), zero 8 or 128; d float16
+//   F16M  d * q + m; d, m float16                          (Q4_1, Q5_1)
+//   K     (d * s) * q - (dmin * m); s, m bytes, d and dmin float16 for 8 groups  (Q4_K, Q5_K)
+enum class Scales { F16, F16M, K };
+
+enum Form : int { F32, BF16, Q4, Q4M, Q4K, Q8, Q8M, Q8K, FORMS };
+
+enum class Activation : int { F32, BF16, I8 };
+
+constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+constexpr bool quantised(Form form) { return form >= Q4; }
+constexpr int bits(Form form) { return form == F32 ? 32 : form == BF16 ? 16 : form <= Q4K ? 4 : 8; }
+constexpr Scales scales(Form form) {
+    return form == Q4M || form == Q8M ? Scales::F16M : form == Q4K || form == Q8K ? Scales::K : Scales::F16;
+}
+constexpr Activation activation(Form form) {
+    return quantised(form) ? Activation::I8 : form == BF16 ? Activation::BF16 : Activation::F32;
+}
+
+constexpr size_t group_values_bytes(Form form) { return size_t(ROWS) * GROUP * bits(form) / 8; }
+
+// Bytes of a tile's scales, a multiple of a cache line.
+constexpr size_t tile_scales_bytes(Form form, int groups) {
+    if (!quantised(form)) return 0;
+    size_t bytes = 0;
+    switch (scales(form)) {
+        case Scales::F16: bytes = size_t(groups) * ROWS * 2; break;
+        case Scales::F16M: bytes = size_t(groups) * ROWS * 4; break;
+        case Scales::K: bytes = size_t((groups + SUPER - 1) / SUPER) * (ROWS * 4 + SUPER * ROWS * 2); break;
+    }
+    return (bytes + 63) / 64 * 64;
+}
+
+constexpr size_t tile_bytes(Form form, int groups) {
+    return tile_scales_bytes(form, groups) + size_t(groups) * group_values_bytes(form);
+}
+
+// Bytes of one column's group in a panel of activations. I8: 32 values, then float32 scale,
+// -8 * sum of values, scale * sum of values.
+constexpr int column_group_bytes(Activation kind) {
+    return kind == Activation::I8 ? 44 : kind == Activation::BF16 ? 64 : 128;
+}
+
+// A matrix in a form; `data` is not owned.
+struct Matrix {
+    Form form = F32;
+    int rows = 0;     // as in the model; tiles are filled up with zeros
+    int columns = 0;  // likewise
+    const uint8_t* data = nullptr;
+
+    int groups() const { return round_up(columns, GROUP) / GROUP; }
+    int tiles() const { return round_up(rows, ROWS) / ROWS; }
+    size_t bytes() const { return tiles() * tile_bytes(form, groups()); }
+    const uint8_t* tile(int t) const { return data + t * tile_bytes(form, groups()); }
+};
+
+// Columns (tokens) are computed in blocks of at most `width`; the last block is as narrow as a kernel
+// allows. A panel holds block after block, in it group after group, in it the columns side by side.
+struct Panel {
+    Activation kind = Activation::F32;
+    int columns = 0, groups = 0, width = 1;
+    uint8_t* data = nullptr;
+
+    int blocks() const { return (columns + width - 1) / width; }
+    int block_columns(int b) const {
+        int left = columns - b * width;
+        return left < width ? left : width;
+    }
+    // Narrowest width of a kernel that holds n columns.
+    static int kernel_width(int n, int most) {
+        for (int w : {1, 2, 4, 6, 8, 12})
+            if (w >= n && w <= most) return w;
+        return most;
+    }
+    int block_width(int b) const { return kernel_width(block_columns(b), width); }
+    uint8_t* block(int b) const { return data + size_t(b) * width * groups * column_group_bytes(kind); }
+    size_t bytes() const { return size_t(blocks()) * width * groups * column_group_bytes(kind); }
+};
+
+// A page: keys and values of one kv head for the 32 tokens of a block. Keys are two tiles whose rows
+// are tokens; values are tiles whose rows are dimensions and whose columns are the tokens, so scores
+// and sums are the same products as a matrix's. I8 values have one scale for each token.
+struct PageLayout {
+    Form k_form = BF16, v_form = BF16;
+    int k_groups = 0, v_columns = 0;  // head size in groups of 32; rounded up to 16
+    size_t k_scales_bytes = 0, k_tile_bytes = 0, v_start = 0, v_scales_start = 0, bytes = 0;
+
+    PageLayout() = default;
+    PageLayout(Form form, int head_dim)
+        : k_form(form), v_form(form), k_groups(round_up(head_dim, GROUP) / GROUP), v_columns(round_up(head_dim, ROWS)) {
+        k_scales_bytes = tile_scales_bytes(form, k_groups);
+        k_tile_bytes = tile_bytes(form, k_groups);
+        v_start = BLOCK / ROWS * k_tile_bytes;
+        v_scales_start = v_start + v_columns / ROWS * group_values_bytes(form);
+        bytes = v_scales_start + (quantised(form) ? BLOCK * sizeof(float) : 0);
+    }
+};
+
+// Columns (query tokens by heads that share a kv head) over blocks begin..end-1 of one sequence.
+struct Attention {
+    const PageLayout* page;
+    const uint8_t* pages;  // of this layer and kv head; block i is at pages + stride * table[i]
+    size_t stride;
+    const int32_t* table;
+    int begin, end;
+    const uint8_t* q;  // packed, `width` columns
+    int columns, width;
+    const int* positions;  // of each column
+    float *most, *total, *o;  // [columns], [columns], [columns][v_columns]: written
+};
+
+// The arithmetic, once for each instruction set. Vectors have 16 lanes whatever the machine's width.
+struct Isa {
+    const char* name;
+    int width;  // widest block of columns
+    // out[n][16] = tile . column n, n < width
+    void (*multiply)(Form, const uint8_t* scales, const uint8_t* values, const uint8_t* columns, int groups, int width,
+                     float* out);
+    // Write `values` [32 * groups] as column `n` of a block of `width`.
+    void (*pack_column)(Activation, const float* values, int groups, int width, int n, uint8_t* block);
+    // out = x / rms(x) * weight over n values, a multiple of 16 with zeros beyond `size`
+    void (*norm)(const float* x, const float* weight, float* out, int n, int size, float eps);
+    void (*rotate)(float* head, const float* cos, const float* sin, int size);  // pairs (i, i + size/2)
+    void (*swiglu)(const float* gate, const float* up, float* out, int n);
+    void (*add)(float* x, const float* y, int n);
+    void (*attend)(const Attention&);
+    void (*merge)(float* most, float* total, float* o, float more_most, float more_total, const float* more_o, int n);
+    void (*scale)(const float* x, float factor, float* out, int n);
+};
+
+const Isa* isa_portable();
+const Isa* isa_avx2();
+const Isa* isa_avx512();
+const Isa* isa_avx512bf16();
+
+uint16_t to_bf16(float x);
+float from_f16(uint16_t h);
+uint16_t to_f16(float x);
+
+}  // namespace smollm3

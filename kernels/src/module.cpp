@@ -1,0 +1,253 @@
+// The Python face: checks what it is given, then calls; the interpreter runs on meanwhile.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <stdexcept>
+
+#include "model.hpp"
+#include "pack.hpp"
+
+namespace nb = nanobind;
+using namespace smollm3;
+
+template <typename T>
+using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Table = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+namespace {
+
+[[noreturn]] void fail(const std::string& what) { throw std::invalid_argument(what); }
+void expect(bool holds, const std::string& what) {
+    if (!holds) fail(what);
+}
+
+constexpr const char* FORM_NAMES[FORMS] = {"f32", "bf16", "q4", "q4m", "q4k", "q8", "q8m", "q8k"};
+
+Form form_named(const std::string& name) {
+    for (int f = 0; f < FORMS; f++)
+        if (name == FORM_NAMES[f]) return Form(f);
+    fail("unknown form " + name);
+}
+
+// Fastest first.
+std::vector<const Isa*> isas() {
+    std::vector<const Isa*> found;
+#if SMOLLM3_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+        if (__builtin_cpu_supports("avx512bf16")) found.push_back(isa_avx512bf16());
+        found.push_back(isa_avx512());
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+        found.push_back(isa_avx2());
+#endif
+    found.push_back(isa_portable());
+    return found;
+}
+
+const Isa* isa_named(const std::string& name) {
+    for (const Isa* isa : isas())
+        if (name.empty() || name == isa->name) return isa;
+    fail("this machine has no " + name);
+}
+
+// A matrix whose bytes live in an array that Python keeps.
+Matrix matrix(const nb::tuple& parts, int rows, int columns, const char* name) {
+    expect(parts.size() == 2, std::string(name) + ": wants (form, bytes)");
+    auto data = nb::cast<Vector<const uint8_t>>(parts[1]);
+    Matrix m{form_named(nb::cast<std::string>(parts[0])), rows, columns, data.data()};
+    expect(data.size() == m.bytes(), std::string(name) + ": wants " + std::to_string(m.bytes()) + " bytes, not " +
+                                         std::to_string(data.size()));
+    return m;
+}
+
+const float* norm(const nb::handle& array, int size, const char* name) {
+    auto data = nb::cast<Vector<const float>>(array);
+    expect(int(data.size()) == size, std::string(name) + ": wants " + std::to_string(size) + " values");
+    return data.data();
+}
+
+class Engine {
+  public:
+    Engine(const nb::dict& shape, const nb::dict& weights, const std::string& cache, int blocks, int threads,
+           const std::string& isa)
+        : keep_(weights) {
+        auto number = [&](const char* key) {
+            int n = nb::cast<int>(shape[key]);
+            expect(n > 0, std::string(key) + ": must be above 0");
+            return n;
+        };
+        Shape s{number("layers"), number("hidden"), number("heads"), number("kv_heads"), number("head_dim"),
+                number("ffn"), number("vocab"), nb::cast<float>(shape["eps"]),
+                nb::cast<std::vector<uint8_t>>(shape["uses_rope"])};
+        expect(int(s.uses_rope.size()) == s.layers, "uses_rope: one for each layer");
+        expect(s.heads % s.kv_heads == 0 && s.head_dim % 2 == 0, "heads: not a multiple of kv_heads, or head_dim odd");
+        expect(blocks > 0 && threads > 0, "blocks, threads: must be above 0");
+        const int q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
+        Weights w;
+        auto named = [&](const std::string& name, int rows, int columns) {
+            return matrix(nb::cast<nb::tuple>(weights[name.c_str()]), rows, columns, name.c_str());
+        };
+        w.embed = named("embed", s.vocab, s.hidden);
+        w.unembed = named("unembed", s.vocab, s.hidden);
+        w.norm = norm(weights["norm"], s.hidden, "norm");
+        for (int i = 0; i < s.layers; i++) {
+            const std::string prefix = "blocks." + std::to_string(i) + ".";
+            auto part = [&](const char* name, int rows, int columns) { return named(prefix + name, rows, columns); };
+            auto scale = [&](const char* name) {
+                return norm(weights[(prefix + name).c_str()], s.hidden, name);
+            };
+            Layer l{part("attention.q", q, s.hidden), part("attention.k", kv, s.hidden),
+                    part("attention.v", kv, s.hidden), part("attention.o", s.hidden, q),
+                    part("ffn.gate", s.ffn, s.hidden), part("ffn.up", s.ffn, s.hidden),
+                    part("ffn.down", s.hidden, s.ffn), scale("attention_norm"), scale("ffn_norm")};
+            const Matrix* same_input[][2] = {{&l.q, &l.k}, {&l.q, &l.v}, {&l.q, &l.gate}, {&l.q, &l.up}};
+            for (auto& [a, b] : same_input)
+                expect(activation(a->form) == activation(b->form), prefix + ": q, k, v, gate and up must be alike");
+            if (i) {
+                const Layer& first = w.layers[0];
+                expect(activation(l.q.form) == activation(first.q.form) &&
+                           activation(l.o.form) == activation(first.o.form) &&
+                           activation(l.down.form) == activation(first.down.form),
+                       prefix + ": must be as layer 0");
+            }
+            w.layers.push_back(l);
+        }
+        Form form = form_named(cache);
+        expect(form == F32 || form == BF16 || form == Q8, "cache: must be f32, bf16 or q8");
+        model_ = std::make_unique<Model>(s, w, form, blocks, threads, isa_named(isa));
+    }
+
+    void step(const Vector<const int32_t>& ids, const Vector<const int32_t>& positions,
+              const Vector<const int32_t>& starts, const Table<const int32_t>& tables,
+              const Vector<const int32_t>& rows, const Table<const float>& cos, const Table<const float>& sin,
+              const Table<float>& logits) {
+        const Shape& s = model_->shape();
+        const int N = int(ids.size()), S = int(starts.size()) - 1, R = int(rows.size()), half = s.head_dim / 2;
+        auto table = [](const auto& t, int r, int c) { return int(t.shape(0)) == r && int(t.shape(1)) == c; };
+        expect(N > 0 && S > 0 && int(positions.size()) == N && int(tables.shape(0)) == S, "step: sizes differ");
+        expect(table(cos, N, half) && table(sin, N, half) && table(logits, R, s.vocab), "step: sizes differ");
+        expect(starts.data()[0] == 0 && starts.data()[S] == N, "starts: must go from 0 to the number of tokens");
+        for (int i = 0; i < S; i++) {
+            expect(starts.data()[i] < starts.data()[i + 1], "starts: every sequence needs a token");
+            for (int t = starts.data()[i]; t < starts.data()[i + 1]; t++) {
+                const int position = positions.data()[t], first = positions.data()[starts.data()[i]];
+                expect(first >= 0 && position == first + t - starts.data()[i], "positions: must follow one another");
+                expect(position / BLOCK < int(tables.shape(1)), "tables: too short for the positions");
+                expect(ids.data()[t] >= 0 && ids.data()[t] < s.vocab, "ids: outside the vocabulary");
+            }
+        }
+        for (size_t i = 0; i < tables.size(); i++) check_block(tables.data()[i]);
+        for (int i = 0; i < R; i++) expect(rows.data()[i] >= 0 && rows.data()[i] < N, "rows: outside the step");
+        Step call{N, S, int(tables.shape(1)), R, ids.data(), positions.data(), starts.data(), tables.data(),
+                  rows.data(), cos.data(), sin.data(), logits.data()};
+        alone([&] { model_->step(call); });
+    }
+
+    size_t block_bytes() const { return model_->block_bytes(); }
+    int blocks() const { return model_->blocks(); }
+
+    void read_blocks(const std::vector<int>& blocks, const Table<uint8_t>& out) {
+        check_blocks(blocks, out.shape(0), out.shape(1));
+        alone([&] {
+            for (size_t i = 0; i < blocks.size(); i++)
+                model_->read_block(blocks[i], out.data() + i * model_->block_bytes());
+        });
+    }
+
+    void write_blocks(const std::vector<int>& blocks, const Table<const uint8_t>& in) {
+        check_blocks(blocks, in.shape(0), in.shape(1));
+        alone([&] {
+            for (size_t i = 0; i < blocks.size(); i++)
+                model_->write_block(blocks[i], in.data() + i * model_->block_bytes());
+        });
+    }
+
+  private:
+    void check_block(int block) const { expect(block >= 0 && block < model_->blocks(), "blocks: outside the cache"); }
+    void check_blocks(const std::vector<int>& blocks, size_t rows, size_t bytes) const {
+        for (int b : blocks) check_block(b);
+        expect(rows == blocks.size() && bytes == model_->block_bytes(), "blocks: wants [blocks][block_bytes]");
+    }
+
+    // One caller at a time, without the interpreter's lock.
+    template <typename Work>
+    void alone(Work work) {
+        if (busy_.exchange(true)) throw std::runtime_error("another thread is in this model");
+        struct Release {
+            std::atomic<bool>& busy;
+            ~Release() { busy = false; }
+        } release{busy_};
+        nb::gil_scoped_release unlocked;
+        work();
+    }
+
+    nb::dict keep_;  // the arrays that the matrices point into
+    std::unique_ptr<Model> model_;
+    std::atomic<bool> busy_{false};
+};
+
+void pack_matrix(const std::string& type, const Vector<const uint8_t>& source, int rows, int columns, int pairs,
+                 const std::string& form_name, int threads, const Vector<uint8_t>& out) {
+    const Form form = form_named(form_name);
+    const size_t bytes = row_bytes(type, columns);
+    expect(form_of(type) < FORMS, type + ": this type cannot be packed");
+    expect(form == form_of(type) || (!quantised(form_of(type)) && !quantised(form)), type + ": not to " + form_name);
+    expect(rows > 0 && columns > 0 && bytes > 0 && source.size() == bytes * rows, type + ": rows are not whole");
+    expect(pairs >= 0 && (pairs == 0 || (pairs % 2 == 0 && rows % pairs == 0)), "pairs: not whole heads");
+    const Matrix m{form, rows, columns, nullptr};
+    expect(out.size() == m.bytes(), "out: wants " + std::to_string(m.bytes()) + " bytes");
+    nb::gil_scoped_release unlocked;
+    Threads pool(threads);
+    Counter counter;
+    pool.run([&](int) {
+        counter.each(m.tiles(), 8, [&](int begin, int end) {
+            pack(type, source.data(), rows, columns, pairs, form, begin, end, out.data());
+        });
+    });
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.attr("VERSION") = SMOLLM3_KERNELS_FORMAT;
+    m.attr("BLOCK") = BLOCK;
+    m.def("instruction_sets", [] {
+        std::vector<std::string> names;
+        for (const Isa* isa : isas()) names.push_back(isa->name);
+        return names;
+    }, "Kernels that this machine can run, fastest first.");
+    m.def("form_of", [](const std::string& type) {
+        Form form = form_of(type);
+        expect(form < FORMS, type + ": this type cannot be packed");
+        return std::string(FORM_NAMES[form]);
+    }, nb::arg("type"), "The form that holds a GGUF type.");
+    m.def("matrix_bytes", [](const std::string& form, int rows, int columns) {
+        return Matrix{form_named(form), rows, columns, nullptr}.bytes();
+    }, nb::arg("form"), nb::arg("rows"), nb::arg("columns"));
+    m.def("pack", &pack_matrix, nb::arg("type"), nb::arg("source"), nb::arg("rows"), nb::arg("columns"),
+          nb::arg("pairs"), nb::arg("form"), nb::arg("threads"), nb::arg("out"),
+          "Rows of a GGUF type as a matrix of `form`; pairs: head size where rows are to be reordered, or 0.");
+    m.def("unpack", [](const std::string& form, const Vector<const uint8_t>& data, int rows, int columns,
+                       const Table<float>& out) {
+        Matrix m{form_named(form), rows, columns, data.data()};
+        expect(data.size() == m.bytes() && int(out.shape(0)) == rows && int(out.shape(1)) == m.groups() * GROUP,
+               "unpack: wants [rows][columns rounded up to 32]");
+        for (int r = 0; r < rows; r++) unpack_row(m, r, out.data() + size_t(r) * m.groups() * GROUP);
+    }, nb::arg("form"), nb::arg("data"), nb::arg("rows"), nb::arg("columns"), nb::arg("out"));
+    nb::class_<Engine>(m, "Model")
+        .def(nb::init<const nb::dict&, const nb::dict&, const std::string&, int, int, const std::string&>(),
+             nb::arg("shape"), nb::arg("weights"), nb::arg("cache"), nb::arg("blocks"), nb::arg("threads"),
+             nb::arg("isa") = "")
+        .def("step", &Engine::step, nb::arg("ids"), nb::arg("positions"), nb::arg("starts"), nb::arg("tables"),
+             nb::arg("rows"), nb::arg("cos"), nb::arg("sin"), nb::arg("logits"))
+        .def("read_blocks", &Engine::read_blocks, nb::arg("blocks"), nb::arg("out"))
+        .def("write_blocks", &Engine::write_blocks, nb::arg("blocks"), nb::arg("data"))
+        .def_prop_ro("blocks", &Engine::blocks)
+        .def_prop_ro("block_bytes", &Engine::block_bytes);
+}

@@ -1,0 +1,80 @@
+// Sixteen lanes in one register. With BF16=1 products of bfloat16 pairs are one instruction.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+using F = __m512;
+using I = __m512i;
+using W = __m512i;
+
+constexpr int WIDTH = 12;  // 12 sums, 12 integer sums, two halves of a group, mask, scale: 32 registers
+
+inline F zero() { return _mm512_setzero_ps(); }
+inline F set1(float x) { return _mm512_set1_ps(x); }
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+inline F load_f16(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline F load_u8(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F maximum(F a, F b) { return _mm512_max_ps(a, b); }
+inline F minimum(F a, F b) { return _mm512_min_ps(a, b); }
+inline F absolute(F a) { return _mm512_abs_ps(a); }
+inline F negative(F a) { return _mm512_sub_ps(_mm512_setzero_ps(), a); }
+inline float sum(F a) { return _mm512_reduce_add_ps(a); }
+inline float largest(F a) { return _mm512_reduce_max_ps(a); }
+// Lanes before `count` from a, the others from b.
+inline F first(int count, F a, F b) {
+    return _mm512_mask_blend_ps(__mmask16(count >= 16 ? 0xffff : (1 << count) - 1), b, a);
+}
+
+inline I izero() { return _mm512_setzero_si512(); }
+inline I iset1(int x) { return _mm512_set1_epi32(x); }
+inline I times16(I a) { return _mm512_slli_epi32(a, 4); }
+inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+inline I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
+inline int isum(I a) { return _mm512_reduce_add_epi32(a); }
+inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+inline void store_i8(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
+// a * 2^n for n in the range of normal numbers
+inline F scale2(F a, I n) {
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
+}
+
+inline W load_w(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline W low(W v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+inline W high(W v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+// Four unsigned bytes of a lane times the four signed bytes at p, added to the lane.
+inline I dot4(I acc, W w, const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+
+inline F bf16_even(W w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+inline F bf16_odd(W w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000)))); }
+#if BF16_DOT
+inline F dot2(F acc, W w, const uint8_t* p) {
+    int32_t two;
+    __builtin_memcpy(&two, p, 4);
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(two));
+}
+#else
+#define DOT2_BY_FMA 1
+#endif
+inline void store_bf16(uint8_t* p, F x) {  // finite x; to nearest, ties to even
+    I b = _mm512_castps_si512(x);
+    I odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
+    b = _mm512_srli_epi32(_mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(b));
+}
+
+}  // namespace

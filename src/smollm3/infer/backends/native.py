@@ -1,0 +1,119 @@
+"""The C++ kernels (distribution smollm3-kernels): the fast way on a CPU.
+
+Logits are the same bits alone, batched, in chunks, after a prefix hit and with any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import smollm3_kernels
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smollm3.errors import UserError
+from smollm3.infer.backends import BLOCK, Batch
+from smollm3.infer.backends import packed
+from smollm3.model import ModelConfig, rope_tables
+
+assert smollm3_kernels.BLOCK == BLOCK
+# What users call the types of the cache, and the kernels.
+CACHE_TYPES = {"f32": "f32", "bf16": "bf16", "int8": "q8"}
+ROPE_ROWS = 4096  # positions whose tables are made at a time, always whole: the same bits each time
+
+
+class NativeBackend:
+    """A network in packed weights and a pool of `blocks` blocks of keys and values."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        *,
+        blocks: int,
+        dtype: str | None = None,
+        cache_type: str = "bf16",
+        threads: int | None = None,
+        weights_cache: bool = True,
+        isa: str = "",
+    ) -> None:
+        """dtype: see `packed.plan`. threads: None takes the processors this process may use.
+        isa: one of smollm3_kernels.instruction_sets(), the fastest where it is empty."""
+        if cache_type not in CACHE_TYPES:
+            raise UserError(f"cache_type: {cache_type!r} is not one of {', '.join(CACHE_TYPES)}")
+        self.config = config
+        self.cache_type = cache_type
+        self.threads = threads or len(os.sched_getaffinity(0))
+        plan = packed.plan(path, config, dtype)
+        matrices = packed.load(plan, self.threads, weights_cache)
+        weights = {n: (plan.parts[n].form, data) for n, data in matrices.items()} | plan.norms
+        if config.tied:
+            weights["unembed"] = weights["embed"]
+        self.weight_bytes = sum(part.size for part in plan.parts.values())
+        shape = {
+            "layers": config.layers, "hidden": config.hidden, "heads": config.heads,
+            "kv_heads": config.kv_heads, "head_dim": config.head_dim, "ffn": config.ffn,
+            "vocab": config.vocab_size, "eps": config.norm_eps,
+            "uses_rope": [int(flag) for flag in config.uses_rope],
+        }  # fmt: skip
+        try:
+            self._model = smollm3_kernels.Model(
+                shape, weights, CACHE_TYPES[cache_type], blocks, self.threads, isa
+            )
+        except MemoryError:
+            raise UserError(
+                f"{blocks * BLOCK} tokens of cache do not fit in memory; take a smaller context"
+            ) from None
+        self.blocks = blocks
+        self.block_bytes = self._model.block_bytes
+        half = config.head_dim // 2
+        self._cos = self._sin = np.empty((0, half), np.float32)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Logits float32 [R, V]; writes keys and values of all N tokens, and then attends."""
+        self._extend_rope(int(batch.positions_N.max()) + 1)
+        logits_RV = np.empty((len(batch.wanted_R), self.config.vocab_size), np.float32)
+        self._model.step(
+            batch.ids_N,
+            batch.positions_N,
+            batch.starts,
+            batch.tables_SB,
+            batch.wanted_R,
+            self._cos[batch.positions_N],
+            self._sin[batch.positions_N],
+            logits_RV,
+        )
+        return torch.from_numpy(logits_RV)
+
+    def _extend_rope(self, length: int) -> None:
+        half = self.config.head_dim // 2
+        while len(self._cos) < length:
+            start = len(self._cos)
+            rope = rope_tables(self.config, torch.arange(start, start + ROPE_ROWS))
+            self._cos = np.concatenate([self._cos, rope.cos[:, :half].numpy()])
+            self._sin = np.concatenate([self._sin, rope.sin[:, :half].numpy()])
+
+    def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        """[n, block_bytes]: what `import_blocks` takes, in any block."""
+        out = np.empty((len(blocks), self.block_bytes), np.uint8)
+        self._model.read_blocks(list(blocks), out)
+        return out
+
+    def import_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
+        self._model.write_blocks(list(blocks), np.ascontiguousarray(data))
+
+    def close(self) -> None:
+        """Free the pool; the backend is of no use after."""
+        del self._model
+
+
+def block_bytes(config: ModelConfig, cache_type: str) -> int:
+    """Bytes of a block of BLOCK tokens over all layers; SmolLM3-3B in bf16: 2,359,296."""
+    values = {"f32": 4.0, "bf16": 2.0, "int8": 1.0}[cache_type]
+    return int(2 * config.layers * config.kv_heads * config.head_dim * BLOCK * values)

@@ -1,0 +1,354 @@
+"""Weights in the kernels' own layout: planned from any checkpoint, kept in a cache, mapped when used.
+
+A packed file is a safetensors file whose data begin at a cache line. It is keyed by what it was made
+from (header, size and time of the source) and by the layout's version, written under a temporary name,
+and made again when it is not what its key says. The least recently used go when the cache is full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import smollm3_kernels
+import torch
+from numpy.typing import NDArray
+
+from smollm3.checkpoint.gguf.names import ROTATED, gguf_name
+from smollm3.checkpoint.gguf.quantize import quantize
+from smollm3.checkpoint.gguf.quants import FORMATS
+from smollm3.checkpoint.gguf.reader import Gguf
+from smollm3.checkpoint.hf import published_name
+from smollm3.checkpoint.weights import Weights
+from smollm3.errors import UserError
+from smollm3.files import PARTIAL, disk_errors, fsync_file, fsync_folder
+from smollm3.model import ModelConfig
+
+Bytes = NDArray[np.uint8]
+CACHE_BYTES = 32 << 30  # the whole cache; the 3B model at 4 bits takes 1.9 GB
+SMALL = 64 << 20  # models up to this are packed at every start, in less than a second
+PROBE = 1 << 20  # one page in so many bytes goes into the checksum
+DTYPES = (None, "float32", "bfloat16", "q8_0", "q4_0")
+PLAIN = ("F32", "F16", "BF16")
+TORCH_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Matrices that multiply the same activations must want them in the same form.
+SHARED_INPUT = {
+    "attention.q": "in", "attention.k": "in", "attention.v": "in", "ffn.gate": "in", "ffn.up": "in",
+    "attention.o": "o", "ffn.down": "down",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix: `rows` x `columns` of a GGUF type, read when packed. pairs: the head size where
+    rows are in GGUF's order of pairs, else 0. form: what it becomes."""
+
+    type: str
+    rows: int
+    columns: int
+    pairs: int
+    form: str
+    read: Callable[[], Bytes]
+
+    @property
+    def size(self) -> int:
+        return smollm3_kernels.matrix_bytes(self.form, self.rows, self.columns)
+
+    def pack(self, out: Bytes, threads: int) -> None:
+        smollm3_kernels.pack(
+            self.type, self.read(), self.rows, self.columns, self.pairs, self.form, threads, out
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """norms: float32 vectors by our names; key: fixes the packed bytes."""
+
+    parts: dict[str, Part]
+    norms: dict[str, NDArray[np.float32]]
+    key: str
+
+
+def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of each matrix by our names; a tied embedding appears once."""
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    E, F = config.hidden, config.ffn
+    block = {
+        "attention.q": (q, E), "attention.k": (kv, E), "attention.v": (kv, E),
+        "attention.o": (E, q), "ffn.gate": (F, E), "ffn.up": (F, E), "ffn.down": (E, F),
+    }  # fmt: skip
+    shapes = {"embed": (config.vocab_size, E)}
+    if not config.tied:
+        shapes["unembed"] = (config.vocab_size, E)
+    for i in range(config.layers):
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def norm_names(config: ModelConfig) -> list[str]:
+    blocks = range(config.layers)
+    return ["norm", *(f"blocks.{i}.{n}_norm" for i in blocks for n in ("attention", "ffn"))]
+
+
+def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
+    """How the checkpoint at `path` is packed.
+
+    dtype: None keeps what the file holds; float32 and bfloat16 are for files of plain numbers, which
+    q8_0 and q4_0 quantise as llama.cpp does.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES[1:]))}")
+    types, read, norms, stamp = (_gguf if path.is_file() else _folder)(path, config)
+    quantised = [name for name, kind in types.items() if kind not in PLAIN]
+    if quantised and dtype is not None:
+        raise UserError(
+            f"{path}: its weights are quantised already; leave dtype {dtype} out, or take the "
+            "PyTorch engine, which computes in it"
+        )
+    forms = _forms(types, dtype)
+    parts = {}
+    for name, (rows, columns) in matrix_shapes(config).items():
+        kind, form = types[name], forms[name]
+        pairs = config.head_dim if path.is_file() and f"{name}.weight".endswith(ROTATED) else 0
+        if dtype in ("q8_0", "q4_0") and columns % 32 == 0:
+            kind = dtype.upper()
+            form = smollm3_kernels.form_of(kind)
+            source = _quantising(read, name, kind)
+        elif kind not in PLAIN and form in ("f32", "bf16"):
+            kind, source = "F32", _floats(read, name)
+        else:
+            source = _raw(read, name)
+        parts[name] = Part(kind, rows, columns, pairs, form, source)
+    described = [stamp, smollm3_kernels.VERSION, [(n, p.type, p.form) for n, p in parts.items()]]
+    key = hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+    return Plan(parts, norms, key)
+
+
+Reader = Callable[[str, bool], NDArray[Any]]  # name, as float32? -> raw bytes or values
+
+
+def _raw(read: Reader, name: str) -> Callable[[], Bytes]:
+    return lambda: read(name, False)
+
+
+def _floats(read: Reader, name: str) -> Callable[[], Bytes]:
+    return lambda: np.ascontiguousarray(read(name, True)).view(np.uint8).ravel()
+
+
+def _quantising(read: Reader, name: str, kind: str) -> Callable[[], Bytes]:
+    return lambda: quantize(read(name, True), kind)
+
+
+def _forms(types: dict[str, str], dtype: str | None) -> dict[str, str]:
+    """The form of each matrix; where one that shares an input is plain, all of them are."""
+
+    def group(name: str) -> str:
+        return SHARED_INPUT.get(name.split(".", 2)[-1], name)
+
+    plain = {group(n) for n, kind in types.items() if kind in PLAIN}
+    half = {group(n) for n, kind in types.items() if kind in ("F16", "BF16")}
+    forms = {}
+    for name, kind in types.items():
+        if group(name) not in plain:
+            forms[name] = smollm3_kernels.form_of(kind)
+        elif dtype == "float32" or (dtype is None and group(name) not in half):
+            forms[name] = "f32"
+        else:
+            forms[name] = "bf16"
+    return forms
+
+
+def _gguf(path: Path, config: ModelConfig) -> tuple[dict[str, str], Reader, Any, Any]:
+    file = Gguf(path)
+    names = {name: gguf_name(f"{name}.weight") for name in matrix_shapes(config)}
+
+    def read(name: str, floats: bool) -> NDArray[Any]:
+        name = names[name]
+        if floats:
+            return file.read(name)
+        raw = file.raw(name)
+        _check_finite(path, name, raw.view(FORMATS[file.tensors[name].format].dtype))
+        return raw
+
+    for name, (rows, columns) in matrix_shapes(config).items():
+        tensor = file.tensors.get(names[name])
+        if tensor is None or tensor.shape != (rows, columns):
+            raise file.fail(names[name], f"missing, or not of shape {[rows, columns]}")
+    types = {name: file.tensors[names[name]].format for name in names}
+    norms = {name: file.read(gguf_name(f"{name}.weight")) for name in norm_names(config)}
+    first = min(t.start for t in file.tensors.values())
+    with path.open("rb") as f:
+        header = hashlib.blake2b(f.read(first), digest_size=16).hexdigest()
+    return types, read, norms, [header, *_stamp(path)]
+
+
+def _check_finite(path: Path, name: str, records: NDArray[Any]) -> None:
+    fields = records.dtype.names
+    scales = [records[f] for f in ("d", "dmin", "m") if f in fields] if fields else []
+    if fields is None and records.dtype.kind == "f":
+        scales = [records]
+    if not all(np.isfinite(values).all() for values in scales):
+        raise UserError(f"{path}: {name}: holds NaN or infinity; fetch the file again")
+
+
+def _folder(path: Path, config: ModelConfig) -> tuple[dict[str, str], Reader, Any, Any]:
+    weights = Weights(path)
+
+    def tensor(name: str) -> torch.Tensor:
+        return weights[published_name(f"{name}.weight")]
+
+    def read(name: str, floats: bool) -> NDArray[Any]:
+        values = tensor(name).contiguous()
+        if floats or values.dtype == torch.float64:
+            values = values.float()
+            return values.numpy() if floats else values.view(torch.uint8).numpy().ravel()
+        return values.view(torch.uint8).numpy().ravel()
+
+    types = {}
+    for name, shape in matrix_shapes(config).items():
+        published = published_name(f"{name}.weight")
+        if weights.shapes.get(published) != shape:
+            raise UserError(f"{path}: {published}: missing, or not of shape {list(shape)}")
+        types[name] = TORCH_NAMES.get(weights.dtypes[published], "F32")
+    norms = {name: tensor(name).float().numpy().copy() for name in norm_names(config)}
+    files = sorted({*weights.files.values(), path / "config.json"})
+    return types, read, norms, [_stamp(file) for file in files]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+# The cache
+
+
+def cache_folder() -> Path:
+    """$SMOLLM3_CACHE, or smollm3/ in the user's cache folder."""
+    named = os.environ.get("SMOLLM3_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(named) if named else Path(base) / "smollm3") / "packed"
+
+
+def load(plan: Plan, threads: int, use_cache: bool = True) -> dict[str, Bytes]:
+    """The packed matrices by our names: mapped from the cache, into which they are packed first
+    where it has none; in memory for small models and without `use_cache`."""
+    total = sum(part.size for part in plan.parts.values())
+    if not use_cache or total <= SMALL:
+        return _packed_in_memory(plan, threads)
+    file = cache_folder() / f"{plan.key}.safetensors"
+    found = _mapped(file, plan)
+    if found is None:
+        try:
+            _write(file, plan, threads)
+        except UserError:  # no room, no permission: the cache is only for speed
+            return _packed_in_memory(plan, threads)
+        found = _mapped(file, plan)
+        if found is None:
+            return _packed_in_memory(plan, threads)
+    with suppress(OSError):
+        os.utime(file)  # the newest is the last to go
+    return found
+
+
+def _packed_in_memory(plan: Plan, threads: int) -> dict[str, Bytes]:
+    packed = {}
+    for name, part in plan.parts.items():
+        room = np.empty(part.size + 64, np.uint8)
+        start = -room.ctypes.data % 64
+        packed[name] = room[start : start + part.size]
+        part.pack(packed[name], threads)
+    return packed
+
+
+def _header(plan: Plan, checksum: int) -> bytes:
+    """Length and JSON of a safetensors file, filled up with spaces to a cache line."""
+    entries: dict[str, Any] = {"__metadata__": {"key": plan.key, "checksum": f"{checksum:08x}"}}
+    at = 0
+    for name, part in plan.parts.items():
+        span = [at, at + part.size]
+        entries[name] = {"dtype": "U8", "shape": [part.size], "data_offsets": span}
+        at += part.size
+    text = json.dumps(entries).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _checksum(data: Bytes) -> int:
+    """Of one page in every PROBE bytes: pages that never reached the disk, not flipped bits."""
+    checksum = 0
+    for at in range(0, len(data), PROBE):
+        checksum = zlib.crc32(data[at : at + 4096], checksum)
+    return checksum
+
+
+def _mapped(file: Path, plan: Plan) -> dict[str, Bytes] | None:
+    """None for a file that is absent or not what it should be; that one is deleted."""
+    blank = len(_header(plan, 0))
+    size = blank + sum(part.size for part in plan.parts.values())
+    try:
+        stat = file.stat()
+        if stat.st_uid != os.getuid():
+            return None
+        if stat.st_size == size:
+            data = np.memmap(file, np.uint8, "r")
+            if bytes(data[:blank]) == _header(plan, _checksum(data[blank:])):
+                found, at = {}, blank
+                for name, part in plan.parts.items():
+                    found[name] = data[at : at + part.size]
+                    at += part.size
+                return found
+        file.unlink()
+    except OSError:
+        pass
+    return None
+
+
+def _write(file: Path, plan: Plan, threads: int) -> None:
+    blank = len(_header(plan, 0))
+    size = blank + sum(part.size for part in plan.parts.values())
+    with disk_errors(file):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_room(file.parent, size)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+        try:
+            with temporary.open("wb") as f:
+                os.posix_fallocate(f.fileno(), 0, size)  # a full disk is an error here, not a SIGBUS
+            data = np.memmap(temporary, np.uint8, "r+")
+            at = blank
+            for part in plan.parts.values():
+                part.pack(data[at : at + part.size], threads)
+                at += part.size
+            header = _header(plan, _checksum(data[blank:]))
+            data[:blank] = np.frombuffer(header, np.uint8)
+            data.flush()
+            del data
+            fsync_file(temporary)
+            temporary.replace(file)
+            fsync_folder(file.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Delete the least recently used files until `size` more fit into CACHE_BYTES."""
+    files = []
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):
+            stat = path.stat()
+            files.append((stat.st_mtime_ns, stat.st_size, path))
+    used = sum(size for _, size, _ in files)
+    for _, freed, path in sorted(files):
+        if used + size <= CACHE_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        used -= freed
