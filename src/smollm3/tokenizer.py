@@ -151,6 +151,16 @@ class Tokenizer:
         stops = [self._markup.id_to_token(index) for index in self.stop_ids]
         self._renderer = Renderer(template, self._control, filter(None, stops), self.named)
 
+    @property
+    def tags(self) -> dict[str, int]:
+        """Control tokens that are not special, such as those around reasoning and calls."""
+        return {token: i for token, i in self._control_ids.items() if not self._control[token]}
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Control tokens that are no part of a text, such as those around turns."""
+        return frozenset(i for token, i in self._control_ids.items() if self._control[token])
+
     def _named_id(self, key: str) -> int | None:
         if key not in self.named:
             return None
