@@ -1,0 +1,380 @@
+"""Ours, llama.cpp and OpenVINO GenAI on the same work, interleaved: medians, ratios, targets.
+
+    make peers       builds the peers natively in .venv-peers (benchmarks/peers-requirements.txt)
+    python -m benchmarks.peers [--only ITEM ...] [--quick]    writes benchmarks/results/peers.json
+    python -m benchmarks.peers --table                        prints it as Markdown
+
+Every engine is a process of its own (benchmarks/workers). They take turns, A B A B, so that what
+the neighbours of a rented machine do meets all of them; a ratio is one of medians, with the
+smallest and largest of the single rounds. llama.cpp runs at the best of its own settings, found by
+a sweep that is kept in the results. Bytes are counted as the file's, so packing weights otherwise
+cannot raise a figure. OpenVINO does not know SmolLM3: it runs a twin of the same sizes, a Llama.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.work import ITEMS, Asked, Contender, Item
+
+from smollm3.checkpoint import locate
+from smollm3.errors import UserError
+from smollm3.files import read_json, write_json
+from smollm3.infer.shapes import make_shape
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "peers.json"
+SHAPES = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "smollm3" / "shapes"
+PEERS_PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
+WORKERS = {
+    "ours": "ours.py",
+    "llama.cpp": "llamacpp.py",
+    "OpenVINO": "openvino.py",
+    "plain read": "plainread.py",
+}
+OURS = ("ours", "plain read")  # these run in this environment, the others in the peers'
+ROUNDS = 5
+# llama.cpp's settings, one axis after the other, the best value of each kept; the first is where
+# the search starts. Threads are added from what the machine has.
+AXES: dict[str, Sequence[Any]] = {
+    "flash": (True, False),
+    "repack": (True, False),
+    "ubatch": (512, 256, 128),
+    "unified": (False, True),
+}
+SWEEP_READINGS = 2  # of each setting; the better counts
+PAUSE = 0.3  # seconds between two engines' turns: threads that wait by spinning go to sleep
+
+
+class Worker:
+    """An engine in its process."""
+
+    def __init__(self, engine: str, python: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+        environment.pop("OMP_NUM_THREADS", None)  # each is told its threads
+        script = HERE / "workers" / WORKERS[engine]
+        self.engine = engine
+        self.process = subprocess.Popen(
+            [sys.executable if engine in OURS else python, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """What the worker's method returns; RuntimeError where it raises or the process ends."""
+        to, back = self.process.stdin, self.process.stdout
+        assert to
+        assert back
+        to.write(json.dumps([method, arguments]) + "\n")
+        to.flush()
+        line = back.readline()
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise RuntimeError(f"{self.engine}: {method}: {answer['error']}")
+        return answer["value"]
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def asked(worker: Worker, item: Item, contender: Contender, n: int) -> float:
+    """The reading of round n."""
+    method, arguments = item.ask(n)
+    rate: float = worker.ask(method, {**arguments, **contender.arguments})
+    return rate
+
+
+def sweep(
+    reading: Callable[[dict[str, Any]], float], axes: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The best settings, and every one tried with its rate (None: the engine refuses it). Axis by
+    axis, all others at their best so far."""
+    log: list[dict[str, Any]] = []
+
+    def rate(settings: dict[str, Any]) -> float:
+        for entry in log:
+            if entry["settings"] == settings:
+                return entry["rate"] or 0.0
+        try:
+            found: float | None = reading(settings)
+        except RuntimeError:
+            found = None
+        log.append({"settings": dict(settings), "rate": found})
+        return found or 0.0
+
+    best = {axis: values[0] for axis, values in axes.items()}
+    for axis, values in axes.items():
+        best[axis] = max(values, key=lambda value: rate({**best, axis: value}))
+    return best, log
+
+
+def refusal(cpu_flags: Sequence[str], info: Mapping[str, Any]) -> str | None:
+    """Why a ratio to this peer would mean nothing: it leaves the CPU's int8 products unused."""
+    if "avx512_vnni" in cpu_flags and info.get("vnni") is False:
+        return f"{info['name']} was built without AVX512-VNNI, which this CPU has"
+    return None
+
+
+def ratio(
+    ours: Sequence[float], theirs: Sequence[float], lower_is_better: bool
+) -> dict[str, float]:
+    """Ours over theirs: of the medians, and the smallest and largest of the single rounds; above 1
+    ours is better."""
+
+    def over(a: float, b: float) -> float:
+        return b / a if lower_is_better else a / b
+
+    rounds = [over(a, b) for a, b in zip(ours, theirs, strict=True)]
+    median = over(statistics.median(ours), statistics.median(theirs))
+    return {"median": median, "min": min(rounds), "max": max(rounds)}
+
+
+@dataclass
+class Bench:
+    """What all items share."""
+
+    peers_python: Path
+    shapes: Path
+    threads: int
+    rounds: int
+    flags: Sequence[str]
+    sweeps: dict[str, Any]
+    quick: bool = False
+
+    def path(self, model: str) -> Path:
+        return locate(model) if ":" not in model else make_shape(model, self.shapes)
+
+    def opened(self, item: Item, contender: Contender, settings: Mapping[str, Any]) -> Asked:
+        path = self.path(contender.model or item.model)
+        own = {**contender.settings, **settings}
+        return "open", {"model": str(path), "context": item.context, "threads": self.threads, **own}
+
+    def settings(self, name: str, item: Item, contender: Contender, worker: Worker) -> Any:
+        """The best of the peer's own settings: those of an earlier sweep of the same build on the
+        same CPU, or of one made now."""
+        if not contender.axes:
+            return {}
+        key = [worker.ask("info", {})["version"], cpu_name(), self.threads]
+        known = self.sweeps.get(name)
+        if known and known["of"] == key:
+            return known["best"]
+        if self.quick:
+            return {}
+        axes = {axis: AXES[axis] for axis in contender.axes if axis != "threads"}
+        if "threads" in contender.axes:
+            axes["threads"] = range(self.threads, 0, -1)
+
+        def reading(settings: dict[str, Any]) -> float:
+            worker.ask(*self.opened(item, contender, settings))
+            if item.prepare:
+                worker.ask(*item.prepare)
+            return max(asked(worker, item, contender, -2 - n) for n in range(SWEEP_READINGS))
+
+        best, log = sweep(reading, axes)
+        self.sweeps[name] = {"of": key, "best": best, "tried": log}
+        return best
+
+    def run(self, name: str, item: Item) -> dict[str, Any]:
+        """The item's record: readings, medians, ratios, settings, versions, memory."""
+        readings = self._fresh(item) if item.fresh else None
+        with ExitStack() as stack:
+            workers = {
+                column: stack.enter_context(Worker(c.engine, self.peers_python))
+                for column, c in item.contenders.items()
+            }
+            settings = {}
+            for column, worker in workers.items():
+                contender = item.contenders[column]
+                settings[column] = self.settings(name, item, contender, worker)
+                worker.ask(*self.opened(item, contender, settings[column]))
+                if item.prepare:
+                    worker.ask(*item.prepare)
+                asked(worker, item, contender, -1)  # warm
+            readings = readings or self._rounds(item, workers)
+            infos = {column: worker.ask("info", {}) for column, worker in workers.items()}
+            memory = {column: worker.ask("memory", {}) for column, worker in workers.items()}
+        return {
+            "title": item.title,
+            "date": datetime.date.today().isoformat(),
+            "model": item.model,
+            "bytes": self.path(item.model).stat().st_size,
+            "unit": "s" if item.fresh else "tok/s",
+            "readings": readings,
+            "medians": {column: statistics.median(r) for column, r in readings.items()},
+            "ratios": ratios(item, readings, infos, self.flags),
+            "settings": {c: {**item.contenders[c].settings, **settings[c]} for c in settings},
+            "versions": infos,
+            "memory": memory,
+        }
+
+    def _rounds(self, item: Item, workers: Mapping[str, Worker]) -> dict[str, list[float]]:
+        readings: dict[str, list[float]] = {column: [] for column in workers}
+        for n in range(self.rounds):
+            for column, worker in workers.items():
+                time.sleep(PAUSE)
+                readings[column].append(asked(worker, item, item.contenders[column], n))
+        return readings
+
+    def _fresh(self, item: Item) -> dict[str, list[float]]:
+        readings: dict[str, list[float]] = {column: [] for column in item.contenders}
+        for n in range(-1, self.rounds):  # the first fills caches
+            for column, contender in item.contenders.items():
+                time.sleep(PAUSE)
+                opened = self.opened(item, contender, {})
+                began = time.perf_counter()
+                with Worker(contender.engine, self.peers_python) as worker:
+                    worker.ask(*opened)
+                    asked(worker, item, contender, n)
+                    seconds = time.perf_counter() - began
+                readings[column] += [seconds] * (n >= 0)
+        return readings
+
+
+def ratios(
+    item: Item,
+    readings: Mapping[str, Sequence[float]],
+    infos: Mapping[str, Mapping[str, Any]],
+    flags: Sequence[str],
+) -> dict[str, Any]:
+    """Of each other column: ours over it, its target and whether that is met; or why there is no
+    ratio."""
+    found: dict[str, Any] = {}
+    for column, contender in item.contenders.items():
+        if column == "ours":
+            continue
+        if reason := refusal(flags, infos[column]):
+            found[column] = {"refused": reason}
+            continue
+        found[column] = ratio(readings["ours"], readings[column], item.fresh)
+        if contender.target is not None:
+            met = found[column]["median"] >= contender.target
+            found[column] |= {"target": contender.target, "met": met}
+    return found
+
+
+def cpu_fields() -> dict[str, str]:
+    """Of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def cpu_name() -> str:
+    return cpu_fields().get("model name", platform.machine())
+
+
+def machine(threads: int) -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "threads": threads,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = ["| work | ours | others | ratio (rounds) | target |", "|---|---|---|---|---|"]
+    for record in results["items"].values():
+        unit = record["unit"]
+        for n, (column, found) in enumerate(record["ratios"].items()):
+            title = record["title"] if n == 0 else ""
+            ours = f"{_number(record['medians']['ours'])} {unit}" if n == 0 else ""
+            other = f"{column} {_number(record['medians'][column])}"
+            if "refused" in found:
+                lines.append(f"| {title} | {ours} | {other} | none: {found['refused']} | |")
+                continue
+            spread = f"{found['median']:.2f} ({found['min']:.2f}-{found['max']:.2f})"
+            target = ""
+            if "target" in found:
+                target = f"{found['target']:g} {'met' if found['met'] else 'missed'}"
+            lines.append(f"| {title} | {ours} | {other} | {spread} | {target} |")
+    about = results["machine"]
+    lines.append(f"\n{about['cpu']}, {about['threads']} threads. {_versions(results)}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _versions(results: Mapping[str, Any]) -> str:
+    found = {
+        f"{info['name']} {info['version']} ({record['date']})"
+        for record in results["items"].values()
+        for info in record["versions"].values()
+    }
+    return ", ".join(sorted(found)) + "."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", choices=ITEMS, metavar="ITEM", default=None,
+                        help=f"one of {', '.join(ITEMS)}; may be repeated")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one round, no sweep, nothing kept")
+    parser.add_argument("--sweep", action="store_true", help="look for the peers' settings again")
+    parser.add_argument("--table", action="store_true", help="print what was measured")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON)
+    parser.add_argument("--shapes", type=Path, default=SHAPES, help="folder of the 3B files")
+    args = parser.parse_args(arguments)
+    results = {"machine": {}, "items": {}, "sweeps": {}}
+    if RESULTS.exists():
+        results = read_json(RESULTS)
+    if args.table:
+        print(table(results))
+        return
+    if not args.peers_python.exists():
+        raise SystemExit(f"{args.peers_python}: no such file; run make peers, or --peers-python")
+    bench = Bench(
+        args.peers_python,
+        args.shapes,
+        args.threads,
+        1 if args.quick else ROUNDS,
+        cpu_fields().get("flags", "").split(),
+        {} if args.sweep else results["sweeps"],
+        args.quick,
+    )
+    for name in args.only or ITEMS:
+        began = time.monotonic()
+        record = bench.run(name, ITEMS[name])
+        results["machine"] = machine(args.threads)
+        results["items"][name] = record
+        results["sweeps"] |= bench.sweeps
+        if not args.quick:
+            results["items"] = {n: results["items"][n] for n in ITEMS if n in results["items"]}
+            write_json(RESULTS, results)
+        print(name, f"{time.monotonic() - began:.0f} s", *record["medians"].items(), flush=True)
+        print(table({**results, "items": {name: record}}), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as e:
+        raise SystemExit(str(e)) from None
