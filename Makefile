@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PEERS  ?= .venv-peers
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-all lint bench docs clean
+.PHONY: help demo test test-all lint peers bench docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -37,8 +38,17 @@ lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev ## every published number again, into benchmarks/results/
+$(PEERS)/.installed: benchmarks/peers-requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF" $(PEERS)/bin/python -m pip install -r $<
+	touch $@
+
+peers: $(PEERS)/.installed ## build llama.cpp for this machine, and OpenVINO, to measure against
+
+bench: $(VENV)/.installed-dev peers ## every published number again, into benchmarks/results/
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python -m benchmarks.peers --peers-python $(PEERS)/bin/python
+	$(BIN)/python -m benchmarks.perplexity --peers-python $(PEERS)/bin/python
 
 docs: $(VENV)/.installed-dev ## run the commands and code of README.md and docs/
 	$(BIN)/python -m pytest -m "" tests/e2e/test_docs.py

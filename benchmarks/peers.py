@@ -172,7 +172,7 @@ class Bench:
 
     def settings(self, name: str, item: Item, contender: Contender, worker: Worker) -> Any:
         """The best of the peer's own settings: those of an earlier sweep of the same build on the
-        same CPU, or of one made now."""
+        same CPU, or of one made now and kept in `sweeps`."""
         if not contender.axes:
             return {}
         key = [worker.ask("info", {})["version"], cpu_name(), self.threads]
@@ -194,6 +194,14 @@ class Bench:
         best, log = sweep(reading, axes)
         self.sweeps[name] = {"of": key, "best": best, "tried": log}
         return best
+
+    def sweep(self, name: str, item: Item) -> None:
+        """Look for the peers' best settings, also where some are known."""
+        self.sweeps.pop(name, None)
+        for contender in item.contenders.values():
+            if contender.axes:
+                with Worker(contender.engine, self.peers_python) as worker:
+                    self.settings(name, item, contender, worker)
 
     def run(self, name: str, item: Item) -> dict[str, Any]:
         """The item's record: readings, medians, ratios, settings, versions, memory."""
@@ -337,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", action="append", choices=ITEMS, metavar="ITEM", default=None,
                         help=f"one of {', '.join(ITEMS)}; may be repeated")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one round, no sweep, nothing kept")
-    parser.add_argument("--sweep", action="store_true", help="look for the peers' settings again")
+    parser.add_argument("--sweep", action="store_true", help="only look for the peers' settings")
     parser.add_argument("--table", action="store_true", help="print what was measured")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON)
@@ -357,20 +365,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.threads,
         1 if args.quick else ROUNDS,
         cpu_fields().get("flags", "").split(),
-        {} if args.sweep else results["sweeps"],
+        results["sweeps"],
         args.quick,
     )
     for name in args.only or ITEMS:
-        began = time.monotonic()
-        record = bench.run(name, ITEMS[name])
-        results["machine"] = machine(args.threads)
-        results["items"][name] = record
-        results["sweeps"] |= bench.sweeps
+        if args.sweep:
+            bench.sweep(name, ITEMS[name])
+            print(name, json.dumps(results["sweeps"].get(name), indent=2), flush=True)
+        else:
+            results["items"][name] = bench.run(name, ITEMS[name])
+            results["machine"] = machine(args.threads)
+            print(table({**results, "items": {name: results["items"][name]}}), flush=True)
         if not args.quick:
             results["items"] = {n: results["items"][n] for n in ITEMS if n in results["items"]}
             write_json(RESULTS, results)
-        print(name, f"{time.monotonic() - began:.0f} s", *record["medians"].items(), flush=True)
-        print(table({**results, "items": {name: record}}), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class Item:
 
 def random_ids(count: int, seed: int) -> list[int]:
     """Ids that every model here has and none of them control tokens."""
-    return random.Random(seed).choices(range(1000, 40_000), k=count)
+    # As a text: a negative number would give what its absolute value does.
+    return random.Random(str(seed)).choices(range(1000, 40_000), k=count)
 
 
 def prefill(count: int) -> Callable[[int], Asked]:

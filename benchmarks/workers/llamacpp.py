@@ -141,8 +141,11 @@ class LlamaCpp:
         lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), 0, places, -1)
         return rate
 
-    def score(self, ids: list[int]) -> list[float]:
-        """Log-probability of each token after the first."""
+    def score(self, batch: list[list[int]]) -> list[list[float]]:
+        """Log-probability of each token after the first, of rows of at most 512."""
+        return [self._score(ids) for ids in batch]
+
+    def _score(self, ids: list[int]) -> list[float]:
         self._clear()
         logits = self._decode([ids], [0], 0, [True] * len(ids)).astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)

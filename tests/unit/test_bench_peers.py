@@ -1,0 +1,181 @@
+"""The arithmetic and the protocol of the comparison with other engines; no engine is run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmarks import peers
+from benchmarks.peers import Bench, Worker, ratio, ratios, refusal, sweep, table
+from benchmarks.work import ITEMS, Contender, Item
+
+VNNI = ("avx2", "avx512_vnni")
+SLOW = {"name": "llama.cpp", "version": "1", "vnni": False}
+FAST = {"name": "llama.cpp", "version": "1", "vnni": True}
+
+
+def test_ratio_is_of_medians_with_the_rounds_around_it():
+    found = ratio([10, 20, 30], [10, 5, 10], lower_is_better=False)
+    assert found == {"median": 2.0, "min": 1.0, "max": 4.0}
+    seconds = ratio([2, 4, 2], [4, 4, 8], lower_is_better=True)
+    assert seconds == {"median": 2.0, "min": 1.0, "max": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "info", "refused"),
+    [
+        (VNNI, SLOW, True),
+        (VNNI, FAST, False),
+        (VNNI, {"name": "OpenVINO", "version": "1"}, False),  # it chooses when it runs
+        (("avx2",), SLOW, False),
+    ],
+)
+def test_a_peer_that_leaves_vnni_unused_is_refused(flags, info, refused):
+    assert (refusal(flags, info) is not None) == refused
+
+
+def test_no_ratio_and_no_target_for_a_refused_peer():
+    item = Item("work", "m", {"ours": Contender("ours"), "llama.cpp": Contender("llama.cpp", target=2.0)}, 8, lambda n: ("decode", {}))  # fmt: skip
+    readings = {"ours": [30.0], "llama.cpp": [10.0]}
+    found = ratios(item, readings, {"llama.cpp": SLOW}, VNNI)
+    assert list(found["llama.cpp"]) == ["refused"]
+    found = ratios(item, readings, {"llama.cpp": FAST}, VNNI)
+    assert found["llama.cpp"]["met"]
+    assert not ratios(item, readings | {"ours": [19.0]}, {"llama.cpp": FAST}, VNNI)["llama.cpp"][
+        "met"
+    ]
+
+
+def test_sweep_finds_the_best_of_each_axis_and_keeps_what_it_tried():
+    def reading(settings):
+        return {512: 10.0, 256: 20.0, 128: 15.0}[settings["ubatch"]] / (1 + settings["flash"])
+
+    best, log = sweep(reading, {"flash": (True, False), "ubatch": (512, 256, 128)})
+    assert best == {"flash": False, "ubatch": 256}
+    assert len(log) == 4  # no setting twice
+    assert {"settings": {"flash": True, "ubatch": 512}, "rate": 5.0} in log
+
+
+def test_sweep_survives_settings_that_the_engine_refuses():
+    def reading(settings):
+        if not settings["flash"]:
+            raise RuntimeError("V cache quantization requires flash_attn")
+        return 1.0
+
+    best, log = sweep(reading, {"flash": (True, False)})
+    assert best == {"flash": True}
+    assert [entry["rate"] for entry in log] == [1.0, None]
+
+
+def test_every_item_asks_what_its_engines_answer():
+    workers = {n: (peers.HERE / "workers" / f).read_text() for n, f in peers.WORKERS.items()}
+    for item in ITEMS.values():
+        json.dumps(item.ask(0))
+        assert next(iter(item.contenders)) == "ours"
+        for contender in item.contenders.values():
+            for method, _ in filter(None, (item.ask(0), item.prepare)):
+                assert f"def {method}(" in workers[contender.engine]
+            for axis in contender.axes:
+                assert axis in (*peers.AXES, "threads")
+
+
+def test_prompts_differ_between_rounds():
+    for name in ("prefill-q4_0", "streams-q4_0"):
+        asked = [json.dumps(ITEMS[name].ask(n)) for n in range(-3, 5)]
+        assert len(set(asked)) == len(asked)
+
+
+ENGINE = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from protocol import peak_memory, serve
+
+class Fake:
+    def info(self):
+        return {{"name": "fake", "version": "1", "vnni": True}}
+    def memory(self):
+        return peak_memory()
+    def open(self, model, context, threads, speed=10.0, **others):
+        print("noise on standard output")
+        self.speed = speed
+        if others.get("flash") is False:
+            self.speed *= 2
+    def decode(self, prompts, tokens, **others):
+        return self.speed + len(prompts)
+    def prefill(self, ids):
+        raise ValueError("no room")
+"""
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch) -> Bench:
+    folder = str(peers.HERE / "workers")
+    script = tmp_path / "fake.py"
+    script.write_text(textwrap.dedent(ENGINE.format(folder=folder)) + "\nserve(Fake())\n")
+    monkeypatch.setattr(peers, "WORKERS", dict.fromkeys(peers.WORKERS, str(script)))
+    monkeypatch.setattr(peers, "PAUSE", 0)
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"12345678")
+    monkeypatch.setattr(Bench, "path", lambda self, name: model)
+    return Bench(Path(sys.executable), tmp_path, 2, 3, VNNI, {})
+
+
+ITEM = Item(
+    "fake work",
+    "m",
+    {
+        "ours": Contender("ours", {"speed": 31.0}),
+        "llama.cpp": Contender("llama.cpp", target=1.5, axes=("flash", "threads")),
+    },
+    64,
+    lambda n: ("decode", {"prompts": [[1]], "tokens": 4}),
+)
+
+
+def test_an_item_from_sweep_to_table(bench):
+    record = bench.run("work", ITEM)
+    assert record["readings"] == {"ours": [32.0] * 3, "llama.cpp": [21.0] * 3}
+    assert record["settings"]["llama.cpp"] == {"flash": False, "threads": 2}
+    assert record["ratios"]["llama.cpp"]["met"]
+    assert record["bytes"] == 8
+    assert record["memory"]["ours"]["VmHWM"] > 1 << 20
+    tried = bench.sweeps["work"]["tried"]
+    assert [entry["rate"] for entry in tried] == [11.0, 21.0, 21.0]
+    text = table({"machine": peers.machine(2), "items": {"work": record}})
+    assert "| fake work | 32 tok/s | llama.cpp 21 | 1.52 (1.52-1.52) | 1.5 met |" in text
+    record["ratios"]["llama.cpp"] = {"refused": "no VNNI"}
+    assert "none: no VNNI" in table({"machine": peers.machine(2), "items": {"work": record}})
+
+
+def test_an_earlier_sweep_of_the_same_build_is_used(bench):
+    key = ["1", peers.cpu_name(), 2]
+    bench.sweeps["work"] = {"of": key, "best": {"flash": False}, "tried": []}
+    assert bench.run("work", ITEM)["settings"]["llama.cpp"] == {"flash": False}
+    bench.sweeps["work"] = {"of": ["0", *key[1:]], "best": {"flash": True}, "tried": []}
+    assert bench.run("work", ITEM)["settings"]["llama.cpp"] == {"flash": False, "threads": 2}
+
+
+def test_start_is_timed_from_the_process_on(bench):
+    record = bench.run("start", replace(ITEM, fresh=True, contenders={"ours": Contender("ours"), "llama.cpp": Contender("llama.cpp")}))  # fmt: skip
+    assert record["unit"] == "s"
+    assert all(0.01 < seconds < 30 for seconds in record["readings"]["ours"])
+    assert len(record["readings"]["ours"]) == 3
+
+
+def test_a_worker_reports_its_errors_and_its_end(bench):
+    with Worker("llama.cpp", Path(sys.executable)) as worker:
+        with pytest.raises(RuntimeError, match="llama.cpp: prefill: ValueError: no room"):
+            worker.ask("prefill", {"ids": []})
+        assert worker.ask("info", {})["vnni"]
+        worker.process.kill()
+        with pytest.raises((RuntimeError, BrokenPipeError)):
+            worker.ask("info", {})
+
+
+def test_without_the_peers_one_line_says_how_to_get_them(tmp_path):
+    with pytest.raises(SystemExit, match="make peers"):
+        peers.main(["--only", "decode-135m", "--peers-python", str(tmp_path / "python")])
