@@ -1,0 +1,249 @@
+"""The agent: the model answers, its calls are made, it reads the results and goes on."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from smollm3.agent.approval import Approvals, Approve, Request, ask_on_terminal
+from smollm3.agent.mcp import McpServer
+from smollm3.agent.python import Interpreters, declarations, for_sandbox, functions
+from smollm3.agent.sandbox import Limits, Sandbox, find_sandbox, unsafe_sandbox
+from smollm3.agent.tools import Tool, ToolError, as_tools, to_json_value, to_text
+from smollm3.chat import Event, Message, StreamParser, ToolCall
+from smollm3.errors import UserError
+from smollm3.infer import Engine, SamplingParams
+
+MAX_STEPS = 10
+PYTHON = "python"  # the name that the template and the parser give to calls as code
+_LOST = "(The interpreter is a new one: what was defined earlier is gone.)"
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a call gave. text: as the model reads it. ok: it was made and did not fail."""
+
+    call: ToolCall
+    text: str
+    ok: bool
+
+    @property
+    def message(self) -> dict[str, Any]:
+        return {
+            "role": "tool",
+            "tool_call_id": self.call.id,
+            "name": self.call.name,
+            "content": self.text,
+        }
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end. messages: the conversation with all that was added. reason: it answered ("stop"),
+    its answer was cut at max_tokens ("length"), the steps ran out ("steps")."""
+
+    messages: list[dict[str, Any]]
+    reason: Literal["stop", "length", "steps"]
+
+    @property
+    def answer(self) -> str:
+        """What the model said last."""
+        said = [m["content"] for m in self.messages if m["role"] == "assistant"]
+        return str(said[-1]) if said else ""
+
+
+AgentEvent = Event | ToolResult | Done
+
+
+class Agent:
+    """A model with tools.
+
+    tools: functions or Tools, called as JSON. python_tools: the model may run Python; True, or
+    functions that its code can call. mcp: servers whose tools are added, commands or URLs; to
+    python_tools if these were asked for. approve: asked before anything that is not read-only;
+    by default the terminal. unsafe_python: without isolation, which is asked about each time.
+
+    Use it as a context manager or `close` it: servers and interpreters end then.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tools: Sequence[Tool | Callable[..., Any]] = (),
+        *,
+        python_tools: bool | Sequence[Tool | Callable[..., Any]] = False,
+        mcp: Sequence[str | Sequence[str]] = (),
+        max_steps: int = MAX_STEPS,
+        approve: Approve = ask_on_terminal,
+        params: SamplingParams | None = None,
+        enable_thinking: bool = True,
+        unsafe_python: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        if max_steps < 1:
+            raise UserError(f"max_steps: must be at least 1, not {max_steps}")
+        self.engine = engine
+        self.max_steps = max_steps
+        self.params = params
+        self.enable_thinking = enable_thinking
+        self.sandbox: Sandbox | None = None
+        self._approvals = Approvals(approve)
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            self._set_up(stack, tools, python_tools, mcp, unsafe_python, limits)
+            self._stack = stack.pop_all()
+
+    def _set_up(
+        self,
+        stack: ExitStack,
+        tools: Sequence[Tool | Callable[..., Any]],
+        python_tools: bool | Sequence[Tool | Callable[..., Any]],
+        mcp: Sequence[str | Sequence[str]],
+        unsafe_python: bool,
+        limits: Limits | None,
+    ) -> None:
+        served = [tool for server in mcp for tool in stack.enter_context(McpServer(server)).tools]
+        python = python_tools is not False
+        inside = [] if isinstance(python_tools, bool) else list(python_tools)
+        self.tools = {t.name: t for t in as_tools([*tools, *([] if python else served)])}
+        self.functions = functions(as_tools([*inside, *(served if python else [])]))
+        if not python:
+            return
+        if PYTHON in self.tools:
+            raise UserError(f"tool {PYTHON}: with python_tools that name is taken; rename it")
+        self.sandbox = sandbox = unsafe_sandbox() if unsafe_python else find_sandbox()
+        declared = for_sandbox(self.functions)
+        self.interpreters = Interpreters(lambda: sandbox.interpreter(declared, limits))
+        stack.callback(self.interpreters.close)
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    @property
+    def offered(self) -> dict[str, Any]:
+        """What a rendering is told of the tools."""
+        offered: dict[str, Any] = {}
+        if self.tools:
+            offered["tools"] = [tool.signature for tool in self.tools.values()]
+        if self.sandbox:
+            offered["python_tools"] = declarations(self.functions)
+        return offered
+
+    def parser(self) -> StreamParser:
+        return StreamParser(xml=bool(self.tools), python=self.sandbox is not None)
+
+    def run(
+        self,
+        messages: Sequence[Mapping[str, Any] | Message],
+        conversation: Hashable = None,
+    ) -> Done:
+        """`stream` to its end."""
+        for event in self.stream(messages, conversation):
+            if isinstance(event, Done):
+                return event
+        raise AssertionError("a stream ends in Done")
+
+    def stream(
+        self,
+        messages: Sequence[Mapping[str, Any] | Message],
+        conversation: Hashable = None,
+    ) -> Iterator[AgentEvent]:
+        """Answer, call and go on: the events of each answer, the results of its calls, Done.
+
+        conversation: whose Python variables are used and kept; without one they live until Done.
+        """
+        history = [m.to_dict() if isinstance(m, Message) else dict(m) for m in messages]
+        own = object() if conversation is None else conversation
+        try:
+            for _ in range(self.max_steps):
+                message, cut = yield from self._answer(history)
+                message = with_ids(message, history)
+                history.append(message.to_dict())
+                if cut or not message.tool_calls:
+                    yield Done(history, "length" if cut else "stop")
+                    return
+                for call in message.tool_calls:
+                    result = self.serve(call, own)
+                    history.append(result.message)
+                    yield result
+            yield Done(history, "steps")
+        finally:
+            if conversation is None and self.sandbox:
+                self.interpreters.end(own)
+
+    def _answer(
+        self, history: Sequence[Mapping[str, Any]]
+    ) -> Generator[Event, None, tuple[Message, bool]]:
+        """The next message, and whether it was cut."""
+        prompt = self.engine.tokenizer.render(
+            history,
+            enable_thinking=self.enable_thinking,
+            date=datetime.date.today(),
+            **self.offered,
+        ).ids
+        generation = self.engine.submit(prompt, self.params)
+        parser = self.parser()
+        try:
+            for step in generation:
+                yield from parser.feed(step.text)
+            yield from parser.finish()
+        finally:
+            generation.cancel()
+        return parser.message, generation.result().finish_reason == "length"
+
+    def serve(self, call: ToolCall, conversation: Hashable = None) -> ToolResult:
+        """Make a call of the model, or say why not."""
+        try:
+            if call.name == PYTHON and self.sandbox:
+                return self._run_python(call, conversation)
+            if call.name not in self.tools:
+                there = ", ".join(self.tools) or "none"
+                raise ToolError(f"there is no tool {call.name}; there are: {there}")
+            return ToolResult(
+                call, to_text(self._call(self.tools[call.name], call.arguments)), True
+            )
+        except ToolError as e:
+            return ToolResult(call, to_text(f"Error: {e}"), False)
+
+    def _call(self, tool: Tool, arguments: Any, from_code: bool = False) -> Any:
+        if not tool.read_only:
+            shown = arguments if isinstance(arguments, dict) else {"arguments": arguments}
+            self._approvals.check(Request(tool.name, shown, from_code))
+        return tool.call(arguments)
+
+    def _run_python(self, call: ToolCall, conversation: Hashable) -> ToolResult:
+        code = call.arguments.get("code") if isinstance(call.arguments, dict) else None
+        if not isinstance(code, str):
+            raise ToolError('python takes {"code": a text}')
+        assert self.sandbox
+        if not self.sandbox.isolated:
+            self._approvals.check(Request(PYTHON, {"code": code}))
+        with self.interpreters.lease(conversation) as (interpreter, lost):
+            run = interpreter.run(code, self._call_from_code)
+        text = f"{_LOST}\n{run.text}" if lost else run.text
+        return ToolResult(call, to_text(text), run.ok)
+
+    def _call_from_code(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if name not in self.functions:
+            raise ToolError(f"there is no function {name}")
+        tool = self.functions[name]
+        return to_json_value(self._call(tool, tool.named(args, kwargs), from_code=True))
+
+
+def with_ids(message: Message, history: Sequence[Mapping[str, Any]]) -> Message:
+    """The message with its calls numbered on from those before it."""
+    made = sum(len(m.get("tool_calls") or ()) for m in history)
+    calls = tuple(
+        ToolCall(call.name, call.arguments, f"call{made + i:05}")
+        for i, call in enumerate(message.tool_calls, 1)
+    )
+    return Message(message.role, message.content, message.reasoning, calls)
