@@ -18,6 +18,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from benchmarks.peers import HERE, PEERS_PYTHON, Worker, machine
+
 from smollm3.checkpoint import load_tokenizer, locate
 from smollm3.files import write_json
 
