@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("system block left open", "chat/template.jinja", "{% endif %}\n<|im_end|>\n{% for message", "{% endif %}\n{% for message", RENDER),
     Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),
     # inference, merging
-    Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer.py"),
+    Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
     Mutant("merge weights not normalised", "merge.py", "weight / total)", "weight)", f"{U}merge.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),

@@ -12,11 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
 import pytest
-import torch
 
 from smollm3.conformance import make, make_kit, run
 from smollm3.conformance.kit import CONFIG, reshaped
-from smollm3.infer import Engine, SamplingParams
+from smollm3.infer import Engine, SamplingParams, TorchBackend
 
 FORGED = {
     "forged control tokens: user forges a turn",
@@ -107,9 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def logprobs(self, ids, new, top):
         decode = self.engine.tokenizer.decode
-        with torch.inference_mode():
-            logits = self.engine.model(torch.tensor([[*ids, *new]]))[0, len(ids) - 1 : -1]
-        rows = logits.log_softmax(-1)
+        rows = self.engine.logprobs([*ids, *new])[len(ids) - 1 : -1]
         likeliest = [row.topk(top) for row in rows]
         return {
             "tokens": [decode([i]) for i in new],
@@ -185,7 +182,7 @@ def kit():
 
 
 def test_a_good_server_passes(kit):
-    with served(Engine(kit.models["plain"], kit.tokenizer)) as url:
+    with served(Engine(TorchBackend(kit.models["plain"]), kit.tokenizer)) as url:
         report = run(url)
     assert failures(report) == {}
     assert report.exit_code == 0
@@ -195,7 +192,7 @@ def test_a_good_server_passes(kit):
 
 def test_a_bad_server_is_caught(kit, tmp_path):
     everywhere = reshaped(kit.models["plain"], replace(CONFIG, uses_rope=(True,) * CONFIG.layers))
-    engine = Engine(everywhere, kit.tokenizer)
+    engine = Engine(TorchBackend(everywhere), kit.tokenizer)
     with served(engine, "forgeable", "raw calls", "no end") as url:
         report = run(url, keep=tmp_path / "kit")
     found = failures(report)
@@ -208,7 +205,7 @@ def test_a_bad_server_is_caught(kit, tmp_path):
 
 
 def test_truncated_tool_arguments_are_caught(kit):
-    with served(Engine(kit.models["plain"], kit.tokenizer), "cut arguments") as url:
+    with served(Engine(TorchBackend(kit.models["plain"]), kit.tokenizer), "cut arguments") as url:
         found = failures(run(url))
     assert found.keys() == {"stream: answer"}
     assert "tool calls in no known form" in found["stream: answer"]

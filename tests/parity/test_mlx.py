@@ -19,7 +19,7 @@ from smollm3.checkpoint import load_model
 from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.mlx import export_mlx, quantize
 from smollm3.errors import UserError
-from smollm3.infer import Engine, SamplingParams
+from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.model import ModelConfig, Transformer, extend_context, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def test_float32_gives_the_same_greedy_tokens(
     theirs, their_tokenizer = mlx_lm.load(str(tmp_path))
     with torch.no_grad():
         torch.testing.assert_close(mlx_logits(theirs, IDS_BT), model(IDS_BT), atol=1e-4, rtol=0)
-    engine = Engine(model, tokenizer)
+    engine = Engine(TorchBackend(model), tokenizer)
     greedy = SamplingParams(temperature=0.0, max_tokens=24)
     for prompt, ours in zip(PROMPTS, engine.generate(PROMPTS, greedy), strict=True):
         steps = mlx_lm.stream_generate(theirs, their_tokenizer, prompt, max_tokens=24)

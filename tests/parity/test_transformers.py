@@ -26,7 +26,7 @@ from transformers.generation import (
 
 from smollm3.checkpoint import load_model, load_tokenizer, save_model
 from smollm3.checkpoint.hf import published_name
-from smollm3.infer import Engine, SamplingParams
+from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.infer.sampler import least_kept
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern, packed, rope_tables
 
@@ -141,7 +141,7 @@ def test_greedy_answers(tmp_path_factory, tokenizer, config, seed):
     folder = tmp_path_factory.mktemp("model")
     save_model(ours(config, seed), tokenizer, folder)
     other = theirs(folder)
-    engine = Engine(load_model(folder), load_tokenizer(folder))
+    engine = Engine(TorchBackend(load_model(folder)), load_tokenizer(folder))
     prompts = [[seed, 3, 200, 7], [seed + 100, 5, 5, 150, 9, 9, seed]]
     answers = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=30))
     for prompt, mine in zip(prompts, answers, strict=True):
@@ -277,7 +277,7 @@ def test_tokenizer_and_stop_tokens_of_a_saved_folder(tmp_path, tokenizer):
     assert "transformers_version" not in json.loads((tmp_path / "config.json").read_text())
 
     # greedy answers agree, from the first token to the one that ends them
-    engine = Engine(load_model(tmp_path), load_tokenizer(tmp_path))
+    engine = Engine(TorchBackend(load_model(tmp_path)), load_tokenizer(tmp_path))
     for start in range(5):
         prompt = [start, start + 60, start * 7]
         answer = other.generate(
@@ -303,7 +303,9 @@ def test_tokenizer_and_stop_tokens_of_a_saved_folder(tmp_path, tokenizer):
 def test_filters_keep_the_same_tokens(seed, temperature, top_k, top_p, min_p):
     logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(seed))
     probs = (logits / temperature).softmax(-1)
-    kept = probs >= least_kept(probs, [SamplingParams(temperature, top_k, top_p, min_p)])
+    weights = (probs / probs.max())[0].numpy()
+    settings = SamplingParams(temperature, top_k, top_p, min_p)
+    kept = torch.from_numpy(weights >= least_kept(weights, float(weights.sum()), settings))[None]
     expected = TemperatureLogitsWarper(temperature)(None, logits.clone())
     if top_k:
         expected = TopKLogitsWarper(top_k)(None, expected)

@@ -157,9 +157,9 @@ def test_nope_layers_are_untouched() -> None:
 @pytest.mark.parametrize("context", [None, 1, 63, 64])
 def test_without_need_nothing_is_scaled(folder: Path, context: int | None) -> None:
     engine = load_engine(folder, context=context)
-    assert engine.model.config == TINY
+    assert engine.config == TINY
     positions = torch.arange(64)
-    tables = rope_tables(engine.model.config, positions)
+    tables = rope_tables(engine.config, positions)
     assert torch.equal(tables.cos[0], torch.ones(16))  # no attention factor
 
 

@@ -27,7 +27,7 @@ from smollm3.conformance.reference import Measured, Reference
 from smollm3.conformance.result import STYLES
 from smollm3.conformance.server import Server
 from smollm3.errors import UserError
-from smollm3.infer import Engine, SamplingParams
+from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.model import Transformer, nope_pattern
 
 ALL = [("plain", m) for m in MISTAKES] + [("yarn", m) for m in YARN_MISTAKES]
@@ -176,7 +176,7 @@ class Faithful(Target):
             return model(torch.tensor([ids]))[0].log_softmax(-1)
 
     def greedy(self, prompts, n):
-        engine = Engine(self.model, self.kit.tokenizer)
+        engine = Engine(TorchBackend(self.model), self.kit.tokenizer)
         return [c.ids for c in engine.generate(prompts, SamplingParams(0, max_tokens=n))]
 
     def encode(self, text):

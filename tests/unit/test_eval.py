@@ -254,7 +254,7 @@ class Scripted:
 
     def __init__(self, tokenizer: Tokenizer, n: int, answer: Callable[[Any, str], str]) -> None:
         self.tokenizer = tokenizer
-        self.model = SimpleNamespace(config=SimpleNamespace(context=10_000))
+        self.config = SimpleNamespace(context=10_000)
         self.written = {}
         for task in TASKS:
             for item in items(task, n, 0, held_out=True):
@@ -314,7 +314,7 @@ def test_a_question_that_does_not_fit_is_not_answered(
         for item in asked
     ]
     limit = sorted(lengths)[3]
-    suite.engine.model = SimpleNamespace(config=SimpleNamespace(context=limit))  # type: ignore[assignment]
+    suite.engine.config.context = limit  # type: ignore[misc]
     answers = suite.answers("tool", "think", 6)
     assert [a.right for a in answers] == [length < limit for length in lengths]
     assert any(a.right for a in answers)

@@ -34,9 +34,7 @@ class Ours(Target):
         self._tokenizer = self._engine.tokenizer
 
     def logprobs(self, weights: Weights, ids: Ids) -> Tensor:
-        with torch.inference_mode():
-            logits_TV: Tensor = self._engines[weights].model(torch.tensor([ids]))[0]
-        return logits_TV.log_softmax(-1)
+        return self._engines[weights].logprobs(ids)
 
     def greedy(self, prompts: Sequence[Ids], n: int) -> list[Ids]:
         params = SamplingParams(temperature=0, max_tokens=n)

@@ -144,7 +144,7 @@ class Suite:
             for item in asked
         ]
         # A question that leaves the model no room to answer is one that it does not answer.
-        fits = [len(prompt) < self.engine.model.config.context for prompt in prompts]
+        fits = [len(prompt) < self.engine.config.context for prompt in prompts]
         params = SamplingParams(temperature=0, max_tokens=self.stage.max_tokens)
         completions = iter(self.engine.generate([*compress(prompts, fits)], params))
         answers = []

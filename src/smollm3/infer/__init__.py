@@ -1,6 +1,16 @@
 """The engine: prompts to tokens, conversations to messages, texts to log-probabilities."""
 
-from smollm3.infer.engine import Completion, Engine, load_engine
+from smollm3.infer.backends.torch import TorchBackend
+from smollm3.infer.engine import Engine, load_engine
+from smollm3.infer.generation import Completion, Generation, Step
 from smollm3.infer.params import SamplingParams
 
-__all__ = ["Completion", "Engine", "SamplingParams", "load_engine"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "Generation",
+    "SamplingParams",
+    "Step",
+    "TorchBackend",
+    "load_engine",
+]

@@ -1,12 +1,14 @@
-"""The engine: many sequences at once, one forward pass a step for all that are running."""
+"""The engine: prompts and conversations in, answers out, from any thread, many at once."""
 
 from __future__ import annotations
 
 import datetime
+import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,97 +16,152 @@ from torch import Tensor
 from smollm3.chat import Message
 from smollm3.checkpoint import load_model, load_tokenizer, locate
 from smollm3.errors import UserError
-from smollm3.infer.cache import DenseCache
+from smollm3.infer import scheduler
+from smollm3.infer.backends import Backend
+from smollm3.infer.backends.torch import TorchBackend
+from smollm3.infer.blocks import blocks_of
+from smollm3.infer.generation import Channel, Completion, Generation
+from smollm3.infer.hooks import Constraint, MakeDrafter
+from smollm3.infer.jobs import Answer, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams, model_params
-from smollm3.infer.sampler import sample
 from smollm3.infer.text import TextStream
-from smollm3.model import Transformer, rope_tables
+from smollm3.infer.worker import Stats, Worker
+from smollm3.model import ModelConfig
 from smollm3.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any] | Message]
 
-MAX_ROWS = 128  # sequences decoded together
-CACHE_BYTES = 2**30  # of keys and values; one sequence may take more
-PASS_TOKENS = 8192  # in one forward pass over prompts; one prompt may be longer
-PASS_LOGITS = 2**25  # in one product with the vocabulary: 128 MiB in float32
-
-
-@dataclass(frozen=True)
-class Completion:
-    """ids: the new tokens, the one that stopped it included. text: theirs without that one and
-    other control tokens. logprobs: of each new token, natural logarithm, before temperature.
-    """
-
-    ids: list[int]
-    text: str
-    finish_reason: Literal["stop", "length"]
-    logprobs: list[float]
-
-
-@dataclass
-class _Sequence:
-    """A running request. ids: prompt and new tokens; limit: its greatest length."""
-
-    ids: list[int]
-    params: SamplingParams
-    prompt: int
-    limit: int
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
+ROWS = 128  # sequences that run at once
+STEP_TOKENS = 512  # more at once is no faster on a CPU, and running answers wait for them
+STEP_DRAFTS = 32
 
 
 class Engine:
     """A model with its tokenizer and its own sampling settings (`params`).
 
-    Answers do not depend on what else is asked at the same time: random numbers are keyed by
-    each request's seed and the token's place.
+    One thread owns the model; every method may be called from any other. Answers do not depend on
+    what else is asked at the same time: random numbers are keyed by each request's seed and the
+    token's place.
+
+    drafter: makes what guesses the next tokens of a request. rows: sequences that run at once.
+    step_tokens: of one forward pass. step_drafts: guesses in one, shared by those that run.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, params: SamplingParams = PUBLISHED
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        params: SamplingParams = PUBLISHED,
+        *,
+        drafter: MakeDrafter | None = None,
+        rows: int = ROWS,
+        step_tokens: int = STEP_TOKENS,
+        step_drafts: int = STEP_DRAFTS,
     ) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
+        if tokenizer.vocab_size > backend.config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} entries, "
-                f"the model only {model.config.vocab_size}"
+                f"the model only {backend.config.vocab_size}"
             )
-        self.model = model
+        self.backend = backend
         self.tokenizer = tokenizer
         self.params = params
         self.stop_ids = frozenset(tokenizer.stop_ids)
+        self._drafter = drafter
+        self._process = os.getpid()
+        self._worker = Worker(backend, rows, step_tokens, step_drafts)
+        # The thread does not know this object: when nobody else does either, it ends.
+        self._finalizer = weakref.finalize(self, self._worker.close)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.backend.config
+
+    def close(self) -> None:
+        """End the thread; requests that still run fail."""
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stats(self) -> Stats:
+        return self._worker.stats()
+
+    # answers
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        salt: str = "",
+    ) -> Generation:
+        """Ask for one answer, and return at once.
+
+        prompt: a text (control tokens in it are text) or ids. constraint: of this request alone.
+        salt: prompts share computed prefixes with those of the same salt only.
+        Raises UserError for an empty prompt, one that leaves no room in the context, ids outside
+        the vocabulary, and what the cache can never hold.
+        """
+        ids = self._ids(prompt)
+        settled = (params or SamplingParams()).over(self.params)
+        self._check_params(settled)
+        limit = min(len(ids) + settled.max_tokens, self.config.context)
+        self._check_room(limit)
+        channel = Channel(len(ids))
+        job = Answer(
+            scheduler.Sequence(ids, limit, salt),
+            settled,
+            {*settled.stop_ids, *(() if settled.ignore_eos else self.stop_ids)},
+            TextStream(self.tokenizer),
+            channel,
+            constraint,
+            self._drafter() if self._drafter else None,
+        )
+        self._check_process()
+        self._worker.add(job)
+        worker = self._worker
+        return Generation(channel, self, lambda: worker.cancel(job))
 
     def generate(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
-        """Continue each prompt: a text (control tokens in it are text) or ids.
+        """Continue each prompt, as in `submit`; all answers of the first, then of the second, ...
 
-        params: for all, or one for each. Raises UserError for an empty prompt, one that leaves
-        no room in the context, or ids outside the vocabulary.
+        params: for all, or one for each.
         """
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
-        pairs = zip(prompts, params, strict=True)
-        sequences = [self._sequence(prompt, p) for prompt, p in pairs]
-        order = sorted(sequences, key=lambda s: (s.limit, s.prompt))
-        places = CACHE_BYTES // DenseCache.bytes_per_place(
-            self.model.config, self.model.embed.weight.dtype
-        )
-        for group in _groups([s.limit for s in order], places, MAX_ROWS):
-            for _ in self._run(order[group]):
-                pass
-        return [self._completion(s) for s in sequences]
+        asked: list[Generation] = []
+        try:
+            for prompt, each in zip(prompts, params, strict=True):
+                asked += [self.submit(prompt, choice) for choice in each.choices()]
+            return [generation.result() for generation in asked]
+        except BaseException:
+            for generation in asked:
+                generation.cancel()
+            raise
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
-        """The text of `generate` as it comes, in pieces that are whole characters."""
-        sequence = self._sequence(prompt, params or SamplingParams())
-        text = TextStream(self.tokenizer)
-        for _ in self._run([sequence]):
-            if sequence.finish_reason != "stop":
-                yield from text.push(sequence.ids[-1])
-        yield from text.end()
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+    ) -> Iterator[str]:
+        """The text of an answer as it comes, in pieces that are whole characters."""
+        generation = self.submit(prompt, params, constraint=constraint)
+        try:
+            yield from (step.text for step in generation if step.text)
+        finally:
+            generation.cancel()
 
     def chat(
         self,
@@ -115,11 +172,12 @@ class Engine:
         enable_thinking: bool = True,
         params: SamplingParams | None = None,
         date: datetime.date | None = None,
+        constraint: Constraint | None = None,
     ) -> Message:
         """The model's next message. date: told to the model, today where it is None."""
         prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
-        [completion] = self.generate([prompt], params)
-        return self.tokenizer.parse(completion.ids, python_tools=bool(python_tools))
+        generation = self.submit(prompt, params, constraint=constraint)
+        return self.tokenizer.parse(generation.result().ids, python_tools=bool(python_tools))
 
     def chat_stream(
         self,
@@ -130,42 +188,57 @@ class Engine:
         enable_thinking: bool = True,
         params: SamplingParams | None = None,
         date: datetime.date | None = None,
+        constraint: Constraint | None = None,
     ) -> Iterator[str]:
         """The text of the next message as it comes, tags around reasoning and calls included."""
-        return self.stream(
-            self._prompt(messages, tools, python_tools, enable_thinking, date), params
-        )
+        prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
+        return self.stream(prompt, params, constraint=constraint)
 
-    def score(self, ids: Sequence[int]) -> list[float]:
-        """Log-probability of each token after the first given those before it: len(ids) - 1."""
-        return self.score_batch([ids])[0]
+    # reading
 
-    @torch.inference_mode()
-    def score_batch(self, batch: Sequence[Sequence[int]]) -> list[list[float]]:
-        """`score` of each, several in one forward pass."""
+    def score(self, ids: Sequence[int], first: int = 1) -> list[float]:
+        """Log-probability of each token from place `first` on, given those before it."""
+        return self.score_batch([ids], [first])[0]
+
+    def score_batch(
+        self, batch: Sequence[Sequence[int]], firsts: Sequence[int] | None = None
+    ) -> list[list[float]]:
+        """`score` of each. What comes before the first place is found again where it was read."""
+        firsts = [1] * len(batch) if firsts is None else firsts
         for ids in batch:
             self._check(ids)
-        scores: list[list[float]] = [[] for _ in batch]
-        order = sorted(range(len(batch)), key=lambda i: len(batch[i]))
-        for group in _groups([len(batch[i]) for i in order], PASS_TOKENS, MAX_ROWS):
-            chosen = order[group]
-            ids_BT = self._padded([batch[i] for i in chosen])
-            h_BTE = self.model.hidden(ids_BT[:, :-1])
-            logprobs = self._logprobs(h_BTE.flatten(0, 1), ids_BT[:, 1:].flatten())
-            for i, row in zip(chosen, logprobs.view(len(chosen), -1).tolist(), strict=True):
-                scores[i] = row[: len(batch[i]) - 1]
-        return scores
+        asked: list[Future[list[Tensor]] | None] = []
+        for ids, first in zip(batch, firsts, strict=True):
+            if first < 1:
+                raise UserError(f"first: the token at place {first} has none before it; from 1 on")
+            asked.append(self._read_scored(ids, first) if first < len(ids) else None)
+        return [torch.cat(f.result()).tolist() if f else [] for f in asked]
 
-    def _logprobs(self, h_NE: Tensor, targets_N: Tensor) -> Tensor:
-        rows = max(1, PASS_LOGITS // self.model.config.vocab_size)
-        pieces = []
-        for h_nE, targets_n in zip(
-            torch.split(h_NE, rows), torch.split(targets_N, rows), strict=True
-        ):
-            logits_nV = self.model.logits(h_nE).float()
-            chosen_n = logits_nV.gather(1, targets_n[:, None])[:, 0]
-            pieces.append(chosen_n - logits_nV.logsumexp(-1))
-        return torch.cat(pieces)
+    def logprobs(self, ids: Sequence[int]) -> Tensor:
+        """[T, V] log-probabilities of what follows each token, float32 on the CPU: much memory."""
+        self._check(ids)
+        self._check_room(len(ids))
+        return torch.cat(
+            self._read(list(ids), 0, lambda logits, place: logits.log_softmax(-1).cpu()).result()
+        )
+
+    def _read_scored(self, ids: Sequence[int], first: int) -> Future[list[Tensor]]:
+        targets = torch.tensor(ids)
+
+        def chosen(logits_RV: Tensor, place: int) -> Tensor:
+            next_R = targets[place + 1 : place + 1 + len(logits_RV)].to(logits_RV.device)
+            return logits_RV.gather(1, next_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
+
+        self._check_room(len(ids) - 1)
+        return self._read(list(ids[:-1]), first - 1, chosen)
+
+    def _read(self, ids: list[int], first: int, reduce: Any) -> Future[list[Tensor]]:
+        self._check_process()
+        future: Future[list[Tensor]] = Future()
+        self._worker.add(Reading(ids, first, reduce, future.set_result, future.set_exception))
+        return future
+
+    # checks
 
     def _prompt(
         self,
@@ -183,21 +256,21 @@ class Engine:
             date=date or datetime.date.today(),
         ).ids
 
-    def _sequence(self, prompt: Prompt, params: SamplingParams) -> _Sequence:
+    def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             bos = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
             ids = bos + self.tokenizer.encode(prompt)
         else:
             ids = list(prompt)
         self._check(ids)
-        context = self.model.config.context
-        if len(ids) == context:
-            raise UserError(f"the prompt fills the model's context of {context} tokens; shorten it")
-        limit = min(len(ids) + params.max_tokens, context)
-        return _Sequence(ids, params.over(self.params), len(ids), limit)
+        if len(ids) == self.config.context:
+            raise UserError(
+                f"the prompt fills the model's context of {len(ids)} tokens; shorten it"
+            )
+        return ids
 
     def _check(self, ids: Sequence[int]) -> None:
-        context, entries = self.model.config.context, self.model.config.vocab_size
+        context, entries = self.config.context, self.config.vocab_size
         if not ids:
             raise UserError("the prompt is empty; give it at least one token")
         if len(ids) > context:
@@ -205,87 +278,25 @@ class Engine:
         if not 0 <= min(ids) <= max(ids) < entries:
             raise UserError(f"token ids must be from 0 to {entries - 1}")
 
-    def _completion(self, sequence: _Sequence) -> Completion:
-        ids = sequence.ids[sequence.prompt :]
-        reason = sequence.finish_reason or "length"
-        shown = ids[:-1] if reason == "stop" else ids
-        text = self.tokenizer.decode(shown, skip_special=True)
-        return Completion(ids, text, reason, sequence.logprobs)
+    def _check_params(self, params: SamplingParams) -> None:
+        entries = self.config.vocab_size
+        if params.n != 1:
+            raise UserError(f"n: this gives one answer, not {params.n}; ask once for each choice")
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+            if any(index >= entries for index in ids):
+                raise UserError(f"{name}: token ids must be from 0 to {entries - 1}")
 
-    def _run(self, running: Sequence[_Sequence]) -> Iterator[None]:
-        """Give each sequence its tokens, one a step; yields after each step.
+    def _check_room(self, limit: int) -> None:
+        needed, there = blocks_of(limit), self.backend.blocks
+        if needed > there:
+            raise UserError(
+                f"{limit} tokens need {needed} blocks of the cache, which has {there}; "
+                "lower max_tokens, shorten the prompt or give the cache more memory"
+            )
 
-        The last row takes the place of one that ended, so a step costs what still runs.
-        """
-        running = list(running)
-        places = max(s.limit for s in running)
-        cache = DenseCache(self.model.config, len(running), places, self.model.embed.weight)
-        logits_BV = self._prefill(cache, running)
-        while True:
-            places_B = [len(s.ids) for s in running]
-            tokens, logprobs = sample(logits_BV, [s.params for s in running], places_B)
-            for sequence, token, logprob in zip(running, tokens, logprobs, strict=True):
-                self._append(sequence, token, logprob)
-            yield
-            for row in reversed(range(len(running))):
-                if running[row].finish_reason:
-                    last = running.pop()
-                    if row < len(running):
-                        running[row] = last
-                        cache.move(len(running), row, len(last.ids) - 1)
-            if not running:
-                return
-            logits_BV = self._decode(cache, running)
-
-    def _append(self, sequence: _Sequence, token: int, logprob: float) -> None:
-        sequence.ids.append(token)
-        sequence.logprobs.append(logprob)
-        if token in self.stop_ids:
-            sequence.finish_reason = "stop"
-        elif len(sequence.ids) >= sequence.limit:
-            sequence.finish_reason = "length"
-
-    @torch.inference_mode()
-    def _prefill(self, cache: DenseCache, running: Sequence[_Sequence]) -> Tensor:
-        """Logits [B, V] after each prompt, whose keys and values go into the cache."""
-        logits = []
-        for group in _groups([s.prompt for s in running], PASS_TOKENS, MAX_ROWS):
-            ids_BT = self._padded([s.ids for s in running[group]])
-            h_BTE = self.model.hidden(ids_BT, attend=cache.prefill(group.start, group.stop))
-            last_B = torch.tensor([s.prompt - 1 for s in running[group]], device=ids_BT.device)
-            rows_B = torch.arange(len(last_B), device=ids_BT.device)
-            logits.append(self.model.logits(h_BTE[rows_B, last_B]))
-        return torch.cat(logits)
-
-    @torch.inference_mode()
-    def _decode(self, cache: DenseCache, running: Sequence[_Sequence]) -> Tensor:
-        """Logits [B, V] after each sequence's newest token, the only one not in the cache yet."""
-        device = self.model.embed.weight.device
-        positions = [len(s.ids) - 1 for s in running]
-        ids_B1 = torch.tensor([s.ids[-1:] for s in running], device=device)
-        rope = rope_tables(self.model.config, torch.tensor(positions, device=device)[:, None])
-        h_B1E = self.model.hidden(ids_B1, rope, cache.decode(positions))
-        return self.model.logits(h_B1E[:, 0])
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """ids_BT, padded on the right, where causal attention never looks."""
-        longest = max(map(len, rows))
-        padded = [[*ids, *[0] * (longest - len(ids))] for ids in rows]
-        return torch.tensor(padded, device=self.model.embed.weight.device)
-
-
-def _groups(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[slice]:
-    """Consecutive slices of at most `rows` rows and, padded to their longest, `tokens` tokens;
-    a single row may be longer than that."""
-    start = 0
-    longest = 0
-    for end, length in enumerate(lengths):
-        longest = max(longest, length)
-        if end > start and ((end - start + 1) * longest > tokens or end - start == rows):
-            yield slice(start, end)
-            start, longest = end, length
-    if lengths:
-        yield slice(start, len(lengths))
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise UserError("the engine belongs to the process that this one was forked from")
 
 
 def load_engine(
@@ -300,4 +311,4 @@ def load_engine(
     """
     folder = locate(target)
     model = load_model(folder, dtype, device, context)
-    return Engine(model, load_tokenizer(folder), model_params(folder))
+    return Engine(TorchBackend(model), load_tokenizer(folder), model_params(folder))

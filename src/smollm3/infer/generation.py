@@ -59,17 +59,18 @@ class Channel:
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
-    def push(self, step: Step) -> None:
-        """Called by the engine; too late after the end, as when the request was cancelled."""
+    def push(self, step: Step, reason: FinishReason | None) -> None:
+        """One more; `reason` with the last. Too late once the request is cancelled."""
         with self._changed:
             if not self.done:
                 self.steps.append(step)
+                self.finish_reason = reason
                 self._wake()
 
-    def finish(self, reason: FinishReason) -> None:
+    def cancel(self) -> None:
         with self._changed:
             if not self.done:
-                self.finish_reason = reason
+                self.finish_reason = "cancelled"
                 self._wake()
 
     def fail(self, error: BaseException) -> None:
@@ -187,7 +188,7 @@ class Generation:
     def cancel(self) -> None:
         """End it now; a no-op once it has ended."""
         if not self._channel.done:
-            self._channel.finish("cancelled")
+            self._channel.cancel()
             self._cancel()
 
     def __del__(self) -> None:

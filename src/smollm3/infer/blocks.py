@@ -1,0 +1,110 @@
+"""Who holds which block of the key-value pool, and which hold prefixes worth keeping."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Reversible, Sequence
+
+from smollm3.infer.backends import BLOCK
+
+
+def blocks_of(tokens: int) -> int:
+    """Blocks that so many tokens take."""
+    return -(-tokens // BLOCK)
+
+
+def root(salt: str) -> bytes:
+    """The key before the first block's: whoever uses another salt finds nothing of this one's."""
+    return hashlib.blake2b(salt.encode(errors="surrogatepass"), digest_size=32).digest()
+
+
+def block_keys(ids: Sequence[int], parent: bytes) -> list[bytes]:
+    """The key of each full block of `ids`: BLAKE2b over its parent's key and its own ids.
+
+    Equal keys mean equal ids from the start on. The hash is cryptographic because a collision
+    would hand one user the keys and values of another's text.
+    """
+    keys = []
+    for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+        own = array("i", ids[start : start + BLOCK]).tobytes()
+        parent = hashlib.blake2b(parent + own, digest_size=32).digest()
+        keys.append(parent)
+    return keys
+
+
+class Blocks:
+    """Reference counts of a pool's blocks.
+
+    A published block is found again by its key, also after its last user let it go, until its
+    memory is needed: the least recently used goes first. Memory that holds nothing is taken before
+    that, and low numbers before high ones, so that tables tend to be runs.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._empty = list(range(count))  # a heap: no user, no key
+        self._idle: OrderedDict[int, None] = OrderedDict()  # no user, a key; oldest first
+        self._users = [0] * count
+        self._by_key: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
+
+    @property
+    def available(self) -> int:
+        """Blocks that `take` can give."""
+        return len(self._empty) + len(self._idle)
+
+    @property
+    def cached(self) -> int:
+        """Of these, such as can still be found."""
+        return len(self._idle)
+
+    def take(self) -> int | None:
+        """A block of one's own; None if all have users."""
+        if self._empty:
+            block = heapq.heappop(self._empty)
+        elif self._idle:
+            block, _ = self._idle.popitem(last=False)
+            del self._by_key[self._keys.pop(block)]
+        else:
+            return None
+        self._users[block] = 1
+        return block
+
+    def find(self, keys: Sequence[bytes]) -> Iterator[int]:
+        """The blocks of the longest known beginning of a chain of keys; `share` makes them ours."""
+        for key in keys:
+            block = self._by_key.get(key)
+            if block is None:
+                return
+            yield block
+
+    def idle(self, block: int) -> bool:
+        """Whether nobody uses it, so that sharing it leaves one less available."""
+        return block in self._idle
+
+    def share(self, block: int) -> None:
+        """One user more."""
+        self._users[block] += 1
+        self._idle.pop(block, None)
+
+    def publish(self, block: int, key: bytes) -> None:
+        """Let a block, which is full and will not be written again, be found under `key`. Where
+        another is known under it already, that one stays."""
+        if key not in self._by_key:
+            self._by_key[key] = block
+            self._keys[block] = key
+
+    def release(self, blocks: Reversible[int]) -> None:
+        """One user less of each block of a sequence. The last ones are forgotten first, as a block
+        is of no use without those before it."""
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            if block in self._keys:
+                self._idle[block] = None
+            else:
+                heapq.heappush(self._empty, block)

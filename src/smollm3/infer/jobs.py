@@ -1,0 +1,168 @@
+"""What the engine's thread works on: answers and scores. One job is one sequence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, Future
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smollm3.infer.generation import Channel, FinishReason, Source, Step
+from smollm3.infer.hooks import Constraint, Drafter
+from smollm3.infer.params import SamplingParams
+from smollm3.infer.sampler import Adjustments, Chosen, Sampler
+from smollm3.infer.scheduler import Sequence, Slice
+from smollm3.infer.text import StopTexts, TextStream
+
+
+class Job(ABC):
+    """Its methods are called by the engine's thread; an exception in one fails this job alone."""
+
+    sequence: Sequence
+
+    @abstractmethod
+    def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
+        """Use what a step has found; True when the job is done. logits_RV: of the `step.wanted`
+        last tokens, on the backend's device."""
+
+    @abstractmethod
+    def fail(self, error: BaseException) -> None: ...
+
+    @abstractmethod
+    def prepare(self, step: Slice, executor: Executor) -> None:
+        """It runs in this step: begin what can be done beside the model."""
+
+    def guesses(self, limit: int) -> list[int]:
+        """Tokens that may come next."""
+        return []
+
+
+class Answer(Job):
+    """One answer to one prompt.
+
+    params: settled, none of them None. stop_ids: tokens that end it.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        params: SamplingParams,
+        stop_ids: Collection[int],
+        text: TextStream,
+        channel: Channel,
+        constraint: Constraint | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        self.sequence = sequence
+        self.channel = channel
+        self._params = params
+        self._stop_ids = stop_ids
+        self._adjustments = Adjustments(params, sequence.ids)
+        self._text = text
+        self._stops = StopTexts(params.stop)
+        self._constraint = constraint
+        self._drafter = drafter
+        self._forced = 0  # of the drafts of this step
+        self._mask: Future[NDArray[np.int32] | None] | None = None
+
+    def guesses(self, limit: int) -> list[int]:
+        forced = self._constraint.forced()[:limit] if self._constraint else []
+        self._forced = len(forced)
+        if self._drafter is None or len(forced) == limit:
+            return forced
+        ids = self.sequence.ids + forced if forced else self.sequence.ids
+        return forced + self._drafter.propose(ids, limit - len(forced))
+
+    def prepare(self, step: Slice, executor: Executor) -> None:
+        self.channel.cached_tokens = self.sequence.reused or 0
+        if self._constraint is not None and step.wanted:
+            self._mask = executor.submit(self._constraint.mask)
+
+    def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
+        """Sample place after place, as long as what is sampled is what was drafted: the logits
+        behind another token are not those of this text."""
+        for row, logits_V in enumerate(logits_RV.cpu().numpy()):
+            place = len(self.sequence.ids)
+            mask = self._next_mask()
+            chosen = sampler.choose(logits_V, self._params, place, self._adjustments, mask)
+            expected = step.drafts[row] if row < len(step.drafts) else None
+            source: Source = "sampled"
+            if chosen.id == expected:
+                source = "forced" if row < self._forced else "draft"
+            if self._append(chosen, source):
+                return True
+            if chosen.id != expected:
+                break
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        self.channel.fail(error)
+
+    def _next_mask(self) -> NDArray[np.int32] | None:
+        if self._constraint is None:
+            return None
+        if self._mask is None:
+            return self._constraint.mask()
+        prepared, self._mask = self._mask, None
+        return prepared.result()
+
+    def _append(self, chosen: Chosen, source: Source) -> bool:
+        """Take a token; True if it is the last."""
+        self.sequence.ids.append(chosen.id)
+        self._adjustments.push(chosen.id)
+        reason: FinishReason | None = None
+        piece = ""
+        if chosen.id in self._stop_ids:
+            reason = "stop"
+        else:
+            piece = self._stops.push(self._text.push(chosen.id))
+            if self._constraint is not None:
+                self._constraint.accept(chosen.id)
+            if self._stops.found or (self._constraint is not None and self._constraint.finished):
+                reason = "stop"
+            elif len(self.sequence.ids) >= self.sequence.limit:
+                reason = "length"
+        if reason is not None and not self._stops.found:
+            piece += self._stops.push(self._text.end()) + self._stops.end()
+        step = Step(chosen.id, piece, chosen.logprob, chosen.top_logprobs, source)
+        self.channel.push(step, reason)
+        return reason is not None
+
+
+class Reading(Job):
+    """A text that is only read. `reduce` is given the logits of its tokens from `first` on, as
+    they come, each time with the place of the first of them; `done` what that made, in order."""
+
+    def __init__(
+        self,
+        ids: list[int],
+        first: int,
+        reduce: Callable[[Tensor, int], Tensor],
+        done: Callable[[list[Tensor]], None],
+        failed: Callable[[BaseException], None],
+        salt: str = "",
+    ) -> None:
+        self.sequence = Sequence(ids, len(ids), salt, logits_from=first)
+        self._reduce = reduce
+        self._done = done
+        self._failed = failed
+        self._results: list[Tensor] = []
+
+    def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
+        end = step.start + step.count
+        if step.wanted:
+            self._results.append(self._reduce(logits_RV, end - step.wanted))
+            self.sequence.logits_from = end  # not again after a preemption
+        if end < len(self.sequence.ids):
+            return False
+        self._done(self._results)
+        return True
+
+    def prepare(self, step: Slice, executor: Executor) -> None:
+        """Nothing to do."""
+
+    def fail(self, error: BaseException) -> None:
+        self._failed(error)

@@ -1,0 +1,267 @@
+"""Which tokens of which sequences go into the next step.
+
+Answers that are being written go first, one token each and the drafts of what may follow; what is
+left of the step's tokens goes to prompts, oldest first. When blocks run out the newest sequence
+gives its own up and is computed again later, so the old ones always end.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from bisect import insort
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from smollm3.infer.backends import BLOCK, Batch
+from smollm3.infer.blocks import Blocks, block_keys, blocks_of, root
+
+_arrivals = itertools.count()
+
+
+@dataclass(eq=False)
+class Sequence:
+    """ids: prompt and answer so far; keys and values of the first `computed` are in `blocks`.
+    limit: the greatest length that ids will have.
+    logits_from: the first place whose logits are wanted; None: the last one's alone are.
+    """
+
+    ids: list[int]
+    limit: int
+    salt: str = ""
+    logits_from: int | None = None
+    computed: int = 0
+    blocks: array[int] = field(default_factory=lambda: array("i"))
+    keys: list[bytes] = field(default_factory=list)  # of the full blocks of ids, as far as known
+    published: int = 0  # blocks
+    reused: int | None = None  # tokens found computed when it first started
+    running: bool = False
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+
+    prompt: int = 0  # tokens, at first
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.ids)
+        self.keys = block_keys(self.ids, root(self.salt))
+
+    @property
+    def pending(self) -> int:
+        return len(self.ids) - self.computed
+
+    @property
+    def first_wanted(self) -> int:
+        return len(self.ids) - 1 if self.logits_from is None else self.logits_from
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Tokens of one sequence in a step, from place `start` on: `count` of its own, then drafts.
+    wanted: the logits of the last so many are."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    drafts: list[int]
+    wanted: int
+
+    @property
+    def size(self) -> int:
+        return self.count + len(self.drafts)
+
+    @property
+    def ids(self) -> list[int]:
+        return self.sequence.ids[self.start : self.start + self.count] + self.drafts
+
+
+Draft = Callable[[Sequence, int], list[int]]  # guesses for a sequence, at most so many
+
+
+class Scheduler:
+    """rows: sequences that run at once. tokens: of a step, where that is not fewer than rows.
+    logits: of a step, at most so many wanted by sequences that want those of many tokens.
+    drafts: tokens guessed in a step, at most."""
+
+    def __init__(self, blocks: Blocks, rows: int, tokens: int, logits: int, drafts: int) -> None:
+        self.blocks = blocks
+        self.rows = rows
+        self.tokens = tokens
+        self.logits = logits
+        self.drafts = drafts
+        self.running: list[Sequence] = []  # both by arrival
+        self.waiting: list[Sequence] = []
+        self.preemptions = 0
+        self._plan: dict[Sequence, Slice] = {}
+        self._left = 0  # tokens of the step that is being planned
+        self._preempted = False  # while planning it
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_arrival)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It has ended or was cancelled: its blocks are free at once."""
+        if sequence.running:
+            self._stop(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def plan(self, draft: Draft | None = None) -> list[Slice]:
+        """The next step; empty only if there are no sequences."""
+        self._plan, self._left, self._preempted = {}, self.tokens, False
+        for sequence in self.running.copy():
+            if sequence.running and sequence.pending == 1:
+                self._put(sequence, 1)
+        if draft is not None and self._plan:
+            for sequence in list(self._plan):
+                self._put_drafts(sequence, draft, self.drafts // len(self._plan))
+        logits = self.logits
+        for sequence in self._prompts():
+            if self._left <= 0:
+                break
+            count = min(sequence.pending, self._left)
+            if sequence.logits_from is not None:
+                unwanted = max(sequence.logits_from - sequence.computed, 0)
+                count = min(count, unwanted + logits)
+            placed = self._put(sequence, count)
+            if placed and sequence.logits_from is not None:
+                logits -= placed.wanted
+        return list(self._plan.values())
+
+    def advance(self, sequence: Sequence, computed: int) -> None:
+        """After a step: keys and values of the first `computed` ids are in place."""
+        sequence.computed = computed
+        full, known = computed // BLOCK, len(sequence.keys)
+        if full > known:  # of the answer
+            parent = sequence.keys[-1] if known else root(sequence.salt)
+            sequence.keys += block_keys(sequence.ids[known * BLOCK : full * BLOCK], parent)
+        for index in range(sequence.published, full):
+            self.blocks.publish(sequence.blocks[index], sequence.keys[index])
+        sequence.published = full
+
+    def _prompts(self) -> Iterator[Sequence]:
+        """Those with more than the newest token to compute: running, then such as may start.
+        The loop that takes them may preempt later ones."""
+        for sequence in self.running.copy():
+            if sequence.running and sequence not in self._plan:
+                yield sequence
+        for sequence in self.waiting[: self.rows]:
+            if len(self.running) >= self.rows or self._preempted:
+                return  # one that has just made room is older than who would take it
+            found = self._found(sequence)
+            if found is None:
+                return
+            if not self._is_coming(sequence, len(found)):
+                self._start(sequence, found)
+                yield sequence
+
+    def _found(self, sequence: Sequence) -> list[int] | None:
+        """The blocks known of its beginning; None if there is no room for the rest of it now.
+        The last token is always computed, and all whose logits are wanted."""
+        usable = min(sequence.first_wanted, len(sequence.ids) - 1) // BLOCK
+        found = list(self.blocks.find(sequence.keys[:usable]))
+        room = self.blocks.available - sum(self.blocks.idle(block) for block in found)
+        # What running prompts have yet to take is theirs.
+        room -= sum(max(blocks_of(len(s.ids)) - len(s.blocks), 0) for s in self.running)
+        needed = blocks_of(min(len(sequence.ids) + 1, sequence.limit)) - len(found)
+        return found if needed <= room else None
+
+    def _is_coming(self, sequence: Sequence, index: int) -> bool:
+        """Whether another sequence is computing its block `index` just now: better wait for it."""
+        end = (index + 1) * BLOCK
+        if end > min(sequence.first_wanted, len(sequence.ids) - 1):
+            return False
+        key = sequence.keys[index]
+        return any(
+            s.computed < end and len(s.keys) > index and s.keys[index] == key for s in self.running
+        )
+
+    def _start(self, sequence: Sequence, found: Items[int]) -> None:
+        for block in found:
+            self.blocks.share(block)
+        sequence.blocks = array("i", found)
+        sequence.published = len(found)
+        sequence.computed = len(found) * BLOCK
+        if sequence.reused is None:
+            sequence.reused = sequence.computed
+        sequence.running = True
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_arrival)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.blocks.release(sequence.blocks)
+        sequence.blocks = array("i")
+        sequence.computed = sequence.published = 0
+        sequence.running = False
+
+    def _put(self, sequence: Sequence, count: int) -> Slice | None:
+        """Up to `count` tokens of its own into the step, as many as find a place; newer sequences
+        make room."""
+        end = sequence.computed + count
+        while not self._grow(sequence, end):
+            newest = self.running[-1]
+            if newest is sequence:
+                break
+            self._stop(newest)
+            insort(self.waiting, newest, key=_arrival)
+            self.preemptions += 1
+            self._preempted = True
+            if newest in self._plan:
+                self._left += self._plan.pop(newest).size
+        count = min(count, len(sequence.blocks) * BLOCK - sequence.computed)
+        return self._enter(sequence, count, []) if count > 0 else None
+
+    def _put_drafts(self, sequence: Sequence, draft: Draft, most: int) -> None:
+        most = min(most, sequence.limit - len(sequence.ids) - 1, self._left)
+        if most <= 0 or sequence.logits_from is not None:
+            return
+        drafts = draft(sequence, most)[:most]
+        end = sequence.computed + 1
+        self._grow(sequence, end + len(drafts))
+        drafts = drafts[: len(sequence.blocks) * BLOCK - end]
+        if drafts:
+            self._left += 1
+            self._enter(sequence, 1, drafts)
+
+    def _enter(self, sequence: Sequence, count: int, drafts: list[int]) -> Slice:
+        start = sequence.computed
+        end = start + count + len(drafts)
+        wanted = max(0, end - max(sequence.first_wanted, start))
+        self._plan[sequence] = entered = Slice(sequence, start, count, drafts, wanted)
+        self._left -= entered.size
+        return entered
+
+    def _grow(self, sequence: Sequence, places: int) -> bool:
+        """Give it blocks for so many tokens, as far as there are any without users."""
+        while len(sequence.blocks) * BLOCK < places:
+            block = self.blocks.take()
+            if block is None:
+                return False
+            sequence.blocks.append(block)
+        return True
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+def batch_of(slices: Items[Slice]) -> Batch:
+    """The arrays of a step; the wanted rows are those of the slices in turn."""
+    sizes = np.array([s.size for s in slices], np.int32)
+    starts = np.concatenate([[0], sizes.cumsum()]).astype(np.int32)
+    tables_SB = np.zeros((len(slices), max(len(s.sequence.blocks) for s in slices)), np.int32)
+    for row, s in enumerate(slices):
+        tables_SB[row, : len(s.sequence.blocks)] = s.sequence.blocks
+    return Batch(
+        ids_N=np.fromiter(itertools.chain.from_iterable(s.ids for s in slices), np.int32),
+        positions_N=np.concatenate([np.arange(s.start, s.start + s.size) for s in slices]).astype(
+            np.int32
+        ),
+        starts=starts,
+        tables_SB=tables_SB,
+        wanted_R=np.concatenate(
+            [np.arange(end - s.wanted, end) for s, end in zip(slices, starts[1:], strict=True)]
+        ).astype(np.int32),
+    )

@@ -1,0 +1,278 @@
+"""The engine's thread: it alone touches the backend, the blocks and the sampler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+import torch
+
+from smollm3.errors import UserError
+from smollm3.infer.backends import Backend
+from smollm3.infer.blocks import Blocks
+from smollm3.infer.jobs import Job, Reading
+from smollm3.infer.sampler import Sampler
+from smollm3.infer.scheduler import Scheduler, Sequence, Slice, batch_of
+
+STEP_LOGITS = 2**25  # of scored tokens, in one step: 128 MiB in float32
+REMEMBERED = 1024  # steps
+CLOSED = "the engine is closed"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """prefilled: tokens of prompts computed; decoded: tokens sampled; drafted, accepted: guesses
+    tried, and of these right. model_seconds: of all `seconds`, those in the backend."""
+
+    prefilled: int = 0
+    decoded: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    model_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters since the start, and what is so now.
+
+    blocks_free: without content; blocks_cached: prefixes that nobody uses now. reused: tokens of
+    prompts that were found computed. The rest as in `StepTime`, after a preemption counted again.
+    recent: the newest steps, oldest first.
+    """
+
+    running: int
+    waiting: int
+    blocks: int
+    blocks_free: int
+    blocks_cached: int
+    block_bytes: int
+    steps: int
+    prefilled: int
+    decoded: int
+    drafted: int
+    accepted: int
+    reused: int
+    preempted: int
+    finished: int
+    cancelled: int
+    failed: int
+    model_seconds: float
+    seconds: float
+    recent: tuple[StepTime, ...] = field(repr=False)
+
+    @property
+    def blocks_used(self) -> int:
+        return self.blocks - self.blocks_free - self.blocks_cached
+
+
+@dataclass
+class Counters:
+    steps: int = 0
+    prefilled: int = 0
+    decoded: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    reused: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    model_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+class Worker:
+    """Runs jobs in a daemon thread until it is closed. It knows no Engine, so that one that is
+    dropped can be collected, which closes this."""
+
+    def __init__(self, backend: Backend, rows: int, tokens: int, drafts: int) -> None:
+        self.backend = backend
+        self._limits = (rows, tokens, max(1, STEP_LOGITS // backend.config.vocab_size), drafts)
+        self._scheduler = Scheduler(Blocks(backend.blocks), *self._limits)
+        self._sampler = Sampler(backend.config.vocab_size)
+        self._jobs: dict[Sequence, Job] = {}
+        self._counters = Counters()
+        self._recent: deque[StepTime] = deque(maxlen=REMEMBERED)
+        # Its `put` may be called in a destructor at any line, unlike a lock or a condition.
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="smollm3-masks")
+        self._thread = threading.Thread(target=self._run, name="smollm3-engine", daemon=True)
+        self._thread.start()
+
+    # from any thread
+
+    def add(self, job: Job) -> None:
+        self.call(lambda: self._add(job))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have `work` done by the engine's thread between two steps."""
+        with self._lock:
+            if self._closed:
+                raise UserError(CLOSED)
+            self._inbox.put(work)
+
+    def cancel(self, job: Job) -> None:
+        self._inbox.put(lambda: self._cancel(job))
+
+    def close(self) -> None:
+        """Fail what runs and waits, and end the thread."""
+        with self._lock:
+            self._closed = True
+        self._inbox.put(lambda: None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def stats(self) -> Stats:
+        scheduler, blocks = self._scheduler, self._scheduler.blocks
+        cached = blocks.cached
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + self._inbox.qsize(),
+            blocks=blocks.count,
+            blocks_free=blocks.available - cached,
+            blocks_cached=cached,
+            block_bytes=self.backend.block_bytes,
+            preempted=scheduler.preemptions,
+            recent=tuple(self._recent),
+            **vars(self._counters),
+        )
+
+    # in the engine's thread
+
+    @property
+    def blocks(self) -> Blocks:
+        return self._scheduler.blocks
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._receive()
+                if self._jobs and not self._closed:
+                    self._guarded_step()
+        finally:
+            while not self._inbox.empty():  # asked for before it was closed
+                self._inbox.get()()
+            self._fail_all(UserError(CLOSED))
+            self._executor.shutdown()
+            self.backend.close()
+
+    def _receive(self) -> None:
+        """Do what others ask for; wait for that if there is nothing else to do."""
+        try:
+            while True:
+                self._inbox.get(block=not self._jobs)()
+                if self._closed:
+                    return
+        except Empty:
+            pass
+
+    def _guarded_step(self) -> None:
+        try:
+            self._step()
+        except Exception as e:
+            # A mistake of ours in planning: nothing it holds can be relied on.
+            self._fail_all(e)
+            self._scheduler = Scheduler(Blocks(self.backend.blocks), *self._limits)
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        plan = self._plan()
+        if not plan:
+            return
+        for s in plan:
+            self._jobs[s.sequence].prepare(s, self._executor)
+        model_started = time.perf_counter()
+        try:
+            logits_RV = self.backend.step(batch_of(plan))
+            if not any(isinstance(self._jobs[s.sequence], Reading) for s in plan):
+                logits_RV = logits_RV.cpu()
+        except Exception as e:
+            for s in plan:
+                self._fail(s.sequence, e)
+            return
+        model_seconds = time.perf_counter() - model_started
+        taken, row = [], 0
+        for s in plan:
+            taken.append(self._take(s, logits_RV[row : row + s.wanted]))
+            row += s.wanted
+        prefilled, decoded, drafted, accepted = map(sum, zip(*taken, strict=True))
+        seconds = time.perf_counter() - started
+        self._record(StepTime(prefilled, decoded, drafted, accepted, model_seconds, seconds))
+
+    def _plan(self) -> list[Slice]:
+        """The next step, without those whose drafter or constraint fails."""
+        broken: dict[Sequence, BaseException] = {}
+
+        def guesses(sequence: Sequence, limit: int) -> list[int]:
+            try:
+                found = self._jobs[sequence].guesses(limit)
+            except Exception as e:
+                broken[sequence] = e
+                return []
+            # A drafter's vocabulary may be larger than the model's.
+            V = self.backend.config.vocab_size
+            return found if all(0 <= token < V for token in found) else []
+
+        plan = self._scheduler.plan(guesses)
+        for sequence, error in broken.items():
+            self._fail(sequence, error)
+        return [s for s in plan if s.sequence not in broken]
+
+    def _take(self, s: Slice, logits_RV: torch.Tensor) -> tuple[int, int, int, int]:
+        """Hand a job what its slice has found: the first four figures of `StepTime`."""
+        sequence, job = s.sequence, self._jobs[s.sequence]
+        length = len(sequence.ids)
+        try:
+            done = job.take(s, logits_RV, self._sampler)
+            # Of what was sampled all but the newest token has been computed too, as drafts.
+            sampled = sequence.ids[length:]
+            self._scheduler.advance(sequence, s.start + s.count + max(len(sampled) - 1, 0))
+        except Exception as e:
+            self._fail(sequence, e)
+            return 0, 0, 0, 0
+        if done:
+            self._remove(sequence)
+            self._counters.finished += 1
+        prefilled = 0 if s.count == 1 and s.start >= sequence.prompt else s.count
+        accepted = sum(map(int.__eq__, s.drafts, sampled))
+        return prefilled, len(sampled), len(s.drafts), accepted
+
+    def _record(self, step: StepTime) -> None:
+        self._recent.append(step)
+        self._counters.steps += 1
+        for name, value in vars(step).items():
+            setattr(self._counters, name, getattr(self._counters, name) + value)
+
+    def _add(self, job: Job) -> None:
+        self._jobs[job.sequence] = job
+        self._scheduler.add(job.sequence)
+
+    def _cancel(self, job: Job) -> None:
+        if job.sequence in self._jobs:
+            self._remove(job.sequence)
+            self._counters.cancelled += 1
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        """Its blocks are free before its reader hears of it."""
+        job = self._jobs[sequence]
+        self._remove(sequence)
+        self._counters.failed += 1
+        job.fail(error)
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._jobs[sequence]
+        self._scheduler.remove(sequence)
+        self._counters.reused += sequence.reused or 0
+
+    def _fail_all(self, error: BaseException) -> None:
+        for sequence in list(self._jobs):
+            self._jobs.pop(sequence).fail(error)
+            self._counters.failed += 1
