@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,15 @@ import torch
 from torch import Tensor
 
 from smollm3.chat import Message
-from smollm3.checkpoint import load_model, load_tokenizer, locate
 from smollm3.errors import UserError
-from smollm3.infer import scheduler
+from smollm3.infer import prefix, scheduler
 from smollm3.infer.backends import Backend
-from smollm3.infer.backends.torch import TorchBackend
 from smollm3.infer.blocks import blocks_of
+from smollm3.infer.constraints import Constraints, Spec
 from smollm3.infer.generation import Channel, Completion, Generation
 from smollm3.infer.hooks import Constraint, MakeDrafter
 from smollm3.infer.jobs import Answer, Reading
-from smollm3.infer.params import PUBLISHED, SamplingParams, model_params
+from smollm3.infer.params import PUBLISHED, SamplingParams
 from smollm3.infer.text import TextStream
 from smollm3.infer.worker import Stats, Worker
 from smollm3.model import ModelConfig
@@ -44,8 +44,9 @@ class Engine:
     what else is asked at the same time: random numbers are keyed by each request's seed and the
     token's place.
 
-    drafter: makes what guesses the next tokens of a request. rows: sequences that run at once.
-    step_tokens: of one forward pass. step_drafts: guesses in one, shared by those that run.
+    drafter: makes what guesses the next tokens of a request. identity: a name of the weights, for
+    saved prefixes. rows: sequences that run at once. step_tokens: of one forward pass.
+    step_drafts: guesses in one, shared by those that run.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Engine:
         params: SamplingParams = PUBLISHED,
         *,
         drafter: MakeDrafter | None = None,
+        identity: Callable[[], str] | None = None,
         rows: int = ROWS,
         step_tokens: int = STEP_TOKENS,
         step_drafts: int = STEP_DRAFTS,
@@ -69,6 +71,7 @@ class Engine:
         self.params = params
         self.stop_ids = frozenset(tokenizer.stop_ids)
         self._drafter = drafter
+        self._identity = identity
         self._process = os.getpid()
         self._worker = Worker(backend, rows, step_tokens, step_drafts)
         # The thread does not know this object: when nobody else does either, it ends.
@@ -98,35 +101,21 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        constraint: Constraint | None = None,
+        constraint: Spec | Constraint | None = None,
+        thinking_budget: int | None = None,
         salt: str = "",
     ) -> Generation:
         """Ask for one answer, and return at once.
 
-        prompt: a text (control tokens in it are text) or ids. constraint: of this request alone.
-        salt: prompts share computed prefixes with those of the same salt only.
+        prompt: a text (control tokens in it are text) or ids. constraint: what the answer must be,
+        after its reasoning (see `constraints`), or an object of one's own for this request alone.
+        thinking_budget: tokens of reasoning, after which its block is closed. salt: prompts share
+        computed prefixes with those of the same salt only.
         Raises UserError for an empty prompt, one that leaves no room in the context, ids outside
-        the vocabulary, and what the cache can never hold.
+        the vocabulary, what the cache can never hold, and constraints that nothing satisfies.
         """
-        ids = self._ids(prompt)
-        settled = (params or SamplingParams()).over(self.params)
-        self._check_params(settled)
-        limit = min(len(ids) + settled.max_tokens, self.config.context)
-        self._check_room(limit)
-        channel = Channel(len(ids))
-        job = Answer(
-            scheduler.Sequence(ids, limit, salt),
-            settled,
-            {*settled.stop_ids, *(() if settled.ignore_eos else self.stop_ids)},
-            TextStream(self.tokenizer),
-            channel,
-            constraint,
-            self._drafter() if self._drafter else None,
-        )
-        self._check_process()
-        self._worker.add(job)
-        worker = self._worker
-        return Generation(channel, self, lambda: worker.cancel(job))
+        job = self._answer(prompt, params, constraint, thinking_budget, salt)
+        return self._started([job])[0]
 
     def generate(
         self,
@@ -139,25 +128,27 @@ class Engine:
         """
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
-        asked: list[Generation] = []
+        pairs = zip(prompts, params, strict=True)
+        jobs = [self._answer(prompt, p) for prompt, each in pairs for p in each.choices()]
+        generations = self._started(jobs)
         try:
-            for prompt, each in zip(prompts, params, strict=True):
-                asked += [self.submit(prompt, choice) for choice in each.choices()]
-            return [generation.result() for generation in asked]
-        except BaseException:
-            for generation in asked:
-                generation.cancel()
-            raise
+            return [generation.result() for generation in generations]
+        finally:
+            for generation in generations:
+                generation.cancel()  # where the wait for another ended in an error
 
     def stream(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        constraint: Constraint | None = None,
+        constraint: Spec | Constraint | None = None,
+        thinking_budget: int | None = None,
     ) -> Iterator[str]:
         """The text of an answer as it comes, in pieces that are whole characters."""
-        generation = self.submit(prompt, params, constraint=constraint)
+        generation = self.submit(
+            prompt, params, constraint=constraint, thinking_budget=thinking_budget
+        )
         try:
             yield from (step.text for step in generation if step.text)
         finally:
@@ -172,11 +163,14 @@ class Engine:
         enable_thinking: bool = True,
         params: SamplingParams | None = None,
         date: datetime.date | None = None,
-        constraint: Constraint | None = None,
+        constraint: Spec | Constraint | None = None,
+        thinking_budget: int | None = None,
     ) -> Message:
         """The model's next message. date: told to the model, today where it is None."""
         prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
-        generation = self.submit(prompt, params, constraint=constraint)
+        generation = self.submit(
+            prompt, params, constraint=constraint, thinking_budget=thinking_budget
+        )
         return self.tokenizer.parse(generation.result().ids, python_tools=bool(python_tools))
 
     def chat_stream(
@@ -188,11 +182,12 @@ class Engine:
         enable_thinking: bool = True,
         params: SamplingParams | None = None,
         date: datetime.date | None = None,
-        constraint: Constraint | None = None,
+        constraint: Spec | Constraint | None = None,
+        thinking_budget: int | None = None,
     ) -> Iterator[str]:
         """The text of the next message as it comes, tags around reasoning and calls included."""
         prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
-        return self.stream(prompt, params, constraint=constraint)
+        return self.stream(prompt, params, constraint=constraint, thinking_budget=thinking_budget)
 
     # reading
 
@@ -205,40 +200,99 @@ class Engine:
     ) -> list[list[float]]:
         """`score` of each. What comes before the first place is found again where it was read."""
         firsts = [1] * len(batch) if firsts is None else firsts
-        for ids in batch:
-            self._check(ids)
-        asked: list[Future[list[Tensor]] | None] = []
+        jobs: list[Reading] = []
+        futures: list[Future[list[Tensor]]] = []
         for ids, first in zip(batch, firsts, strict=True):
+            self._check(ids)
             if first < 1:
-                raise UserError(f"first: the token at place {first} has none before it; from 1 on")
-            asked.append(self._read_scored(ids, first) if first < len(ids) else None)
-        return [torch.cat(f.result()).tolist() if f else [] for f in asked]
+                raise UserError(f"first: no token stands before place {first}; from 1 on")
+            futures.append(Future())
+            if first < len(ids):
+                self._check_room(len(ids) - 1)
+                reduce = partial(_chosen, torch.tensor(ids))
+                jobs.append(Reading(list(ids[:-1]), first - 1, reduce, futures[-1]))
+            else:
+                futures[-1].set_result([])
+        self._add(jobs)
+        return [torch.cat([torch.empty(0), *future.result()]).tolist() for future in futures]
 
     def logprobs(self, ids: Sequence[int]) -> Tensor:
         """[T, V] log-probabilities of what follows each token, float32 on the CPU: much memory."""
         self._check(ids)
         self._check_room(len(ids))
-        return torch.cat(
-            self._read(list(ids), 0, lambda logits, place: logits.log_softmax(-1).cpu()).result()
-        )
-
-    def _read_scored(self, ids: Sequence[int], first: int) -> Future[list[Tensor]]:
-        targets = torch.tensor(ids)
-
-        def chosen(logits_RV: Tensor, place: int) -> Tensor:
-            next_R = targets[place + 1 : place + 1 + len(logits_RV)].to(logits_RV.device)
-            return logits_RV.gather(1, next_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
-
-        self._check_room(len(ids) - 1)
-        return self._read(list(ids[:-1]), first - 1, chosen)
-
-    def _read(self, ids: list[int], first: int, reduce: Any) -> Future[list[Tensor]]:
-        self._check_process()
         future: Future[list[Tensor]] = Future()
-        self._worker.add(Reading(ids, first, reduce, future.set_result, future.set_exception))
-        return future
+        self._add([Reading(list(ids), 0, lambda logits, _: logits.log_softmax(-1).cpu(), future)])
+        return torch.cat(future.result())
+
+    # prefixes
+
+    def save_prefix(self, prompt: Prompt, path: str | Path, salt: str = "") -> int:
+        """Compute a prompt's keys and values and write them to `path`, for `load_prefix`. Returns
+        the tokens in it: those of full blocks; the few behind them are computed when it is used.
+        """
+        ids = self._ids(prompt)
+        self._check_room(len(ids))
+        self._check_process()
+        return prefix.save(self._worker, ids, salt, Path(path), self._origin())
+
+    def load_prefix(self, path: str | Path) -> list[int]:
+        """Put a saved prefix among the computed ones, so that prompts which begin with it (and
+        have its salt) start at once. Returns its ids. It is forgotten like others, the least
+        recently used first. UserError if it is damaged or not of this model and type of cache."""
+        self._check_process()
+        return prefix.load(self._worker, Path(path), self._origin(), self.config.vocab_size)
+
+    def _origin(self) -> str:
+        """What keys and values depend on beside the ids."""
+        if self._identity is None:
+            raise UserError("prefixes can be saved and loaded only for a model that is on disk")
+        return f"{self._identity()} {self.config} {self.backend.name} {self.backend.cache_type}"
 
     # checks
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        constraint: Spec | Constraint | None = None,
+        thinking_budget: int | None = None,
+        salt: str = "",
+    ) -> Answer:
+        ids = self._ids(prompt)
+        settled = (params or SamplingParams()).over(self.params)
+        self._check_params(settled)
+        limit = min(len(ids) + settled.max_tokens, self.config.context)
+        self._check_room(limit)
+        return Answer(
+            scheduler.Sequence(ids, limit, salt),
+            settled,
+            {*settled.stop_ids, *(() if settled.ignore_eos else self.stop_ids)},
+            TextStream(self.tokenizer),
+            Channel(len(ids)),
+            self._constraint(constraint, ids, thinking_budget),
+            self._drafter() if self._drafter else None,
+        )
+
+    def _constraint(
+        self, constraint: Spec | Constraint | None, ids: list[int], thinking_budget: int | None
+    ) -> Constraint | None:
+        if constraint is None or isinstance(constraint, Spec):
+            return self._constraints.start(constraint, ids, thinking_budget)
+        if thinking_budget is not None:
+            raise UserError("thinking_budget: goes with a constraint of ours, or with none")
+        return constraint
+
+    @cached_property
+    def _constraints(self) -> Constraints:
+        return Constraints(self.tokenizer, self.config.vocab_size)
+
+    def _started(self, jobs: Sequence[Answer]) -> list[Generation]:
+        self._add(jobs)
+        return [Generation(j.channel, self, partial(self._worker.cancel, j)) for j in jobs]
+
+    def _add(self, jobs: Sequence[Answer | Reading]) -> None:
+        self._check_process()
+        self._worker.add(jobs)
 
     def _prompt(
         self,
@@ -299,16 +353,7 @@ class Engine:
             raise UserError("the engine belongs to the process that this one was forked from")
 
 
-def load_engine(
-    target: str | Path,
-    dtype: str = "float32",
-    device: str | torch.device = "cpu",
-    context: int | None = None,
-) -> Engine:
-    """The engine of a model folder, run folder, Hub id or short name.
-
-    context: tokens it must hold; more than config.json says turns on YaRN.
-    """
-    folder = locate(target)
-    model = load_model(folder, dtype, device, context)
-    return Engine(TorchBackend(model), load_tokenizer(folder), model_params(folder))
+def _chosen(ids_T: Tensor, logits_RV: Tensor, place: int) -> Tensor:
+    """Log-probability of the token behind each of R places, of which `place` is the first."""
+    next_R1 = ids_T[place + 1 : place + 1 + len(logits_RV), None].to(logits_RV.device)
+    return (logits_RV.gather(1, next_R1)[:, 0] - logits_RV.logsumexp(-1)).cpu()

@@ -29,6 +29,10 @@ class Constraint(Protocol):
     def forced(self) -> list[int]:
         """Tokens that must follow, where there is no choice; tried as drafts."""
 
+    def fitting(self, ids: Sequence[int]) -> int:
+        """How many of the ids may follow, one after the other, as far as that is cheap to say;
+        the engine tries no more of a guess."""
+
     def rollback(self, n: int) -> None:
         """Forget the last n accepted tokens."""
 

@@ -71,10 +71,10 @@ class Answer(Job):
     def guesses(self, limit: int) -> list[int]:
         forced = self._constraint.forced()[:limit] if self._constraint else []
         self._forced = len(forced)
-        if self._drafter is None or len(forced) == limit:
+        if forced or self._drafter is None:
             return forced
-        ids = self.sequence.ids + forced if forced else self.sequence.ids
-        return forced + self._drafter.propose(ids, limit - len(forced))
+        drafts = self._drafter.propose(self.sequence.ids, limit)
+        return drafts[: self._constraint.fitting(drafts)] if self._constraint else drafts
 
     def prepare(self, step: Slice, executor: Executor) -> None:
         self.channel.cached_tokens = self.sequence.reused or 0
@@ -134,21 +134,19 @@ class Answer(Job):
 
 class Reading(Job):
     """A text that is only read. `reduce` is given the logits of its tokens from `first` on, as
-    they come, each time with the place of the first of them; `done` what that made, in order."""
+    they come, each time with the place of the first of them; `result` is what that made, in order.
+    """
 
     def __init__(
         self,
         ids: list[int],
         first: int,
         reduce: Callable[[Tensor, int], Tensor],
-        done: Callable[[list[Tensor]], None],
-        failed: Callable[[BaseException], None],
-        salt: str = "",
+        result: Future[list[Tensor]],
     ) -> None:
-        self.sequence = Sequence(ids, len(ids), salt, logits_from=first)
+        self.sequence = Sequence(ids, len(ids), logits_from=first)
+        self.result = result
         self._reduce = reduce
-        self._done = done
-        self._failed = failed
         self._results: list[Tensor] = []
 
     def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
@@ -158,11 +156,34 @@ class Reading(Job):
             self.sequence.logits_from = end  # not again after a preemption
         if end < len(self.sequence.ids):
             return False
-        self._done(self._results)
+        self.result.set_result(self._results)
         return True
 
     def prepare(self, step: Slice, executor: Executor) -> None:
         """Nothing to do."""
 
     def fail(self, error: BaseException) -> None:
-        self._failed(error)
+        self.result.set_exception(error)
+
+
+class Prefill(Job):
+    """Full blocks that are only computed. `result`: the blocks, with one user more to let go."""
+
+    def __init__(self, ids: list[int], salt: str, share: Callable[[int], None]) -> None:
+        self.sequence = Sequence(ids, len(ids), salt, logits_from=len(ids))
+        self.result: Future[list[int]] = Future()
+        self._share = share
+
+    def prepare(self, step: Slice, executor: Executor) -> None:
+        """Nothing to do."""
+
+    def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
+        if step.start + step.count < len(self.sequence.ids):
+            return False
+        for block in self.sequence.blocks:
+            self._share(block)
+        self.result.set_result(list(self.sequence.blocks))
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        self.result.set_exception(error)

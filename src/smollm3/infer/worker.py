@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from smollm3.infer.blocks import Blocks
 from smollm3.infer.jobs import Job, Reading
 from smollm3.infer.sampler import Sampler
 from smollm3.infer.scheduler import Scheduler, Sequence, Slice, batch_of
+
+T = TypeVar("T")
 
 STEP_LOGITS = 2**25  # of scored tokens, in one step: 128 MiB in float32
 REMEMBERED = 1024  # steps
@@ -108,15 +111,28 @@ class Worker:
 
     # from any thread
 
-    def add(self, job: Job) -> None:
-        self.call(lambda: self._add(job))
+    def add(self, jobs: Iterable[Job]) -> None:
+        """All at once, so that what is asked together always runs in the same steps."""
+        self._post(lambda: self._add(jobs))
 
-    def call(self, work: Callable[[], None]) -> None:
-        """Have `work` done by the engine's thread between two steps."""
+    def ask(self, work: Callable[[], T]) -> Future[T]:
+        """What `work` returns, done by the engine's thread between two steps."""
+        future: Future[T] = Future()
+
+        def answer() -> None:
+            try:
+                future.set_result(work())
+            except Exception as e:
+                future.set_exception(e)
+
+        self._post(answer)
+        return future
+
+    def _post(self, message: Callable[[], None]) -> None:
         with self._lock:
             if self._closed:
                 raise UserError(CLOSED)
-            self._inbox.put(work)
+            self._inbox.put(message)
 
     def cancel(self, job: Job) -> None:
         self._inbox.put(lambda: self._cancel(job))
@@ -251,9 +267,10 @@ class Worker:
         for name, value in vars(step).items():
             setattr(self._counters, name, getattr(self._counters, name) + value)
 
-    def _add(self, job: Job) -> None:
-        self._jobs[job.sequence] = job
-        self._scheduler.add(job.sequence)
+    def _add(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._jobs[job.sequence] = job
+            self._scheduler.add(job.sequence)
 
     def _cancel(self, job: Job) -> None:
         if job.sequence in self._jobs:
