@@ -179,7 +179,9 @@ ITEMS = {
         "smollm2-135m",
         {
             "ours": Contender("ours", PLAIN, arguments={"schema": PEOPLE}),
-            "ours, unconstrained": Contender("ours", PLAIN, target=0.95),
+            "ours, unconstrained": Contender(
+                "ours", PLAIN, target=0.95, arguments={"ignore_eos": True}
+            ),
         },
         2048,
         answer(text=DESCRIBE, tokens=200),

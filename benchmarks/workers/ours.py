@@ -98,12 +98,14 @@ class Ours:
             raise ValueError(f"{generation.cached_tokens} of {places} tokens were in the cache")
         return found
 
-    def answer(self, text: str, tokens: int, schema: dict[str, Any] | None = None) -> float:
+    def answer(
+        self, text: str, tokens: int, schema: dict[str, Any] | None = None, ignore_eos: bool = False
+    ) -> float:
         """Tokens a second of an answer to `text`, of at most `tokens`, after its first; greedy."""
         engine = self.engine
         prompt = engine.tokenizer.render([{"role": "user", "content": text}]).ids
         constraint = engine.constraint(Json(schema), prompt) if schema else None
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=schema is None)
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=ignore_eos)
         return rate([engine.submit(prompt, params, constraint=constraint)])
 
     def score(self, batch: list[list[int]]) -> list[list[float]]:
