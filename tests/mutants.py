@@ -63,6 +63,9 @@ MUTANTS = [
     Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),
     # inference, merging
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
+    Mutant("random rows repeat", "infer/shapes.py", "self.values // block - 3", "self.values // block", f"{U}bench_shapes.py"),
+    Mutant("all random tensors the same", "infer/shapes.py", "int(self.random.integers(len(chunk)))", "0", f"{U}bench_shapes.py"),
+    Mutant("norms of zeros", "infer/shapes.py", "np.ones(shapes[name], np.float32)", "np.zeros(shapes[name], np.float32)", f"{U}bench_shapes.py"),
     Mutant("merge weights not normalised", "merge.py", "weight / total)", "weight)", f"{U}merge.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),

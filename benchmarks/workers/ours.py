@@ -73,10 +73,9 @@ class Ours:
         self._submit(self.long[: TILE * BLOCK], 1).result()
         keys = block_keys(self.long, root(""))
         worker, backend = self.engine._worker, self.engine.backend
-        done = threading.Event()
+        blocks = worker.blocks
 
         def copy() -> None:
-            blocks = worker.blocks
             data = backend.export_blocks(list(blocks.find(keys[:TILE])))
             taken = []
             for i, key in enumerate(keys[TILE:]):
@@ -85,10 +84,8 @@ class Ours:
                 blocks.publish(block, key)
                 taken.append(block)
             blocks.release(taken)
-            done.set()
 
-        worker.call(copy)
-        done.wait()
+        worker.ask(copy).result()
 
     def decode_behind(self, places: int, tokens: int) -> float:
         """Tokens a second behind the prompt that `fill` made."""
@@ -104,7 +101,7 @@ class Ours:
         """Tokens a second of an answer to `text`, of at most `tokens`, after its first; greedy."""
         engine = self.engine
         prompt = engine.tokenizer.render([{"role": "user", "content": text}]).ids
-        constraint = engine.constraint(Json(schema), prompt) if schema else None
+        constraint = Json(schema) if schema else None
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=ignore_eos)
         return rate([engine.submit(prompt, params, constraint=constraint)])
 
