@@ -56,6 +56,7 @@ AXES: dict[str, Sequence[Any]] = {
     "unified": (False, True),
 }
 SWEEP_READINGS = 2  # of each setting; the better counts
+OF_MEMORY = "streams-q4_0"  # the item whose peak memory is told below the table
 PAUSE = 0.3  # seconds between two engines' turns: threads that wait by spinning go to sleep
 
 
@@ -314,6 +315,8 @@ def table(results: Mapping[str, Any]) -> str:
             title = record["title"] if n == 0 else ""
             ours = f"{_number(record['medians']['ours'])} {unit}" if n == 0 else ""
             other = f"{column} {_number(record['medians'][column])}"
+            if column == "plain read":
+                other += f" ({record['medians'][column] * record['bytes'] / 1e9:.1f} GB/s)"
             if "refused" in found:
                 lines.append(f"| {title} | {ours} | {other} | none: {found['refused']} | |")
                 continue
@@ -324,6 +327,9 @@ def table(results: Mapping[str, Any]) -> str:
             lines.append(f"| {title} | {ours} | {other} | {spread} | {target} |")
     about = results["machine"]
     lines.append(f"\n{about['cpu']}, {about['threads']} threads. {_versions(results)}")
+    if record := results["items"].get(OF_MEMORY):
+        peaks = [f"{column} {m['VmHWM'] / 1e9:.1f} GB" for column, m in record["memory"].items()]
+        lines.append(f"Peak memory in {record['title']}: {', '.join(peaks)}.")
     return "\n".join(lines)
 
 

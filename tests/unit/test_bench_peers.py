@@ -147,6 +147,10 @@ def test_an_item_from_sweep_to_table(bench):
     assert [entry["rate"] for entry in tried] == [11.0, 21.0, 21.0]
     text = table({"machine": peers.machine(2), "items": {"work": record}})
     assert "| fake work | 32 tok/s | llama.cpp 21 | 1.52 (1.52-1.52) | 1.5 met |" in text
+    assert "Peak" not in text
+    assert "Peak memory in fake work: ours 0." in table(
+        {"machine": peers.machine(2), "items": {peers.OF_MEMORY: record}}
+    )
     record["ratios"]["llama.cpp"] = {"refused": "no VNNI"}
     assert "none: no VNNI" in table({"machine": peers.machine(2), "items": {"work": record}})
 
