@@ -161,6 +161,12 @@ class Tokenizer:
         """Control tokens that are no part of a text, such as those around turns."""
         return frozenset(i for token, i in self._control_ids.items() if self._control[token])
 
+    def numbers_like(self, other: Tokenizer) -> bool:
+        """Whether ids mean the same tokens to both."""
+        ours: dict[str, int] = self._markup.get_vocab(with_added_tokens=True)
+        theirs: dict[str, int] = other._markup.get_vocab(with_added_tokens=True)
+        return ours == theirs
+
     def _named_id(self, key: str) -> int | None:
         if key not in self.named:
             return None

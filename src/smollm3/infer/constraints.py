@@ -26,6 +26,7 @@ from smollm3.infer.grammars import (
     read_parts,
     write_grammar,
 )
+from smollm3.infer.speculation import agreement
 from smollm3.infer.thinking import Budget, reasoning_of
 from smollm3.tokenizer import Tokenizer
 
@@ -84,16 +85,15 @@ class TokenConstraint:
         """Tokens that must follow, each the only one its mask will have."""
         if self._budget and (forced := self._budget.forced):
             return forced
-        return self._fitting(self._matcher.compute_ff_tokens()) if self._matcher else []
+        return self._before_budget(self._matcher.compute_ff_tokens()) if self._matcher else []
 
     def fitting(self, ids: Sequence[int]) -> int:
-        """How many of the ids may follow, one after the other."""
-        if self._budget and (forced := self._budget.forced):
-            pairs = zip(forced, ids, strict=False)
-            return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(forced), len(ids)))
+        """How many of the ids may follow, one after the other, as far as that is cheap to say."""
+        if forced := self.forced():
+            return agreement(forced, ids)
         if self._matcher:
             ids = ids[: self._matcher.validate_tokens(list(ids))]
-        return len(self._fitting(ids))
+        return len(self._before_budget(ids))
 
     def rollback(self, n: int) -> None:
         if self._budget:
@@ -102,7 +102,7 @@ class TokenConstraint:
             raise UserError(f"cannot go back: {_line(self._matcher.get_error())}")
         self._mask = None
 
-    def _fitting(self, ids: Sequence[int]) -> list[int]:
+    def _before_budget(self, ids: Sequence[int]) -> list[int]:
         room = self._budget.room if self._budget else None
         return list(ids[:room])
 

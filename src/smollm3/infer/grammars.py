@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smollm3.errors import UserError
+from smollm3.infer.schemas import bounded_text, json_grammar
 
-# Python's json.dumps, and so the chat template's. Free white space would leave nothing forced, and
-# small models lose themselves in it.
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 CODE, END_CODE = "<code>", "</code>"
-MAX_CHARACTERS = 1 << 17  # of a schema, pattern or grammar
 # Options of llguidance that take tokens back or cannot be rolled back.
 _UNSUPPORTED = re.compile(r"\[[^\]\n]*\b(max_tokens|temperature|stop)\s*=")
 
@@ -93,18 +90,20 @@ def read_parts(spec: Spec) -> list[Part]:
     """What the user wrote in `spec`; a UserError for what is wrong without a look inside."""
     match spec:
         case Json():
-            return [Part("schema", "body", _schema("schema", spec.schema or {"type": "object"}))]
+            schema = {"type": "object"} if spec.schema is None else spec.schema
+            return [Part("schema", "body", json_grammar("schema", schema))]
         case Regex():
-            return [Part("regex", "body", {"lark_grammar": _lark_of(_text("regex", spec.pattern))})]
+            lark = _lark_of(bounded_text("regex", spec.pattern))
+            return [Part("regex", "body", {"lark_grammar": lark})]
         case Grammar():
-            if found := _UNSUPPORTED.search(_text("grammar", spec.lark)):
+            if found := _UNSUPPORTED.search(bounded_text("grammar", spec.lark)):
                 raise UserError(f"grammar: {found[1]}= is not supported; leave it out")
             return [Part("grammar", "body", {"lark_grammar": spec.lark})]
         case Choice():
             if not spec.texts or not all(isinstance(text, str) and text for text in spec.texts):
                 raise UserError("choice: must be a list of texts, none of them empty")
             lark = "start: TEXT\nTEXT: " + " | ".join(map(_quoted, dict.fromkeys(spec.texts)))
-            return [Part("choice", "body", {"lark_grammar": _text("choice", lark)})]
+            return [Part("choice", "body", {"lark_grammar": bounded_text("choice", lark)})]
         case Tools():
             return [
                 Part(f"tools: {name}: parameters", f"arguments_{i}", grammar)
@@ -222,31 +221,11 @@ def _escaped(tag: str) -> str:
 
 
 def _lark_of(pattern: str) -> str:
-    from llguidance import regex_to_lark
-
-    return f"start: /{regex_to_lark(pattern)}/"
-
-
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: must be a text, not {value!r:.40}")
-    if len(value) > MAX_CHARACTERS:
-        raise UserError(f"{where}: {len(value)} characters are more than {MAX_CHARACTERS}")
-    return value
-
-
-def _schema(where: str, schema: Any) -> dict[str, Any]:
-    """A grammar of JSON in our layout."""
-    try:
-        if isinstance(schema, str):
-            schema = json.loads(_text(where, schema))
-        text = json.dumps(schema, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON ({e})") from None
-    if not isinstance(schema, Mapping):
-        raise UserError(f"{where}: must be an object, not {text:.40}")
-    _text(where, text)
-    return {"json_schema": {**schema, "x-guidance": LAYOUT}}
+    """A grammar of a regex: Lark sets them between slashes, on one line."""
+    escaped = re.sub(
+        r"\\.|[/\n]", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), pattern, flags=re.S
+    )
+    return f"start: /{escaped}/"
 
 
 def _offers_code(spec: Tools) -> bool:
@@ -276,7 +255,7 @@ def _chosen(spec: Tools) -> dict[str, Any]:
 def _declared(tool: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(tool, str):
         try:
-            tool = json.loads(_text("tools", tool))
+            tool = json.loads(bounded_text("tools", tool))
         except (ValueError, RecursionError):
             raise UserError(f"tools: no JSON: {tool:.80}") from None
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
@@ -293,4 +272,4 @@ def _declared(tool: Any) -> tuple[str, dict[str, Any]]:
     parameters = {"type": "object", **parameters}
     if parameters.keys() <= {"type", "properties", "required", "description", "title", "$defs"}:
         parameters["additionalProperties"] = False  # who declares some has no use for others
-    return name, _schema(where, parameters)
+    return name, json_grammar(where, parameters)

@@ -1,0 +1,215 @@
+"""Guesses of the next tokens: from what the sequence has said before, or by a smaller model.
+
+A guess is taken exactly where it is the token that would have been sampled, so it changes nothing
+but the time. What changes that for the worse is guessing too much, hence `Pace`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from smollm3.errors import UserError
+from smollm3.infer.backends import BLOCK, Backend, Batch
+from smollm3.tokenizer import Tokenizer
+
+LONGEST = 64  # tokens of a guess
+LOOKS = 16  # earlier places with the same last two tokens that are compared, the newest first
+MATCH = 32  # tokens of a match, after which longer ones are no better
+# How often one more token is right, at first, behind a match of at least so many tokens.
+PRIOR = {2: 0.2, 3: 0.35, 4: 0.5, 8: 0.8, 16: 0.9, MATCH: 0.95}
+CHUNK = 512  # tokens that a draft model reads at once
+PROBE = 16  # a draft model that is always wrong is asked again after so many tokens
+
+
+class Pace:
+    """How many tokens to guess, from how often the recent guesses were right.
+
+    cost: of one more token in a step of the model, in steps of a single token. Guessing k tokens
+    of which each is right with probability a gives (1 + a + ... + a^k) tokens for 1 + cost k.
+    """
+
+    def __init__(self, cost: float, prior: float) -> None:
+        self._cost = cost
+        self._right = 4 * prior
+        self._asked = 4.0
+
+    def learn(self, right: int, wrong: int) -> None:
+        self._right = 0.9 * self._right + right
+        self._asked = 0.9 * self._asked + right + wrong
+
+    def length(self, limit: int) -> int:
+        """The k of the best ratio, at most `limit`."""
+        rate = self._right / self._asked
+        expected = chance = 1.0
+        for k in range(limit):
+            chance *= rate
+            if chance * (1 + self._cost * k) <= expected * self._cost:
+                return k
+            expected += chance
+        return limit
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """start: place of its first token in the sequence. pace: which it is to teach."""
+
+    start: int
+    tokens: list[int]
+    pace: Pace
+
+
+class PromptLookup:
+    """Guesses what followed the longest earlier occurrence of the sequence's end.
+
+    For one sequence, whose ids only grow. A call costs some microseconds for each new token and
+    some tens at most for the search. Guesses that it keeps to itself teach it as well, so it
+    begins to speak where the sequence begins to repeat itself.
+    """
+
+    def __init__(self, cost: float = 0.15) -> None:
+        self._last: dict[tuple[int, int], int] = {}  # two tokens -> where they last ended
+        self._before = [0, 0]  # place -> where the same two tokens ended before it, 0: nowhere
+        self._paces = {least: Pace(cost, prior) for least, prior in PRIOR.items()}
+        self._guess: _Guess | None = None
+
+    def propose(self, ids: Sequence[int], limit: int) -> list[int]:
+        self._learn(ids)
+        self._index(ids)
+        length, end = self._match(ids)
+        if not length:
+            return []
+        pace = next(p for least, p in reversed(self._paces.items()) if least <= length)
+        tokens = list(ids[end : end + LONGEST])
+        while len(tokens) < LONGEST:  # the occurrence overlaps the end: as if it went on
+            tokens += tokens[: LONGEST - len(tokens)]
+        self._guess = _Guess(len(ids), tokens, pace)
+        return tokens[: pace.length(min(limit, LONGEST))]
+
+    def _learn(self, ids: Sequence[int]) -> None:
+        guess, self._guess = self._guess, None
+        if guess:
+            right = agreement(guess.tokens, ids[guess.start : guess.start + LONGEST])
+            asked = min(len(ids) - guess.start, LONGEST)
+            if asked:
+                guess.pace.learn(right, wrong=int(right < asked))
+
+    def _index(self, ids: Sequence[int]) -> None:
+        """Places that something follows."""
+        for place in range(len(self._before), len(ids)):
+            pair = (ids[place - 2], ids[place - 1])
+            self._before.append(self._last.get(pair, 0))
+            self._last[pair] = place
+
+    def _match(self, ids: Sequence[int]) -> tuple[int, int]:
+        """(length, end) of the longest earlier occurrence among the newest; (0, 0) without."""
+        best = (0, 0)
+        end = self._last.get((ids[-2], ids[-1]), 0) if len(ids) > 1 else 0
+        for _ in range(LOOKS):
+            if not end:
+                break
+            length = 2
+            while length < min(MATCH, end) and ids[end - length - 1] == ids[-length - 1]:
+                length += 1
+            if length > best[0]:
+                best = (length, end)
+            if length == MATCH:
+                break
+            end = self._before[end]
+        return best
+
+
+def agreement(guess: Sequence[int], actual: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(guess, actual, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(guess), len(actual)))
+
+
+class DraftModel:
+    """A smaller model over the same vocabulary, with a pool of blocks of its own."""
+
+    def __init__(self, backend: Backend, tokenizer: Tokenizer, target: Tokenizer) -> None:
+        """Raises UserError unless both models number their tokens alike."""
+        if not tokenizer.numbers_like(target):
+            raise UserError("draft: its vocabulary is not the model's; choose one of its family")
+        self.backend = backend
+        self.entries = tokenizer.vocab_size
+        self._free = deque(range(backend.blocks))
+
+    def drafter(self, cost: float = 0.3) -> ModelDrafter:
+        """One for a sequence. cost: of a token guessed and checked, in steps of the model."""
+        return ModelDrafter(self, Pace(cost, prior=0.7))
+
+    def take(self, count: int) -> list[int]:
+        """Blocks, all of them or none."""
+        if count > len(self._free):
+            return []
+        return [self._free.popleft() for _ in range(count)]
+
+    def give(self, blocks: list[int]) -> None:
+        self._free.extend(blocks)
+
+
+class ModelDrafter:
+    """Greedy guesses of a draft model for one sequence, whose ids only grow. Its blocks are free
+    again when it is dropped."""
+
+    def __init__(self, model: DraftModel, pace: Pace) -> None:
+        self._model = model
+        self._pace = pace
+        self._blocks: list[int] = []
+        self._read = 0  # of the sequence's first tokens, keys and values are in the blocks
+        self._guess = _Guess(0, [], pace)
+        weakref.finalize(self, model.give, self._blocks)
+
+    def propose(self, ids: Sequence[int], limit: int) -> list[int]:
+        start, guess = self._guess.start, self._guess.tokens
+        right = agreement(guess, ids[start : start + len(guess)])
+        if asked := min(len(guess), len(ids) - start):
+            self._pace.learn(right, wrong=int(right < asked))
+        if guess:  # all but its last token were read
+            self._read = start + min(right, len(guess) - 1)
+        length = self._pace.length(limit)
+        if not length and len(ids) - start >= PROBE:
+            length = 1
+        length = min(length, limit, self._model.backend.config.context - len(ids))
+        if length < 1 or not self._reserve(len(ids) + length - 1):
+            self._guess = _Guess(start, [], self._pace)
+            return []
+        self._guess = _Guess(len(ids), self._write(ids, length), self._pace)
+        return self._guess.tokens
+
+    def _reserve(self, places: int) -> bool:
+        missing = -(-places // BLOCK) - len(self._blocks)
+        if missing > 0:
+            self._blocks += self._model.take(missing)
+        return len(self._blocks) * BLOCK >= places
+
+    def _write(self, ids: Sequence[int], length: int) -> list[int]:
+        """Read what is new of the sequence, then write `length` tokens."""
+        start = min(self._read, len(ids) - 1)
+        for begin in range(start, len(ids), CHUNK):
+            token = self._step(ids[begin : begin + CHUNK], begin, last=begin + CHUNK >= len(ids))
+        tokens = [token]
+        while len(tokens) < length:
+            tokens.append(self._step(tokens[-1:], len(ids) + len(tokens) - 1, last=True))
+        self._read = len(ids) + length - 1
+        return tokens
+
+    def _step(self, ids: Sequence[int], start: int, last: bool) -> int:
+        """The likeliest token behind ids, which stand from place `start` on."""
+        N = len(ids)
+        logits = self._model.backend.step(
+            Batch(
+                ids_N=np.array(ids, np.int32),
+                positions_N=np.arange(start, start + N, dtype=np.int32),
+                starts=np.array([0, N], np.int32),
+                tables_SB=np.array([self._blocks], np.int32),
+                wanted_R=np.arange(N - last, N, dtype=np.int32),
+            )
+        )
+        return int(logits[0, : self._model.entries].argmax()) if last else -1
