@@ -8,6 +8,7 @@ from smollm3_kernels._native import (
     instruction_sets,
     matrix_bytes,
     pack,
+    pair_bytes,
     unpack,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "instruction_sets",
     "matrix_bytes",
     "pack",
+    "pair_bytes",
     "unpack",
 ]

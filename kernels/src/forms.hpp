@@ -1,8 +1,9 @@
 // How matrices and activations lie in memory.
 //
-// A matrix is cut into tiles of 16 rows; a tile holds its scales, then its values, both in groups of
-// 32 columns. Sixteen rows fill one vector of float32, so that every row's sum has a lane of its own
-// and is added up in the order of its columns whatever else is computed beside it.
+// A matrix is cut into tiles of 16 rows, a tile into groups of 32 columns; the scales of 8 groups come
+// before their values, so that a product reads memory from one end to the other. Sixteen rows fill one
+// vector of float32: every row's sum has a lane of its own and is added up in the order of its columns,
+// whatever else is computed beside it.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,7 @@ namespace smollm3 {
 
 constexpr int ROWS = 16;   // of a tile
 constexpr int GROUP = 32;  // columns that share a scale
-constexpr int SUPER = 8;   // groups that share a unit of scales in the K forms
+constexpr int SUPER = 8;   // groups whose scales lie together, and share a unit in the K forms
 constexpr int BLOCK = 32;  // tokens in a block of the cache
 
 // How a group's values q become weights.
@@ -39,20 +40,26 @@ constexpr Activation activation(Form form) {
 
 constexpr size_t group_values_bytes(Form form) { return size_t(ROWS) * GROUP * bits(form) / 8; }
 
-// Bytes of a tile's scales, a multiple of a cache line.
-constexpr size_t tile_scales_bytes(Form form, int groups) {
+// Bytes before the values of the next `groups` groups, at most SUPER: whole cache lines.
+constexpr size_t scales_bytes(Form form, int groups) {
     if (!quantised(form)) return 0;
-    size_t bytes = 0;
-    switch (scales(form)) {
-        case Scales::F16: bytes = size_t(groups) * ROWS * 2; break;
-        case Scales::F16M: bytes = size_t(groups) * ROWS * 4; break;
-        case Scales::K: bytes = size_t((groups + SUPER - 1) / SUPER) * (ROWS * 4 + SUPER * ROWS * 2); break;
-    }
-    return (bytes + 63) / 64 * 64;
+    const int n = groups < SUPER ? groups : SUPER, row = scales(form) == Scales::K ? 4 + 2 * SUPER
+                                                       : scales(form) == Scales::F16M ? 4 * n : 2 * n;
+    return (size_t(ROWS) * row + 63) / 64 * 64;
+}
+
+// Where group `g` of `groups` has the scales of its eight, and its values.
+constexpr size_t scales_start(Form form, int g) {
+    const size_t eight = scales_bytes(form, SUPER) + SUPER * group_values_bytes(form);
+    return g / SUPER * eight;
+}
+constexpr size_t values_start(Form form, int groups, int g) {
+    return scales_start(form, g) + scales_bytes(form, groups - g / SUPER * SUPER) +
+           g % SUPER * group_values_bytes(form);
 }
 
 constexpr size_t tile_bytes(Form form, int groups) {
-    return tile_scales_bytes(form, groups) + size_t(groups) * group_values_bytes(form);
+    return values_start(form, groups, groups - 1) + group_values_bytes(form);
 }
 
 // Bytes of one column's group in a panel of activations. I8: 32 values, then float32 scale,
@@ -67,11 +74,13 @@ struct Matrix {
     int rows = 0;     // as in the model; tiles are filled up with zeros
     int columns = 0;  // likewise
     const uint8_t* data = nullptr;
+    bool paired = false;  // two tiles of this, two of another of its shape, and so on
 
     int groups() const { return round_up(columns, GROUP) / GROUP; }
     int tiles() const { return round_up(rows, ROWS) / ROWS; }
     size_t bytes() const { return tiles() * tile_bytes(form, groups()); }
-    const uint8_t* tile(int t) const { return data + t * tile_bytes(form, groups()); }
+    size_t tile_start(int t) const { return (paired ? t / 2 * 4 + t % 2 : t) * tile_bytes(form, groups()); }
+    const uint8_t* tile(int t) const { return data + tile_start(t); }
 };
 
 // Columns (tokens) are computed in blocks of at most `width`; the last block is as narrow as a kernel
@@ -103,12 +112,11 @@ struct Panel {
 struct PageLayout {
     Form k_form = BF16, v_form = BF16;
     int k_groups = 0, v_columns = 0;  // head size in groups of 32; rounded up to 16
-    size_t k_scales_bytes = 0, k_tile_bytes = 0, v_start = 0, v_scales_start = 0, bytes = 0;
+    size_t k_tile_bytes = 0, v_start = 0, v_scales_start = 0, bytes = 0;
 
     PageLayout() = default;
     PageLayout(Form form, int head_dim)
         : k_form(form), v_form(form), k_groups(round_up(head_dim, GROUP) / GROUP), v_columns(round_up(head_dim, ROWS)) {
-        k_scales_bytes = tile_scales_bytes(form, k_groups);
         k_tile_bytes = tile_bytes(form, k_groups);
         v_start = BLOCK / ROWS * k_tile_bytes;
         v_scales_start = v_start + v_columns / ROWS * group_values_bytes(form);
@@ -134,8 +142,7 @@ struct Isa {
     const char* name;
     int width;  // widest block of columns
     // out[n][16] = tile . column n, n < width
-    void (*multiply)(Form, const uint8_t* scales, const uint8_t* values, const uint8_t* columns, int groups, int width,
-                     float* out);
+    void (*multiply)(Form, const uint8_t* tile, const uint8_t* columns, int groups, int width, float* out);
     // Write `values` [32 * groups] as column `n` of a block of `width`.
     void (*pack_column)(Activation, const float* values, int groups, int width, int n, uint8_t* block);
     // out = x / rms(x) * weight over n values, a multiple of 16 with zeros beyond `size`

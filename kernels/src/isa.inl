@@ -16,42 +16,61 @@ inline T at(const uint8_t* p, int i) {
     return x;
 }
 
-// Scales of one group, row by row: weights are scale * q - shift.
+// Scales of one group, row by row: weights are scale * q + shift.
 template <Scales KIND>
 struct GroupScales {
-    const uint8_t* next;
+    const uint8_t* next = nullptr;
     F unit{}, shift_unit{}, scale{}, shift{};
 
-    inline void read(int group) {
-        if constexpr (KIND == Scales::F16) {
-            scale = load_f16(next);
-            next += 2 * ROWS;
-        } else if constexpr (KIND == Scales::F16M) {
-            scale = load_f16(next);
-            shift = load_f16(next + 2 * ROWS);
+    inline void begin_eight(const uint8_t* p) {
+        next = p;
+        if constexpr (KIND == Scales::K) {
+            unit = load_f16(next);
+            shift_unit = negative(load_f16(next + 2 * ROWS));
             next += 4 * ROWS;
-        } else {
-            if (group % SUPER == 0) {
-                unit = load_f16(next);
-                shift_unit = negative(load_f16(next + 2 * ROWS));
-                next += 4 * ROWS;
-            }
+        }
+    }
+    inline void read() {
+        if constexpr (KIND == Scales::K) {
             scale = mul(unit, load_u8(next));
             shift = mul(shift_unit, load_u8(next + ROWS));
             next += 2 * ROWS;
+        } else {
+            scale = load_f16(next);
+            next += 2 * ROWS;
+            if constexpr (KIND == Scales::F16M) {
+                shift = load_f16(next);
+                next += 2 * ROWS;
+            }
         }
     }
 };
 
+// With few columns memory decides, and one core's own prefetch does not reach far enough.
+constexpr int AHEAD = 3072;
+template <int N>
+inline void prefetch(const uint8_t* w) {
+    if constexpr (N <= 4) __builtin_prefetch(w + AHEAD);
+}
+
+// `shared`: where not null the scales of every eight groups, and the tile holds none.
 template <Form FORM, int N>
-void multiply_quantised(const uint8_t* scale_bytes, const uint8_t* w, const uint8_t* x, int groups, float* out) {
+void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* x, int groups, float* out) {
     constexpr Scales KIND = scales(FORM);
     constexpr bool FOUR = bits(FORM) == 4;
-    GroupScales<KIND> s{scale_bytes};
+    GroupScales<KIND> s;
     F total[N];
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) total[n] = zero();
     for (int g = 0; g < groups; g++) {
+        if (g % SUPER == 0) {
+            s.begin_eight(shared ? shared : w);
+            if (!shared) {
+                const size_t bytes = scales_bytes(FORM, groups - g);
+                for (size_t i = 0; i < bytes; i += 64) prefetch<N>(w + i);
+                w += bytes;
+            }
+        }
         const uint8_t *x_scale = x + 32 * N, *x_less8 = x + 36 * N, *x_sum = x + 40 * N;
         I dot[N];
 #pragma GCC unroll 16
@@ -60,25 +79,23 @@ void multiply_quantised(const uint8_t* scale_bytes, const uint8_t* w, const uint
             else if constexpr (FOUR) dot[n] = iset1(at<int32_t>(x_less8, n));
             else dot[n] = times16(iset1(at<int32_t>(x_less8, n)));
         }
-        if constexpr (FOUR) {
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                W both = load_w(w + 64 * j);
-                W lo = low(both), hi = high(both);
-#pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], lo, x + 32 * n + 4 * j);
-#pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], hi, x + 32 * n + 16 + 4 * j);
-            }
-        } else {
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) {
-                W values = load_w(w + 64 * j);
+        for (int j = 0; j < (FOUR ? 4 : 8); j++) {
+            W values = load_w(w + 64 * j);
+            prefetch<N>(w + 64 * j);
+            const uint8_t* four = x + 4 * j;
+            if constexpr (FOUR) {
+                W lo = low(values), hi = high(values);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 32 * n + 4 * j);
+                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], lo, four + 32 * n);
+#pragma GCC unroll 16
+                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], hi, four + 32 * n + 16);
+            } else {
+#pragma GCC unroll 16
+                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, four + 32 * n);
             }
         }
-        s.read(g);
+        s.read();
 #pragma GCC unroll 16
         for (int n = 0; n < N; n++) {
             F scaled = mul(to_float(dot[n]), set1(at<float>(x_scale, n)));
@@ -113,6 +130,7 @@ void multiply_bf16(const uint8_t* w, const uint8_t* x, int groups, float* out) {
 #pragma GCC unroll 16
         for (int j = 0; j < 16; j++) {
             W values = load_w(w + 64 * j);
+            prefetch<N>(w + 64 * j);
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) total[n] = dot2(total[n], values, x + 64 * n + 4 * j);
         }
@@ -131,6 +149,7 @@ void multiply_f32(const uint8_t* w, const uint8_t* x, int groups, float* out) {
     for (int g = 0; g < groups; g++) {
         for (int j = 0; j < GROUP; j++) {
             F values = load((const float*)(w + 64 * j));
+            prefetch<N>(w + 64 * j);
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) total[n] = fma(values, set1(at<float>(x + 128 * n, j)), total[n]);
         }
@@ -142,37 +161,42 @@ void multiply_f32(const uint8_t* w, const uint8_t* x, int groups, float* out) {
 }
 
 template <int N>
-void multiply_n(Form form, const uint8_t* s, const uint8_t* w, const uint8_t* x, int groups, float* out) {
+void multiply_n(Form form, const uint8_t* w, const uint8_t* shared, const uint8_t* x, int groups, float* out) {
     switch (form) {
         case F32: return multiply_f32<N>(w, x, groups, out);
         case BF16: return multiply_bf16<N>(w, x, groups, out);
-        case Q4: return multiply_quantised<Q4, N>(s, w, x, groups, out);
-        case Q4M: return multiply_quantised<Q4M, N>(s, w, x, groups, out);
-        case Q4K: return multiply_quantised<Q4K, N>(s, w, x, groups, out);
-        case Q8: return multiply_quantised<Q8, N>(s, w, x, groups, out);
-        case Q8M: return multiply_quantised<Q8M, N>(s, w, x, groups, out);
-        case Q8K: return multiply_quantised<Q8K, N>(s, w, x, groups, out);
+        case Q4: return multiply_quantised<Q4, N>(w, shared, x, groups, out);
+        case Q4M: return multiply_quantised<Q4M, N>(w, shared, x, groups, out);
+        case Q4K: return multiply_quantised<Q4K, N>(w, shared, x, groups, out);
+        case Q8: return multiply_quantised<Q8, N>(w, shared, x, groups, out);
+        case Q8M: return multiply_quantised<Q8M, N>(w, shared, x, groups, out);
+        case Q8K: return multiply_quantised<Q8K, N>(w, shared, x, groups, out);
         case FORMS: break;
     }
 }
 
-void multiply(Form form, const uint8_t* s, const uint8_t* w, const uint8_t* x, int groups, int width, float* out) {
+void multiply_by(Form form, const uint8_t* w, const uint8_t* shared, const uint8_t* x, int groups, int width,
+                 float* out) {
     switch (width) {
-        case 1: return multiply_n<1>(form, s, w, x, groups, out);
-        case 2: return multiply_n<2>(form, s, w, x, groups, out);
+        case 1: return multiply_n<1>(form, w, shared, x, groups, out);
+        case 2: return multiply_n<2>(form, w, shared, x, groups, out);
         case 4:
-            if constexpr (WIDTH >= 4) return multiply_n<4>(form, s, w, x, groups, out);
+            if constexpr (WIDTH >= 4) return multiply_n<4>(form, w, shared, x, groups, out);
             break;
         case 6:
-            if constexpr (WIDTH >= 6) return multiply_n<6>(form, s, w, x, groups, out);
+            if constexpr (WIDTH >= 6) return multiply_n<6>(form, w, shared, x, groups, out);
             break;
         case 8:
-            if constexpr (WIDTH >= 8) return multiply_n<8>(form, s, w, x, groups, out);
+            if constexpr (WIDTH >= 8) return multiply_n<8>(form, w, shared, x, groups, out);
             break;
         case 12:
-            if constexpr (WIDTH >= 12) return multiply_n<12>(form, s, w, x, groups, out);
+            if constexpr (WIDTH >= 12) return multiply_n<12>(form, w, shared, x, groups, out);
             break;
     }
+}
+
+void multiply(Form form, const uint8_t* tile, const uint8_t* x, int groups, int width, float* out) {
+    multiply_by(form, tile, nullptr, x, groups, width, out);
 }
 
 void pack_column(Activation kind, const float* v, int groups, int width, int n, uint8_t* block) {
@@ -331,7 +355,7 @@ void attend(const Attention& a) {
         const uint8_t* v = k + page.v_start;
         for (int half = 0; half < 2; half++) {
             const uint8_t* tile = k + half * page.k_tile_bytes;
-            multiply(page.k_form, tile, tile + page.k_scales_bytes, a.q, page.k_groups, a.width, scores[half]);
+            multiply(page.k_form, tile, a.q, page.k_groups, a.width, scores[half]);
         }
         for (int n = 0; n < a.columns; n++) {
             int seen = a.positions[n] + 1 - block * BLOCK;
@@ -345,7 +369,7 @@ void attend(const Attention& a) {
         }
         for (int t = 0; t < page.v_columns / ROWS; t++, v += group_values_bytes(page.v_form)) {
             for (int part = 0; part <= split; part++) {
-                multiply(page.v_form, (const uint8_t*)&ones, v, packed[part], 1, a.width, product);
+                multiply_by(page.v_form, v, (const uint8_t*)&ones, packed[part], 1, a.width, product);
                 for (int n = 0; n < a.columns; n++) {
                     float* o = a.o + n * page.v_columns + ROWS * t;
                     F old = part ? load(o) : mul(load(o), set1(factor[n]));

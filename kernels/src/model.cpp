@@ -11,9 +11,10 @@ namespace smollm3 {
 
 namespace {
 
-constexpr int PHASES = 10;             // of a layer; each has a counter
+constexpr int PHASES = 10;             // of a layer that hand out work
+constexpr int FEW = 4;                 // tokens that every thread prepares for itself: cheaper than to wait
 constexpr int STRETCH = 64;            // blocks of the cache whose sums are merged: 2048 tokens
-constexpr size_t CHUNK_BYTES = 1 << 16;  // of weights that a thread takes at a time: they stay in L2
+constexpr size_t CHUNK_BYTES = 1 << 16;  // of weights that meet all columns before the next: they stay in L2
 
 Panel panel(Buffer& memory, Activation kind, int columns, int groups, int width) {
     Panel p{kind, columns, groups, width, nullptr};
@@ -26,7 +27,7 @@ void write_key(const PageLayout& page, const uint8_t* packed, int place, uint8_t
     uint8_t* tile = at + place / ROWS * page.k_tile_bytes;
     const int lane = place % ROWS;
     for (int g = 0; g < page.k_groups; g++) {
-        uint8_t* values = tile + page.k_scales_bytes + g * group_values_bytes(page.k_form);
+        uint8_t* values = tile + values_start(page.k_form, page.k_groups, g);
         const uint8_t* from = packed + g * column_group_bytes(activation(page.k_form));
         for (int j = 0; j < GROUP * bits(page.k_form) / 32; j++) {  // 4 bytes of a lane at a time
             uint32_t four;
@@ -38,7 +39,7 @@ void write_key(const PageLayout& page, const uint8_t* packed, int place, uint8_t
             float scale;
             memcpy(&scale, from + GROUP, 4);
             uint16_t half = to_f16(scale);
-            memcpy(tile + 2 * ROWS * g + 2 * lane, &half, 2);
+            memcpy(tile + scales_start(Q8, g) + 2 * ROWS * (g % SUPER) + 2 * lane, &half, 2);
         }
     }
 }
@@ -166,6 +167,7 @@ void Model::work(const Step& step, int thread) {
     Counter* counter = counters_.data();
     each(counter++, step.tokens, [&](int t) {
         unpack_row(weights_.embed, step.ids[t], x_.floats(0) + size_t(t) * hidden_);
+        clear_new_pages(step, t);
     });
     for (int i = 0; i < shape_.layers; i++, counter += PHASES) layer(step, i, scratch_[thread], counter);
     head(step, scratch_[thread], counter);
@@ -173,47 +175,65 @@ void Model::work(const Step& step, int thread) {
 
 template <typename Work>
 void Model::each(Counter* counter, int total, Work work) {
-    counter->each(total, 1, [&](int begin, int) { work(begin); });
+    counter->each(total, 1, threads_.count(), [&](int begin, int end) {
+        for (int i = begin; i < end; i++) work(i);
+    });
     threads_.barrier();
+}
+
+// `shared` after fill(panel, column) of all its columns, or this thread's own of the same shape.
+template <typename Fill>
+Panel Model::filled(const Panel& shared, Scratch& scratch, Counter* counter, Fill fill) {
+    if (shared.columns > FEW) {
+        each(counter, shared.columns, [&](int n) { fill(shared, n); });
+        return shared;
+    }
+    Panel own = panel(scratch.panel, shared.kind, shared.columns, shared.groups, shared.width);
+    for (int n = 0; n < own.columns; n++) fill(own, n);
+    return own;
 }
 
 void Model::layer(const Step& step, int index, Scratch& scratch, Counter* phase) {
     const Layer& l = weights_.layers[index];
     float *x = x_.floats(0), *attended = attended_.floats(0);
+    auto normed = [&](const float* weight, Counter* counter) {
+        return filled(in_, scratch, counter, [&](const Panel& p, int t) {
+            norm_into(x + size_t(t) * hidden_, weight, p, t, scratch);
+        });
+    };
 
-    each(phase++, step.tokens, [&](int t) {
-        clear_new_pages(step, index, t);
-        norm_into(x + size_t(t) * hidden_, l.attention_norm, in_, t, scratch);
-    });
-    multiply({&l.q, &l.k, &l.v}, in_, qkv_.floats(0), qkv_stride_, false, scratch, phase++);
+    Panel in = normed(l.attention_norm, phase++);
+    multiply({&l.q, &l.k, &l.v}, in, qkv_.floats(0), qkv_stride_, false, scratch, phase++);
     each(phase++, step.tokens, [&](int t) { store_token(step, index, t, scratch); });
     if (split_) {
-        each(phase, partials_, [&](int p) { attend_partial(step, index, p, scratch); });
-        each(phase + 1, int(units_.size()), [&](int u) { merge_partials(units_[u]); });
+        each(phase++, partials_, [&](int p) { attend_partial(step, index, p, scratch); });
+        each(phase++, int(units_.size()), [&](int u) { merge_partials(units_[u]); });
     } else {
-        each(phase, int(units_.size()), [&](int u) { attend_unit(step, index, units_[u], scratch); });
+        each(phase++, int(units_.size()), [&](int u) { attend_unit(step, index, units_[u], scratch); });
+        phase++;
     }
-    phase += 2;
-    each(phase++, step.tokens, [&](int t) { pack_into(attended + size_t(t) * heads_size_, heads_panel_, t); });
-    multiply({&l.o}, heads_panel_, x, hidden_, true, scratch, phase++);
-    each(phase++, step.tokens, [&](int t) { norm_into(x + size_t(t) * hidden_, l.ffn_norm, in_, t, scratch); });
-    feed_forward(l, scratch, phase++);
+    in = filled(heads_panel_, scratch, phase++, [&](const Panel& p, int t) {
+        pack_into(attended + size_t(t) * heads_size_, p, t);
+    });
+    multiply({&l.o}, in, x, hidden_, true, scratch, phase++);
+    in = normed(l.ffn_norm, phase++);
+    feed_forward(l, in, scratch, phase++);
     multiply({&l.down}, ffn_panel_, x, hidden_, true, scratch, phase++);
 }
 
 void Model::head(const Step& step, Scratch& scratch, Counter* phase) {
-    each(phase++, step.wanted, [&](int r) {
-        norm_into(x_.floats(0) + size_t(step.rows[r]) * hidden_, weights_.norm, out_, r, scratch);
+    Panel in = filled(out_, scratch, phase++, [&](const Panel& p, int r) {
+        norm_into(x_.floats(0) + size_t(step.rows[r]) * hidden_, weights_.norm, p, r, scratch);
     });
-    multiply({&weights_.unembed}, out_, step.logits, shape_.vocab, false, scratch, phase);
+    multiply({&weights_.unembed}, in, step.logits, shape_.vocab, false, scratch, phase);
 }
 
-void Model::pack_into(const float* values, Panel& panel, int column) {
+void Model::pack_into(const float* values, const Panel& panel, int column) {
     int b = column / panel.width;
     isa_->pack_column(panel.kind, values, panel.groups, panel.block_width(b), column % panel.width, panel.block(b));
 }
 
-void Model::norm_into(const float* x, const float* weight, Panel& panel, int column, Scratch& scratch) {
+void Model::norm_into(const float* x, const float* weight, const Panel& panel, int column, Scratch& scratch) {
     float* normed = scratch.row.floats(hidden_);
     isa_->norm(x, weight, normed, hidden_, shape_.hidden, shape_.eps);
     pack_into(normed, panel, column);
@@ -224,71 +244,64 @@ void Model::multiply(std::initializer_list<const Matrix*> matrices, const Panel&
                      bool add, Scratch& scratch, Counter* counter) {
     int tiles = 0;
     for (const Matrix* m : matrices) tiles += m->tiles();
-    const size_t tile = tile_bytes((*matrices.begin())->form, panel.groups);
-    const int chunk = std::max(1, std::min(int(CHUNK_BYTES / tile), tiles / (4 * threads_.count())));
+    const int chunk = std::max(1, int(CHUNK_BYTES / tile_bytes((*matrices.begin())->form, panel.groups)));
     float* product = scratch.tiles.floats(size_t(panel.width) * ROWS);
-    counter->each(tiles, chunk, [&](int begin, int end) {
-        for (int b = 0; b < panel.blocks(); b++) {
-            const int columns = panel.block_columns(b), width = panel.block_width(b);
-            int first = 0, row = 0;
-            for (const Matrix* m : matrices) {
-                const size_t scales_bytes = tile_scales_bytes(m->form, panel.groups);
-                for (int t = std::max(begin, first); t < std::min(end, first + m->tiles()); t++) {
-                    const uint8_t* data = m->tile(t - first);
-                    isa_->multiply(m->form, data, data + scales_bytes, panel.block(b), panel.groups, width, product);
-                    const int r = (t - first) * ROWS, rows = std::min(ROWS, m->rows - r);
-                    for (int n = 0; n < columns; n++) {
-                        float* to = out + size_t(b * panel.width + n) * stride + row + r;
-                        if (add) isa_->add(to, product + n * ROWS, ROWS);  // rows beyond the last add 0
-                        else memcpy(to, product + n * ROWS, rows * sizeof(float));
-                    }
+    auto some_tiles = [&](int begin, int end, int b) {
+        const int columns = panel.block_columns(b), width = panel.block_width(b);
+        int first = 0, row = 0;
+        for (const Matrix* m : matrices) {
+            for (int t = std::max(begin, first); t < std::min(end, first + m->tiles()); t++) {
+                isa_->multiply(m->form, m->tile(t - first), panel.block(b), panel.groups, width, product);
+                const int r = (t - first) * ROWS, rows = std::min(ROWS, m->rows - r);
+                for (int n = 0; n < columns; n++) {
+                    float* to = out + size_t(b * panel.width + n) * stride + row + r;
+                    if (add) isa_->add(to, product + n * ROWS, ROWS);  // rows beyond the last add 0
+                    else memcpy(to, product + n * ROWS, rows * sizeof(float));
                 }
-                first += m->tiles();
-                row += m->rows;
             }
+            first += m->tiles();
+            row += m->rows;
         }
+    };
+    counter->each(tiles, std::min(chunk, std::max(1, tiles / (4 * threads_.count()))), threads_.count(), [&](int begin, int end) {
+        for (int t = begin; t < end; t += chunk)
+            for (int b = 0; b < panel.blocks(); b++) some_tiles(t, std::min(t + chunk, end), b);
     });
     threads_.barrier();
 }
 
 // silu(gate x) * (up x), packed for `down` group by group: nothing of 4 bytes a value goes to memory.
-void Model::feed_forward(const Layer& l, Scratch& scratch, Counter* counter) {
-    const int width = in_.width, tiles = l.gate.tiles();
+void Model::feed_forward(const Layer& l, const Panel& in, Scratch& scratch, Counter* counter) {
+    const int width = in.width, tiles = l.gate.tiles();
     float* product = scratch.tiles.floats(size_t(4) * width * ROWS);
     float* row = scratch.row.floats(3 * GROUP);
-    counter->each(ffn_groups_, 1, [&](int group, int) {
-        for (int b = 0; b < in_.blocks(); b++) {
-            const int columns = in_.block_columns(b), narrow = in_.block_width(b);
+    each(counter, ffn_groups_, [&](int group) {
+        for (int b = 0; b < in.blocks(); b++) {
+            const int columns = in.block_columns(b), narrow = in.block_width(b);
             for (int i = 0; i < 4; i++) {
                 const Matrix& m = i < 2 ? l.gate : l.up;
                 const int t = 2 * group + i % 2;
                 float* to = product + i * width * ROWS;
-                if (t < tiles) {
-                    const uint8_t* data = m.tile(t);
-                    isa_->multiply(m.form, data, data + tile_scales_bytes(m.form, in_.groups), in_.block(b), in_.groups,
-                                   narrow, to);
-                } else {
-                    memset(to, 0, width * ROWS * sizeof(float));
-                }
+                if (t < tiles) isa_->multiply(m.form, m.tile(t), in.block(b), in.groups, narrow, to);
+                else memset(to, 0, width * ROWS * sizeof(float));
             }
-            const int bytes = column_group_bytes(ffn_panel_.kind) * narrow;
+            uint8_t* packed = ffn_panel_.block(b) + size_t(group) * column_group_bytes(ffn_panel_.kind) * narrow;
             for (int n = 0; n < columns; n++) {
                 for (int i = 0; i < 4; i++)
                     memcpy(row + i * ROWS, product + (i * width + n) * ROWS, ROWS * sizeof(float));
                 isa_->swiglu(row, row + GROUP, row + 2 * GROUP, GROUP);
-                isa_->pack_column(ffn_panel_.kind, row + 2 * GROUP, 1, narrow, n,
-                                  ffn_panel_.block(b) + size_t(group) * bytes);
+                isa_->pack_column(ffn_panel_.kind, row + 2 * GROUP, 1, narrow, n, packed);
             }
         }
     });
-    threads_.barrier();
 }
 
 // A page's first token finds what a freed sequence left: whatever it was, NaN too, times a weight of 0
 // must be 0.
-void Model::clear_new_pages(const Step& step, int layer, int token) {
+void Model::clear_new_pages(const Step& step, int token) {
     if (step.positions[token] % BLOCK) return;
-    memset(page(layer, block_of(step, token), 0), 0, layer_block_bytes_);
+    const int block = block_of(step, token);
+    for (int l = 0; l < shape_.layers; l++) memset(page(l, block, 0), 0, layer_block_bytes_);
 }
 
 int Model::block_of(const Step& step, int token) const {

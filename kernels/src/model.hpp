@@ -68,7 +68,7 @@ class Model {
         int sequence, kv_head, first_token, first_column, columns, blocks, partial;
     };
     struct Scratch {  // of one thread
-        Buffer row, tiles, columns, o;
+        Buffer row, tiles, columns, o, panel;
     };
 
     uint8_t* page(int layer, int block, int kv_head) const {
@@ -82,12 +82,14 @@ class Model {
     void head(const Step& step, Scratch& scratch, Counter* phase);
     template <typename Work>
     void each(Counter* counter, int total, Work work);
-    void pack_into(const float* values, Panel& panel, int column);
-    void norm_into(const float* x, const float* weight, Panel& panel, int column, Scratch& scratch);
+    template <typename Fill>
+    Panel filled(const Panel& shared, Scratch& scratch, Counter* counter, Fill fill);
+    void pack_into(const float* values, const Panel& panel, int column);
+    void norm_into(const float* x, const float* weight, const Panel& panel, int column, Scratch& scratch);
     void multiply(std::initializer_list<const Matrix*> matrices, const Panel& panel, float* out, int stride, bool add,
                   Scratch& scratch, Counter* counter);
-    void feed_forward(const Layer& layer, Scratch& scratch, Counter* counter);
-    void clear_new_pages(const Step& step, int layer, int token);
+    void feed_forward(const Layer& layer, const Panel& in, Scratch& scratch, Counter* counter);
+    void clear_new_pages(const Step& step, int token);
     void fill_row(const float* head, float* row) const;
     void store_token(const Step& step, int layer, int token, Scratch& scratch);
     void attend(const Step& step, int layer, const Unit& unit, int begin, int end, float* most, float* total, float* o,

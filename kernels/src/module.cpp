@@ -56,13 +56,22 @@ const Isa* isa_named(const std::string& name) {
     fail("this machine has no " + name);
 }
 
-// A matrix whose bytes live in an array that Python keeps.
+// Bytes of a matrix, or of the pair that it is one of.
+size_t room(const Matrix& m) {
+    return m.paired ? size_t(round_up(m.tiles(), 2)) * 2 * tile_bytes(m.form, m.groups()) : m.bytes();
+}
+
+// A matrix whose bytes live in an array that Python keeps: (form, bytes), or (form, bytes, 1 or 2) for
+// the first or second of a pair.
 Matrix matrix(const nb::tuple& parts, int rows, int columns, const char* name) {
-    expect(parts.size() == 2, std::string(name) + ": wants (form, bytes)");
+    expect(parts.size() == 2 || parts.size() == 3, std::string(name) + ": wants (form, bytes)");
     auto data = nb::cast<Vector<const uint8_t>>(parts[1]);
-    Matrix m{form_named(nb::cast<std::string>(parts[0])), rows, columns, data.data()};
-    expect(data.size() == m.bytes(), std::string(name) + ": wants " + std::to_string(m.bytes()) + " bytes, not " +
-                                         std::to_string(data.size()));
+    const int which = parts.size() == 3 ? nb::cast<int>(parts[2]) : 0;
+    Matrix m{form_named(nb::cast<std::string>(parts[0])), rows, columns, data.data(), which > 0};
+    const size_t wanted = room(m);
+    expect(data.size() == wanted,
+           std::string(name) + ": wants " + std::to_string(wanted) + " bytes, not " + std::to_string(data.size()));
+    if (which == 2) m.data += 2 * tile_bytes(m.form, m.groups());
     return m;
 }
 
@@ -193,22 +202,22 @@ class Engine {
 };
 
 void pack_matrix(const std::string& type, const Vector<const uint8_t>& source, int rows, int columns, int pairs,
-                 const std::string& form_name, int threads, const Vector<uint8_t>& out) {
+                 const std::string& form_name, int which, int threads, const Vector<uint8_t>& out) {
     const Form form = form_named(form_name);
     const size_t bytes = row_bytes(type, columns);
     expect(form_of(type) < FORMS, type + ": this type cannot be packed");
     expect(form == form_of(type) || (!quantised(form_of(type)) && !quantised(form)), type + ": not to " + form_name);
     expect(rows > 0 && columns > 0 && bytes > 0 && source.size() == bytes * rows, type + ": rows are not whole");
     expect(pairs >= 0 && (pairs == 0 || (pairs % 2 == 0 && rows % pairs == 0)), "pairs: not whole heads");
-    const Matrix m{form, rows, columns, nullptr};
-    expect(out.size() == m.bytes(), "out: wants " + std::to_string(m.bytes()) + " bytes");
+    const Matrix m{form, rows, columns, nullptr, which > 0};
+    expect(out.size() == room(m), "out: wants " + std::to_string(room(m)) + " bytes");
+    uint8_t* to = out.data() + (which == 2 ? 2 * tile_bytes(form, m.groups()) : 0);
     nb::gil_scoped_release unlocked;
     Threads pool(threads);
     Counter counter;
     pool.run([&](int) {
-        counter.each(m.tiles(), 8, [&](int begin, int end) {
-            pack(type, source.data(), rows, columns, pairs, form, begin, end, out.data());
-        });
+        counter.each(m.tiles(), 1, threads,
+                     [&](int begin, int end) { pack(type, source.data(), m, pairs, begin, end, to); });
     });
 }
 
@@ -230,9 +239,13 @@ NB_MODULE(_native, m) {
     m.def("matrix_bytes", [](const std::string& form, int rows, int columns) {
         return Matrix{form_named(form), rows, columns, nullptr}.bytes();
     }, nb::arg("form"), nb::arg("rows"), nb::arg("columns"));
+    m.def("pair_bytes", [](const std::string& form, int rows, int columns) {
+        return room(Matrix{form_named(form), rows, columns, nullptr, true});
+    }, nb::arg("form"), nb::arg("rows"), nb::arg("columns"), "Of two matrices that are read together.");
     m.def("pack", &pack_matrix, nb::arg("type"), nb::arg("source"), nb::arg("rows"), nb::arg("columns"),
-          nb::arg("pairs"), nb::arg("form"), nb::arg("threads"), nb::arg("out"),
-          "Rows of a GGUF type as a matrix of `form`; pairs: head size where rows are to be reordered, or 0.");
+          nb::arg("pairs"), nb::arg("form"), nb::arg("which"), nb::arg("threads"), nb::arg("out"),
+          "Rows of a GGUF type as a matrix of `form`. pairs: head size where rows are to be reordered, or 0.\n"
+          "which: 1 or 2 for the first or second of a pair, 0 for a matrix alone.");
     m.def("unpack", [](const std::string& form, const Vector<const uint8_t>& data, int rows, int columns,
                        const Table<float>& out) {
         Matrix m{form_named(form), rows, columns, data.data()};

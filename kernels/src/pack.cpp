@@ -162,14 +162,15 @@ float read_number(const Type& type, const uint8_t* row, int column) {
 // Where the byte of (lane, column in group) lies in a group of 4-bit (its low half) or 8-bit values.
 int place(int lane, int column) { return 64 * (column / 4) + 4 * lane + column % 4; }
 
-void write_group(Form form, const Group& g, int index, int lane, uint8_t* tile, size_t scales_bytes) {
-    uint8_t* values = tile + scales_bytes + index * group_values_bytes(form);
+void write_group(Form form, const Group& g, int groups, int index, int lane, uint8_t* tile) {
+    uint8_t* values = tile + values_start(form, groups, index);
     for (int i = 0; i < GROUP; i++) {
         if (bits(form) == 8) values[place(lane, i)] = g.q[i];
         else if (i < 16) values[place(lane, i)] |= g.q[i];
         else values[place(lane, i - 16)] |= g.q[i] << 4;
     }
-    uint8_t* p = tile;
+    uint8_t* p = tile + scales_start(form, index);
+    index %= SUPER;
     switch (scales(form)) {
         case Scales::F16: memcpy(p + 2 * ROWS * index + 2 * lane, &g.scale, 2); break;
         case Scales::F16M:
@@ -178,10 +179,9 @@ void write_group(Form form, const Group& g, int index, int lane, uint8_t* tile, 
             memcpy(p + 2 * ROWS, &g.shift, 2);
             break;
         case Scales::K:
-            p += index / SUPER * (4 * ROWS + 2 * ROWS * SUPER);
             memcpy(p + 2 * lane, &g.scale, 2);
             memcpy(p + 2 * ROWS + 2 * lane, &g.shift, 2);
-            p += 4 * ROWS + index % SUPER * 2 * ROWS;
+            p += 4 * ROWS + index * 2 * ROWS;
             p[lane] = g.scale_byte;
             p[ROWS + lane] = g.shift_byte;
             break;
@@ -206,15 +206,15 @@ size_t row_bytes(const std::string& type, int columns) {
     return t && columns % t->block == 0 ? size_t(columns) / t->block * t->bytes : 0;
 }
 
-void pack(const std::string& name, const uint8_t* source, int rows, int columns, int pairs, Form form, int begin,
-          int end, uint8_t* out) {
+void pack(const std::string& name, const uint8_t* source, const Matrix& m, int pairs, int begin, int end,
+          uint8_t* out) {
     const Type& type = *find(name);
+    const Form form = m.form;
+    const int rows = m.rows, columns = m.columns;
     const size_t stride = row_bytes(name, columns);
-    const Matrix shape{form, rows, columns, nullptr};
-    const size_t bytes = tile_bytes(form, shape.groups()), scales_bytes = tile_scales_bytes(form, shape.groups());
     for (int t = begin; t < end; t++) {
-        uint8_t* tile = out + t * bytes;
-        memset(tile, 0, bytes);
+        uint8_t* tile = out + m.tile_start(t);
+        memset(tile, 0, tile_bytes(form, m.groups()));
         for (int lane = 0; lane < ROWS && t * ROWS + lane < rows; lane++) {
             const uint8_t* row = source + stride * source_row(t * ROWS + lane, pairs);
             if (!quantised(form)) {
@@ -232,7 +232,7 @@ void pack(const std::string& name, const uint8_t* source, int rows, int columns,
             for (int g = 0; g < columns / GROUP; g++) {
                 Group group;
                 read_group(type, row, g, group);
-                write_group(form, group, g, lane, tile, scales_bytes);
+                write_group(form, group, m.groups(), g, lane, tile);
             }
         }
     }
@@ -240,38 +240,39 @@ void pack(const std::string& name, const uint8_t* source, int rows, int columns,
 
 void unpack_row(const Matrix& m, int row, float* out) {
     const Form form = m.form;
-    const uint8_t *tile = m.tile(row / ROWS), *values = tile + tile_scales_bytes(form, m.groups());
+    const uint8_t* tile = m.tile(row / ROWS);
     const int lane = row % ROWS;
-    for (int g = 0; g < m.groups(); g++, values += group_values_bytes(form)) {
+    for (int g = 0; g < m.groups(); g++) {
+        const uint8_t *values = tile + values_start(form, m.groups(), g), *p = tile + scales_start(form, g);
+        const int index = g % SUPER;
         float scale = 0, shift = 0;
-        const uint8_t* p = tile;
         if (quantised(form)) {
             switch (scales(form)) {
                 case Scales::F16:
-                    scale = from_f16(read<uint16_t>(p + 2 * ROWS * g + 2 * lane));
+                    scale = from_f16(read<uint16_t>(p + 2 * ROWS * index + 2 * lane));
                     shift = -scale * float(bits(form) == 4 ? 8 : 128);
                     break;
                 case Scales::F16M:
-                    p += 4 * ROWS * g + 2 * lane;
+                    p += 4 * ROWS * index + 2 * lane;
                     scale = from_f16(read<uint16_t>(p));
                     shift = from_f16(read<uint16_t>(p + 2 * ROWS));
                     break;
                 case Scales::K:
-                    p += g / SUPER * (4 * ROWS + 2 * ROWS * SUPER);
                     scale = from_f16(read<uint16_t>(p + 2 * lane));
                     shift = -from_f16(read<uint16_t>(p + 2 * ROWS + 2 * lane));
-                    p += 4 * ROWS + g % SUPER * 2 * ROWS;
+                    p += 4 * ROWS + index * 2 * ROWS;
                     scale *= p[lane];
                     shift *= p[ROWS + lane];
                     break;
             }
         }
         for (int i = 0; i < GROUP; i++, out++) {
+            const uint8_t half = values[place(lane, i % 16)];
             switch (bits(form)) {
                 case 32: *out = read<float>(values + 4 * (i * ROWS + lane)); break;
                 case 16: *out = as_float(uint32_t(read<uint16_t>(values + 2 * (i / 2 * 2 * ROWS + 2 * lane + i % 2))) << 16); break;
                 case 8: *out = scale * values[place(lane, i)] + shift; break;
-                default: *out = scale * (i < 16 ? values[place(lane, i)] & 15 : values[place(lane, i - 16)] >> 4) + shift;
+                default: *out = scale * (i < 16 ? half & 15 : half >> 4) + shift;
             }
         }
     }

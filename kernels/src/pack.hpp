@@ -15,11 +15,11 @@ Form form_of(const std::string& type);
 // Bytes of a row of `columns` values of a type; 0 where they are not whole blocks.
 size_t row_bytes(const std::string& type, int columns);
 
-// Pack tiles begin..end-1 of a matrix from `source`, its rows one after another. Where `pairs` is not
-// 0 it is the head size of a rotated matrix: GGUF turns rows 2i and 2i+1 of a head, we i and i + D/2.
-// `form`: form_of(type), or F32 or BF16 for a type of plain numbers.
-void pack(const std::string& type, const uint8_t* source, int rows, int columns, int pairs, Form form, int begin,
-          int end, uint8_t* out);
+// Pack tiles begin..end-1 of `matrix`, which lie at `out` as its data would, from the rows of `type`
+// at `source`. Where `pairs` is not 0 it is the head size of a rotated matrix: GGUF turns rows 2i and
+// 2i+1 of a head, we i and i + D/2. Its form: form_of(type), or F32 or BF16 for a type of plain numbers.
+void pack(const std::string& type, const uint8_t* source, const Matrix& matrix, int pairs, int begin, int end,
+          uint8_t* out);
 
 // One row's values; `out` has room for whole groups.
 void unpack_row(const Matrix& matrix, int row, float* out);

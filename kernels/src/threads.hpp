@@ -56,12 +56,13 @@ class Threads {
     }
 
   private:
-    static constexpr int SPINS = 2000;  // about 50 microseconds
+    // About 50 microseconds. A hypervisor may take the processor from a loop of nothing but pauses.
+    static constexpr int SPINS = 20000, RELAX_EVERY = 64;
 
     static void wait(std::atomic<uint32_t>& value, uint32_t old) {
-        for (int i = 0; i < SPINS; i++) {
+        for (int i = 1; i <= SPINS; i++) {
             if (value.load(std::memory_order_acquire) != old) return;
-            relax();
+            if (i % RELAX_EVERY == 0) relax();
         }
         value.wait(old, std::memory_order_acquire);
     }
@@ -83,13 +84,21 @@ class Threads {
     std::vector<std::thread> workers_;
 };
 
-// Hands out 0..total-1 in chunks to whoever asks.
+// Hands out 0..total-1 to whoever asks.
 class Counter {
   public:
+    // Long stretches first, of which memory is read in one go, and ever shorter ones (at least `least`),
+    // so that all end at about the same time.
     template <typename Work>
-    void each(int total, int chunk, Work work) {
-        for (int begin; (begin = next_.fetch_add(chunk, std::memory_order_relaxed)) < total;)
-            work(begin, begin + chunk < total ? begin + chunk : total);
+    void each(int total, int least, int threads, Work work) {
+        int begin = next_.load(std::memory_order_relaxed);
+        while (begin < total) {
+            const int part = (total - begin) / (2 * threads), size = part > least ? part : least;
+            const int end = begin + size < total ? begin + size : total;
+            if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+            work(begin, end);
+            begin = next_.load(std::memory_order_relaxed);
+        }
     }
     void reset() { next_.store(0, std::memory_order_relaxed); }
 

@@ -52,7 +52,14 @@ class NativeBackend:
         self.threads = threads or len(os.sched_getaffinity(0))
         plan = packed.plan(path, config, dtype)
         matrices = packed.load(plan, self.threads, weights_cache)
-        weights = {n: (plan.parts[n].form, data) for n, data in matrices.items()} | plan.norms
+        weights = dict(plan.norms)
+        for name, data in matrices.items():
+            form = plan.parts[name].form
+            if name.endswith(".gate"):
+                weights[name] = (form, data, 1)
+                weights[name.removesuffix("gate") + "up"] = (form, data, 2)
+            else:
+                weights[name] = (form, data)
         if config.tied:
             weights["unembed"] = weights["embed"]
         self.weight_bytes = sum(part.size for part in plan.parts.values())

@@ -48,25 +48,35 @@ SHARED_INPUT = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """One matrix: `rows` x `columns` of a GGUF type, read when packed. pairs: the head size where
-    rows are in GGUF's order of pairs, else 0. form: what it becomes."""
+class Source:
+    """The rows of one matrix in a GGUF type. pairs: the head size where they are in GGUF's order of
+    pairs, else 0."""
 
     type: str
+    pairs: int
+    read: Callable[[], Bytes]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix of `rows` x `columns`, or two that are read together, tile by tile."""
+
+    form: str
     rows: int
     columns: int
-    pairs: int
-    form: str
-    read: Callable[[], Bytes]
+    sources: tuple[Source, ...]
 
     @property
     def size(self) -> int:
-        return smollm3_kernels.matrix_bytes(self.form, self.rows, self.columns)
+        single = len(self.sources) == 1
+        size = smollm3_kernels.matrix_bytes if single else smollm3_kernels.pair_bytes
+        return size(self.form, self.rows, self.columns)
 
     def pack(self, out: Bytes, threads: int) -> None:
-        smollm3_kernels.pack(
-            self.type, self.read(), self.rows, self.columns, self.pairs, self.form, threads, out
-        )
+        for i, s in enumerate(self.sources):
+            which = 0 if len(self.sources) == 1 else i + 1
+            shape = self.rows, self.columns
+            smollm3_kernels.pack(s.type, s.read(), *shape, s.pairs, self.form, which, threads, out)
 
 
 @dataclass(frozen=True)
@@ -115,21 +125,26 @@ def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
             "PyTorch engine, which computes in it"
         )
     forms = _forms(types, dtype)
-    parts = {}
+    parts: dict[str, Part] = {}
     for name, (rows, columns) in matrix_shapes(config).items():
         kind, form = types[name], forms[name]
         pairs = config.head_dim if path.is_file() and f"{name}.weight".endswith(ROTATED) else 0
         if dtype in ("q8_0", "q4_0") and columns % 32 == 0:
             kind = dtype.upper()
             form = smollm3_kernels.form_of(kind)
-            source = _quantising(read, name, kind)
-        elif kind not in PLAIN and form in ("f32", "bf16"):
-            kind, source = "F32", _floats(read, name)
+            source = Source(kind, pairs, _quantising(read, name, kind))
+        elif form == smollm3_kernels.form_of(kind) or kind in PLAIN:
+            source = Source(kind, pairs, _raw(read, name))
+        elif form in ("f32", "bf16"):
+            source = Source("F32", pairs, _floats(read, name))
         else:
-            source = _raw(read, name)
-        parts[name] = Part(kind, rows, columns, pairs, form, source)
-    described = [stamp, smollm3_kernels.VERSION, [(n, p.type, p.form) for n, p in parts.items()]]
-    key = hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+            source = Source("Q8_0", pairs, _quantising(read, name, "Q8_0"))
+        together = name.removesuffix("up") + "gate" if name.endswith(".up") else name
+        before = parts[together].sources if together in parts else ()
+        parts[together] = Part(form, rows, columns, (*before, source))
+    described = [(n, p.form, [s.type for s in p.sources]) for n, p in parts.items()]
+    made_of = json.dumps([stamp, smollm3_kernels.VERSION, described])
+    key = hashlib.blake2b(made_of.encode(), digest_size=16).hexdigest()
     return Plan(parts, norms, key)
 
 
@@ -164,6 +179,9 @@ def _forms(types: dict[str, str], dtype: str | None) -> dict[str, str]:
             forms[name] = "f32"
         else:
             forms[name] = "bf16"
+    for name in forms:  # read together, so they must be alike; 8 bits hold whatever they are
+        if name.endswith(".gate") and forms[name] != forms[name.removesuffix("gate") + "up"]:
+            forms[name] = forms[name.removesuffix("gate") + "up"] = "q8"
     return forms
 
 
