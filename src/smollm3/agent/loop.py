@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from smollm3.agent.sandbox import Limits, Sandbox, find_sandbox, unsafe_sandbox
 from smollm3.agent.tools import Tool, ToolError, as_tools, to_json_value, to_text
 from smollm3.chat import Event, Message, StreamParser, ToolCall
 from smollm3.errors import UserError
-from smollm3.infer import Engine, SamplingParams
+from smollm3.infer import Engine, Generation, SamplingParams
+from smollm3.infer.grammars import Tools
 
 MAX_STEPS = 10
 PYTHON = "python"  # the name that the template and the parser give to calls as code
@@ -107,16 +109,20 @@ class Agent:
     ) -> None:
         served = [tool for server in mcp for tool in stack.enter_context(McpServer(server)).tools]
         python = python_tools is not False
+        self._constraint: Tools | None = None
         inside = [] if isinstance(python_tools, bool) else list(python_tools)
         self.tools = {t.name: t for t in as_tools([*tools, *([] if python else served)])}
         self.functions = functions(as_tools([*inside, *(served if python else [])]))
+        if (self.tools or python) and importlib.util.find_spec("llguidance"):
+            declared = [tool.signature for tool in self.tools.values()]
+            self._constraint = Tools(declared, python=python)
         if not python:
             return
         if PYTHON in self.tools:
             raise UserError(f"tool {PYTHON}: with python_tools that name is taken; rename it")
         self.sandbox = sandbox = unsafe_sandbox() if unsafe_python else find_sandbox()
-        declared = for_sandbox(self.functions)
-        self.interpreters = Interpreters(lambda: sandbox.interpreter(declared, limits))
+        called = for_sandbox(self.functions)
+        self.interpreters = Interpreters(lambda: sandbox.interpreter(called, limits))
         stack.callback(self.interpreters.close)
 
     def __enter__(self) -> Agent:
@@ -190,7 +196,7 @@ class Agent:
             date=datetime.date.today(),
             **self.offered,
         ).ids
-        generation = self.engine.submit(prompt, self.params)
+        generation = self.submit(prompt)
         parser = self.parser()
         try:
             for step in generation:
@@ -199,6 +205,17 @@ class Agent:
         finally:
             generation.cancel()
         return parser.message, generation.result().finish_reason == "length"
+
+    def submit(self, prompt: Sequence[int]) -> Generation:
+        """Ask for an answer whose calls are valid: held to the tools' schemas as it is written,
+        where llguidance is installed and knows these schemas."""
+        try:
+            return self.engine.submit(prompt, self.params, constraint=self._constraint)
+        except UserError as e:
+            if self._constraint is None or not str(e).startswith("tools:"):
+                raise
+            self._constraint = None
+            return self.engine.submit(prompt, self.params)
 
     def serve(self, call: ToolCall, conversation: Hashable = None) -> ToolResult:
         """Make a call of the model, or say why not."""

@@ -43,8 +43,13 @@ class McpServer:
         self._client: Any = None
         self._ready: Future[None] = Future()
         self._end: asyncio.Event | None = None
-        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        transport = self._transport(target)
+        # Its own messages; the last line is shown where it does not start.
+        self._log: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        try:
+            transport = self._transport(target)
+        except UserError:
+            self._log.close()
+            raise
         self._thread = threading.Thread(target=self._run, args=(transport,), daemon=True)
         self._thread.start()
         atexit.register(self.close)

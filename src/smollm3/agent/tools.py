@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, overload
 
 import pydantic
 import pydantic_core
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from smollm3.agent.schema import arguments_model, inline, read_docstring
 from smollm3.errors import UserError
@@ -138,7 +140,9 @@ def from_function(
     said, parameters = read_docstring(inspect.getdoc(function) or "")
     try:
         model = arguments_model(name, function, parameters)
-        schema = inline(model.model_json_schema())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # of defaults of any kind
+            schema = inline(model.model_json_schema())
     except (NameError, TypeError, pydantic.PydanticUserError) as e:
         reason = str(e).partition("\n")[0]
         raise UserError(f"tool {name}: its type hints give no JSON schema: {reason}") from None
