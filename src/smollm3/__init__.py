@@ -10,10 +10,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smollm3.agent import Agent, tool
     from smollm3.checkpoint import load_model, load_tokenizer, save_model
     from smollm3.infer import Engine, SamplingParams, load_engine
 
-__all__ = ["Engine", "SamplingParams", "load_engine", "load_model", "load_tokenizer", "save_model"]
+__all__ = [
+    "Agent",
+    "Engine",
+    "SamplingParams",
+    "load_engine",
+    "load_model",
+    "load_tokenizer",
+    "save_model",
+    "tool",
+]
 
 _HOMES = {
     "load_model": "smollm3.checkpoint",
@@ -22,6 +32,8 @@ _HOMES = {
     "load_engine": "smollm3.infer",
     "Engine": "smollm3.infer",
     "SamplingParams": "smollm3.infer",
+    "Agent": "smollm3.agent",
+    "tool": "smollm3.agent",
 }
 
 
