@@ -158,9 +158,6 @@ class Engine {
         alone([&] { model_->step(call); });
     }
 
-    size_t block_bytes() const { return model_->block_bytes(); }
-    int blocks() const { return model_->blocks(); }
-
     void read_blocks(const std::vector<int>& blocks, const Table<uint8_t>& out) {
         check_blocks(blocks, out.shape(0), out.shape(1));
         alone([&] {
@@ -239,6 +236,10 @@ NB_MODULE(_native, m) {
     m.def("matrix_bytes", [](const std::string& form, int rows, int columns) {
         return Matrix{form_named(form), rows, columns, nullptr}.bytes();
     }, nb::arg("form"), nb::arg("rows"), nb::arg("columns"));
+    m.def("block_bytes", [](const nb::dict& shape, const std::string& cache) {
+        const PageLayout page(form_named(cache), nb::cast<int>(shape["head_dim"]));
+        return page.bytes * nb::cast<int>(shape["layers"]) * nb::cast<int>(shape["kv_heads"]);
+    }, nb::arg("shape"), nb::arg("cache"), "Of a block of the cache over all layers.");
     m.def("pair_bytes", [](const std::string& form, int rows, int columns) {
         return room(Matrix{form_named(form), rows, columns, nullptr, true});
     }, nb::arg("form"), nb::arg("rows"), nb::arg("columns"), "Of two matrices that are read together.");
@@ -260,7 +261,5 @@ NB_MODULE(_native, m) {
         .def("step", &Engine::step, nb::arg("ids"), nb::arg("positions"), nb::arg("starts"), nb::arg("tables"),
              nb::arg("rows"), nb::arg("cos"), nb::arg("sin"), nb::arg("logits"))
         .def("read_blocks", &Engine::read_blocks, nb::arg("blocks"), nb::arg("out"))
-        .def("write_blocks", &Engine::write_blocks, nb::arg("blocks"), nb::arg("data"))
-        .def_prop_ro("blocks", &Engine::blocks)
-        .def_prop_ro("block_bytes", &Engine::block_bytes);
+        .def("write_blocks", &Engine::write_blocks, nb::arg("blocks"), nb::arg("data"));
 }

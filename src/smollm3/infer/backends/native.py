@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Batch
-from smollm3.infer.backends import packed
+from smollm3.infer.backends import BLOCK, Batch, packed
+from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import ModelConfig, rope_tables
 
 assert smollm3_kernels.BLOCK == BLOCK
@@ -36,21 +36,25 @@ class NativeBackend:
         path: Path,
         config: ModelConfig,
         *,
-        blocks: int,
+        blocks: int | None = None,
         dtype: str | None = None,
-        cache_type: str = "bf16",
+        cache_type: str | None = None,
         threads: int | None = None,
         weights_cache: bool = True,
         isa: str = "",
     ) -> None:
-        """dtype: see `packed.plan`. threads: None takes the processors this process may use.
-        isa: one of smollm3_kernels.instruction_sets(), the fastest where it is empty."""
+        """dtype: see `packed.plan`. blocks: of the pool; None takes what memory allows. cache_type:
+        None is f32 for float32 weights, else bf16. threads: None takes the processors this process
+        may use. isa: one of smollm3_kernels.instruction_sets(), the fastest where it is empty."""
+        plan = packed.plan(path, config, dtype)
+        if cache_type is None:
+            exact = all(part.form == "f32" for part in plan.parts.values())
+            cache_type = "f32" if exact else "bf16"
         if cache_type not in CACHE_TYPES:
             raise UserError(f"cache_type: {cache_type!r} is not one of {', '.join(CACHE_TYPES)}")
         self.config = config
         self.cache_type = cache_type
         self.threads = threads or len(os.sched_getaffinity(0))
-        plan = packed.plan(path, config, dtype)
         matrices = packed.load(plan, self.threads, weights_cache)
         weights = dict(plan.norms)
         for name, data in matrices.items():
@@ -69,16 +73,15 @@ class NativeBackend:
             "vocab": config.vocab_size, "eps": config.norm_eps,
             "uses_rope": [int(flag) for flag in config.uses_rope],
         }  # fmt: skip
+        kind = CACHE_TYPES[cache_type]
+        self.block_bytes = smollm3_kernels.block_bytes(shape, kind)
+        self.blocks = blocks = blocks or pool_blocks(config, self.block_bytes, torch.device("cpu"))
         try:
-            self._model = smollm3_kernels.Model(
-                shape, weights, CACHE_TYPES[cache_type], blocks, self.threads, isa
-            )
+            self._model = smollm3_kernels.Model(shape, weights, kind, blocks, self.threads, isa)
         except MemoryError:
             raise UserError(
                 f"{blocks * BLOCK} tokens of cache do not fit in memory; take a smaller context"
             ) from None
-        self.blocks = blocks
-        self.block_bytes = self._model.block_bytes
         half = config.head_dim // 2
         self._cos = self._sin = np.empty((0, half), np.float32)
 
@@ -118,9 +121,3 @@ class NativeBackend:
     def close(self) -> None:
         """Free the pool; the backend is of no use after."""
         del self._model
-
-
-def block_bytes(config: ModelConfig, cache_type: str) -> int:
-    """Bytes of a block of BLOCK tokens over all layers; SmolLM3-3B in bf16: 2,359,296."""
-    values = {"f32": 4.0, "bf16": 2.0, "int8": 1.0}[cache_type]
-    return int(2 * config.layers * config.kv_heads * config.head_dim * BLOCK * values)

@@ -109,6 +109,16 @@ def norm_names(config: ModelConfig) -> list[str]:
     return ["norm", *(f"blocks.{i}.{n}_norm" for i in blocks for n in ("attention", "ffn"))]
 
 
+def can_pack(path: Path, dtype: str | None) -> bool:
+    """Whether `plan` has a way to compute this checkpoint in this dtype without loss: float16 has
+    none, and quantised weights are computed in dtypes of floats by others."""
+    if path.is_file():
+        plain = all(t.format in PLAIN for t in Gguf(path).tensors.values())
+        return dtype is None or (plain and dtype in DTYPES)
+    stored = set(Weights(path).dtypes.values())
+    return dtype in DTYPES and (dtype is not None or stored <= {"float32", "bfloat16"})
+
+
 def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
     """How the checkpoint at `path` is packed.
 
@@ -340,7 +350,9 @@ def _write(file: Path, plan: Plan, threads: int) -> None:
         temporary = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
         try:
             with temporary.open("wb") as f:
-                os.posix_fallocate(f.fileno(), 0, size)  # a full disk is an error here, not a SIGBUS
+                os.posix_fallocate(
+                    f.fileno(), 0, size
+                )  # a full disk is an error here, not a SIGBUS
             data = np.memmap(temporary, np.uint8, "r+")
             at = blank
             for part in plan.parts.values():
