@@ -67,7 +67,11 @@ def load_engine(
         small = locate(draft)
         drafter = DraftModel(make(small), load_tokenizer(small), tokenizer).drafter
     return Engine(
-        backend, tokenizer, model_params(path), drafter=drafter, identity=lambda: digest(path)
+        backend,
+        tokenizer,
+        model_params(path),
+        drafter=drafter,
+        identity=lambda: f"{digest(path)} {dtype}",
     )
 
 

@@ -37,7 +37,7 @@ def save(worker: Worker, ids: list[int], salt: str, path: Path, origin: str) -> 
     try:
         _write(worker, path, ids, blocks, {"format": FORMAT, "origin": origin, "salt": salt})
     finally:
-        worker.ask(lambda: pool.release(blocks))
+        worker.ask(lambda: pool.release(blocks)).result()
     return len(ids)
 
 
@@ -55,7 +55,7 @@ def load(worker: Worker, path: Path, origin: str, entries: int) -> list[int]:
                     _import(worker, blocks[part], data[part])
                 worker.ask(lambda: _publish(pool, blocks, keys)).result()
             finally:
-                worker.ask(lambda: pool.release(blocks))
+                worker.ask(lambda: pool.release(blocks)).result()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as e:
