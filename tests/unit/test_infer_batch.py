@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smollm3.errors import UserError
 from smollm3.infer import SamplingParams, answers, batch, batch_console
 from smollm3.infer.answers import Answers
-from smollm3.infer.batch import Batch, Settings, fingerprint, read_requests
+from smollm3.infer.batch import Batch, Settings, read_requests
 from smollm3.infer.batch_console import batch_on_console
 from smollm3.infer.generation import Channel, Generation, Step
 
@@ -27,7 +27,7 @@ class StandIn:
 
     def __init__(self, tokenizer, hold=lambda text: 0):
         self.tokenizer, self.hold = tokenizer, hold
-        self.asked, self.waiting = [], []
+        self.asked, self.waiting, self.held = [], [], []
         self.most = self.cancelled = 0
 
     def __enter__(self):
@@ -36,7 +36,8 @@ class StandIn:
     def __exit__(self, *_):
         pass
 
-    def submit(self, prompt, params):
+    def submit(self, prompt, params, **hold):
+        self.held.append(hold)
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
         if "refuse" in text:
             raise UserError("the prompt is refused")
@@ -61,8 +62,8 @@ class StandIn:
             else:
                 words = random.Random(f"{text}{params.seed}").choices(["a", "bé", "c\n"], k=4)
                 for i, word in enumerate(words):
-                    channel.push(Step(i, word, -0.5, ((i, -0.5),) if params.logprobs else ()))
-                channel.finish("stop")
+                    tops = ((i, -0.5),) if params.logprobs else ()
+                    channel.push(Step(i, word, -0.5, tops), "stop" if i == 3 else None)
 
 
 class View:
@@ -353,18 +354,6 @@ def test_a_journal_is_read_as_far_as_it_is_whole(tmp_path):
     (tmp_path / ".y.jsonl.partial").write_bytes(b'2 {"id": 1, "key": "k"}\n\0\0\0\n3 {}\n')
     with Answers(tmp_path / "y.jsonl") as kept:
         assert [kept.old(i) for i in range(4)] == [None, None, {"id": 1, "key": "k"}, None]
-
-
-def test_the_fingerprint_of_a_model(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 2_000_000)
-    first = fingerprint(tmp_path, "float32")
-    assert first == fingerprint(tmp_path, "float32")
-    assert first != fingerprint(tmp_path, "bfloat16")
-    (tmp_path / "stage.txt").write_text("no part of it")
-    assert first == fingerprint(tmp_path, "float32")
-    (tmp_path / "model.safetensors").write_bytes(b"y" + b"x" * 1_999_999)
-    assert first != fingerprint(tmp_path, "float32")
 
 
 def test_on_the_console(tokenizer, tmp_path, capsys, monkeypatch):

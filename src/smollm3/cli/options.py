@@ -1,14 +1,134 @@
-"""Options that several commands share."""
+"""Options that several commands share, collected into one argument each."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
 import click
+
+from smollm3.errors import UserError
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
 MODEL = click.argument("model", metavar="MODEL")
 MODEL_HELP = """
 MODEL is a folder (a run's folder means its final model), a .gguf file, a Hub id with an optional
 @revision, or a short name (smollm3-3b, smollm2-135m).
 """
-CONTEXT = click.option(
-    "--context", type=int, metavar="TOKENS", help="Longer than trained: turns on YaRN."
+ENGINE = {
+    "engine": click.option(
+        "--engine",
+        metavar="NAME",
+        help="auto, native, torch or mlx [auto: native on a CPU that has it].",
+    ),
+    "device": click.option("--device", metavar="DEVICE", help="cpu, cuda, mps [cpu]."),
+    "dtype": click.option("--dtype", metavar="TYPE", help="float32, bfloat16, float16."),
+    "threads": click.option(
+        "--threads", type=click.IntRange(1), metavar="N", help="Of the CPU [one a core]."
+    ),
+    "context": click.option(
+        "--context",
+        type=click.IntRange(1),
+        metavar="TOKENS",
+        help="Longer than trained: turns on YaRN.",
+    ),
+    "cache_type": click.option(
+        "--cache-type",
+        metavar="TYPE",
+        help="Of keys and values: bf16, int8 (half the memory), f32.",
+    ),
+    "weights_cache": click.option(
+        "--no-cache",
+        "weights_cache",
+        flag_value=False,
+        default=None,
+        help="Pack the weights anew instead of keeping them packed on the disk.",
+    ),
+    "draft": click.option(
+        "--draft", metavar="MODEL", help="A small model whose guesses this one checks."
+    ),
+    "speculation": click.option(
+        "--no-speculation",
+        "speculation",
+        flag_value=False,
+        default=None,
+        help="Guess no tokens ahead: the same answers.",
+    ),
+}
+SAMPLING = {
+    "temperature": click.option("--temperature", type=float, help="0 is greedy [the model's own]."),
+    "top_p": click.option("--top-p", type=float, help="Nucleus [the model's own]."),
+    "top_k": click.option("--top-k", type=int, help="0 is off [the model's own]."),
+    "min_p": click.option("--min-p", type=float, help="Share of the likeliest's probability."),
+    "repetition_penalty": click.option(
+        "--repetition-penalty", type=float, metavar="X", help="Divides logits; 1 is off."
+    ),
+    "presence_penalty": click.option(
+        "--presence-penalty", type=float, metavar="X", help="Off the logits of used tokens."
+    ),
+    "frequency_penalty": click.option(
+        "--frequency-penalty", type=float, metavar="X", help="The same for each time."
+    ),
+    "seed": click.option("--seed", type=int, default=0, show_default=True),
+    "stop": click.option(
+        "--stop", multiple=True, metavar="TEXT", help="Ends the answer; may be repeated."
+    ),
+    "max_tokens": click.option("--max-tokens", type=int, help="Of each answer."),
+}
+
+
+THINK = click.option("--think/--no-think", default=True, help="Reason before answering.")
+SYSTEM = click.option("--system", metavar="TEXT", help="System prompt.")
+BUDGET = click.option(
+    "--thinking-budget", type=int, metavar="TOKENS", help="Of reasoning, which is then closed."
 )
+CONSTRAINT = {
+    "json_schema": click.option(
+        "--json-schema", metavar="FILE", help="The answer is JSON that this schema allows."
+    ),
+    "regex": click.option("--regex", metavar="PATTERN", help="It is what this matches."),
+    "grammar": click.option(
+        "--grammar", metavar="FILE", help="It is a text of this grammar (llguidance's Lark)."
+    ),
+}
+
+
+def collected(name: str, options: Mapping[str, Decorator]) -> Decorator:
+    """Add the options to a command, which gets those that were given as the dict `name`."""
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            chosen = {key: values.pop(key) for key in options}
+            given = {key: value for key, value in chosen.items() if value not in (None, ())}
+            return function(**values, **{name: given})
+
+        decorated: Command = command
+        for option in reversed(list(options.values())):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+engine_options = collected("engine_options", ENGINE)
+sampling_options = collected("sampling", SAMPLING)
+constraint_options = collected("constraint", CONSTRAINT)
+
+
+def read_constraint(given: dict[str, Any]) -> Any:
+    """What the answer is to be, from the options; None without any."""
+    from smollm3.files import read_json, read_text
+    from smollm3.infer.grammars import Grammar, Json, Regex
+
+    if len(given) > 1:
+        raise UserError("give one of --json-schema, --regex and --grammar")
+    if "json_schema" in given:
+        return Json(read_json(Path(given["json_schema"])))
+    if "grammar" in given:
+        return Grammar(read_text(Path(given["grammar"])))
+    return Regex(given["regex"]) if given else None

@@ -12,11 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from smollm3.checkpoint import digest
 from smollm3.errors import UserError
 from smollm3.files import MAX_JSON_BYTES, sha256_json
 from smollm3.infer.answers import Answers
 from smollm3.infer.engine import Engine
 from smollm3.infer.generation import Generation
+from smollm3.infer.grammars import Choice, Grammar, Json, Regex, Spec
 from smollm3.infer.params import SamplingParams
 
 # Requests behind the oldest unanswered one that may be started: how far a long answer can be
@@ -26,22 +28,30 @@ SYNC_SECONDS = 0.2  # between two waits for the disk
 POLL_SECONDS = 0.005
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
 CHAT = frozenset(("tools", "enable_thinking"))
-KEYS = PARAMS | CHAT | {"id", "prompt", "messages"}
-FINGERPRINT_BYTES = 1 << 20  # of each file: a header and the first weights
+CONSTRAINTS = {"json_schema": Json, "regex": Regex, "grammar": Grammar, "choice": Choice}
+KEYS = PARAMS | CHAT | CONSTRAINTS.keys() | {"id", "prompt", "messages", "thinking_budget"}
 
 
 @dataclass(frozen=True)
 class Settings:
     """What holds for every request that does not say otherwise.
 
-    as_chat: a prompt is a user's message. model: a fingerprint of what answers.
+    as_chat: a prompt is a user's message. model: says what answers, for the answers' keys.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
+    constraint: Spec | None = None
+    thinking_budget: int | None = None
     as_chat: bool = False
     enable_thinking: bool = True
     system: str | None = None
     model: str = ""
+
+    def of(self, engine: Engine, model: Path) -> Settings:
+        """The same, answered by this engine of the model at that place."""
+        backend = engine.backend
+        parts = (digest(model), engine.config, engine.params, backend.name, backend.cache_type)
+        return replace(self, model=sha256_json(list(map(repr, parts))))
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Request:
     place: str
     key: str
     params: SamplingParams = field(default_factory=SamplingParams)
+    constraint: Spec | None = None
+    thinking_budget: int | None = None
     prompt: str | list[int] | None = None
     messages: list[Any] = field(default_factory=list)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +80,12 @@ class Request:
         prompt = self.prompt
         if prompt is None:
             prompt = engine.tokenizer.render(self.messages, date=date, **self.options).ids
-        return [engine.submit(prompt, params) for params in self.params.choices()]
+        return [
+            engine.submit(
+                prompt, each, constraint=self.constraint, thinking_budget=self.thinking_budget
+            )
+            for each in self.params.choices()
+        ]
 
     def answer(
         self, engine: Engine, generations: list[Generation], date: datetime.date
@@ -154,19 +171,21 @@ def _request(
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise UserError(f"id: must be a text or a whole number, not {identity!r}")
     params = replace(settings.params, **_params({"seed": seed} | values))
+    constraint = _constraint(values) or settings.constraint
+    budget = values.get("thinking_budget", settings.thinking_budget)
     chat = "messages" in values or settings.as_chat
-    key = {
+    decides = {
         "id": identity,
         "line": {k: v for k, v in values.items() if k in CHAT | {"prompt", "messages"}},
-        "params": [repr(getattr(params, f.name)) for f in fields(params)],
+        "params": [repr(params), repr(constraint), budget],
         "chat": [settings.enable_thinking, settings.system] if chat else None,
         "model": settings.model,
     }
     try:
-        checksum = sha256_json(key)[:16]
+        checksum = sha256_json(decides)[:16]
     except ValueError:
         raise UserError("holds a lone surrogate, which is no character") from None
-    request = Request(identity, place, checksum, params)
+    request = Request(identity, place, checksum, params, constraint, budget)
     if chat:
         options = {k: values[k] for k in CHAT & values.keys()}
         options.setdefault("enable_thinking", settings.enable_thinking)
@@ -213,16 +232,11 @@ def _params(values: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def fingerprint(model: Path, *settings: object) -> str:
-    """A checksum of a model's files, as far as their sizes and beginnings tell, and of settings."""
-    files = [model] if model.is_file() else sorted(p for p in model.iterdir() if p.is_file())
-    digest = hashlib.sha256(repr(settings).encode())
-    for file in files:
-        if file.suffix in (".json", ".safetensors", ".gguf", ".jinja"):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as f:
-                digest.update(f.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()
+def _constraint(values: Mapping[str, Any]) -> Spec | None:
+    given = sorted(CONSTRAINTS.keys() & values.keys())
+    if len(given) > 1:
+        raise UserError(f"{given[0]}: not together with {given[1]}")
+    return CONSTRAINTS[given[0]](values[given[0]]) if given else None
 
 
 @dataclass

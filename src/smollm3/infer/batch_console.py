@@ -1,21 +1,24 @@
-"""`smollm3 generate --input --output`: a bar on a terminal, plain lines elsewhere."""
+"""`smollm3 generate`: one answer as it comes; a batch with a bar, or lines without a terminal."""
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from smollm3.errors import UserError
 from smollm3.infer.answers import Answers
-from smollm3.infer.batch import Batch, Settings, Tally, read_requests
+from smollm3.infer.batch import Batch, Request, Settings, Tally, conversation, read_requests
 from smollm3.infer.engine import Engine
 
 LOG_SECONDS = 10.0  # between two lines where there is no bar
@@ -89,7 +92,10 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, str, int | None]]:
 def batch_on_console(
     engine: Engine, path: str, output: Path, settings: Settings, concurrency: int
 ) -> int:
-    """Answer the requests in `path` into `output`; the exit code, 2 if there were errors."""
+    """Answer the requests in `path` into `output`; the exit code, 2 if there were errors.
+
+    settings: `of` the engine.
+    """
     if output.exists() and Path(path).exists() and output.samefile(path):
         raise UserError(f"{output}: is the input too; give another --output")
     console = Console(highlight=False)
@@ -106,3 +112,24 @@ def batch_on_console(
     made = f"{tally.tokens:,} tokens in {seconds:.0f} s" if tally.tokens else "nothing left to do"
     console.print(f"{output}: {summary(tally)}; {made}", soft_wrap=True)
     return 2 if tally.errors else 0
+
+
+def generate_on_console(engine: Engine, prompt: str, settings: Settings) -> None:
+    """Write the answers to one prompt as they come."""
+    request = Request(
+        0, "", "", settings.params, settings.constraint, settings.thinking_budget, prompt
+    )
+    if settings.as_chat:
+        request = replace(
+            request,
+            prompt=None,
+            messages=conversation({"prompt": prompt}, settings.system),
+            options={"enable_thinking": settings.enable_thinking},
+        )
+    generations = request.start(engine, datetime.date.today())
+    for number, generation in enumerate(generations, 1):
+        if len(generations) > 1:
+            click.echo(f"--- {number} of {len(generations)}")
+        for step in generation:
+            click.echo(step.text, nl=False)
+        click.echo()
