@@ -1,4 +1,4 @@
-"""CPU kernels for smollm3; see smollm3.infer.backends.native for their use."""
+"""CPU kernels for smollm3; smollm3.infer.backends.native is their only user."""
 
 from smollm3_kernels._native import (
     BLOCK,

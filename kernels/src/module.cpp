@@ -221,6 +221,7 @@ void pack_matrix(const std::string& type, const Vector<const uint8_t>& source, i
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // an engine that lives until the process ends is no leak
     m.attr("VERSION") = SMOLLM3_KERNELS_FORMAT;
     m.attr("BLOCK") = BLOCK;
     m.def("instruction_sets", [] {

@@ -14,6 +14,7 @@ from smollm3.errors import UserError
 from smollm3.infer.backends import Backend
 from smollm3.infer.backends.torch import TorchBackend
 from smollm3.infer.engine import Engine
+from smollm3.infer.hooks import MakeDrafter
 from smollm3.infer.params import model_params
 from smollm3.infer.speculation import DraftModel, PromptLookup
 from smollm3.model import ModelConfig, extend_context
@@ -62,7 +63,7 @@ def load_engine(
         weights_cache=weights_cache,
     )
     backend, tokenizer = make(path), load_tokenizer(path)
-    drafter = PromptLookup if speculation else None
+    drafter: MakeDrafter | None = PromptLookup if speculation else None
     if draft is not None:
         small = locate(draft)
         drafter = DraftModel(make(small), load_tokenizer(small), tokenizer).drafter

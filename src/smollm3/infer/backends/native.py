@@ -1,6 +1,6 @@
 """The C++ kernels (distribution smollm3-kernels): the fast way on a CPU.
 
-Logits are the same bits alone, batched, in chunks, after a prefix hit and with any number of threads.
+Logits are the same bits alone, batched, in chunks, after a prefix hit, on any number of threads.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import smollm3_kernels
@@ -56,7 +57,7 @@ class NativeBackend:
         self.cache_type = cache_type
         self.threads = threads or len(os.sched_getaffinity(0))
         matrices = packed.load(plan, self.threads, weights_cache)
-        weights = dict(plan.norms)
+        weights: dict[str, Any] = dict(plan.norms)
         for name, data in matrices.items():
             form = plan.parts[name].form
             if name.endswith(".gate"):

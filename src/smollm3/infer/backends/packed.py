@@ -1,8 +1,9 @@
-"""Weights in the kernels' own layout: planned from any checkpoint, kept in a cache, mapped when used.
+"""Weights in the kernels' own layout: planned from any checkpoint, cached, mapped when used.
 
-A packed file is a safetensors file whose data begin at a cache line. It is keyed by what it was made
-from (header, size and time of the source) and by the layout's version, written under a temporary name,
-and made again when it is not what its key says. The least recently used go when the cache is full.
+A packed file is a safetensors file whose data begin at a cache line. It is keyed by what it was
+made from (header, size and time of the source) and by the layout's version, written under a
+temporary name, and made again when it is not what its key says. The least recently used go when
+the cache is full.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def can_pack(path: Path, dtype: str | None) -> bool:
 def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
     """How the checkpoint at `path` is packed.
 
-    dtype: None keeps what the file holds; float32 and bfloat16 are for files of plain numbers, which
-    q8_0 and q4_0 quantise as llama.cpp does.
+    dtype: None keeps what the file holds; float32 and bfloat16 are for files of plain numbers,
+    which q8_0 and q4_0 quantise as llama.cpp does.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES[1:]))}")
@@ -189,9 +190,10 @@ def _forms(types: dict[str, str], dtype: str | None) -> dict[str, str]:
             forms[name] = "f32"
         else:
             forms[name] = "bf16"
-    for name in forms:  # read together, so they must be alike; 8 bits hold whatever they are
-        if name.endswith(".gate") and forms[name] != forms[name.removesuffix("gate") + "up"]:
-            forms[name] = forms[name.removesuffix("gate") + "up"] = "q8"
+    for name, form in list(forms.items()):
+        up = name.removesuffix("gate") + "up"
+        if name.endswith(".gate") and form != forms[up]:
+            forms[name] = forms[up] = "q8"  # read together, so alike; 8 bits hold whatever they are
     return forms
 
 
@@ -312,10 +314,10 @@ def _header(plan: Plan, checksum: int) -> bytes:
 
 
 def _checksum(data: Bytes) -> int:
-    """Of one page in every PROBE bytes: pages that never reached the disk, not flipped bits."""
+    """Of one page in every PROBE bytes and the last: finds pages that never reached the disk."""
     checksum = 0
-    for at in range(0, len(data), PROBE):
-        checksum = zlib.crc32(data[at : at + 4096], checksum)
+    for at in (*range(0, len(data), PROBE), max(len(data) - 4096, 0)):
+        checksum = zlib.crc32(data[at : at + 4096].tobytes(), checksum)
     return checksum
 
 
