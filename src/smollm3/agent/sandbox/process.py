@@ -257,9 +257,11 @@ def _answer(reply: Mapping[str, Any], call: Call | None) -> dict[str, Any]:
     if call is None:
         return {"error": f"{name}: there are no functions here"}
     try:
-        return {"value": call(name, args, kwargs)}
+        value = call(name, args, kwargs)
+        json.dumps(value)
     except Exception as e:
-        return {"error": str(e)}
+        return {"error": str(e) or type(e).__name__}
+    return {"value": value}
 
 
 def _as_run(reply: Mapping[str, Any]) -> Run:
