@@ -6,6 +6,7 @@ N tokens of a step, T tokens of one sequence in it, H query heads, G key/value h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -44,13 +45,10 @@ class TorchBackend:
         self.config = config
         self.cache_type = str(like.dtype).removeprefix("torch.")
         shape = (config.layers, BLOCK, config.kv_heads, config.head_dim)
-        self.block_bytes = 2 * int(np.prod(shape)) * like.dtype.itemsize
+        self.block_bytes = 2 * math.prod(shape) * like.dtype.itemsize
         self.blocks = blocks or pool_blocks(config, self.block_bytes, like.device)
-        # Zeros, not empty memory: a masked place still enters the product, and 0 x NaN is NaN. The
-        # system hands out zero pages when they are first written, so unused blocks cost nothing.
         places = (config.layers, self.blocks * BLOCK, config.kv_heads, config.head_dim)
-        self.k_LPGD = torch.zeros(places, dtype=like.dtype, device=like.device)
-        self.v_LPGD = torch.zeros(places, dtype=like.dtype, device=like.device)
+        self.k_LPGD, self.v_LPGD = _zeros(places, like), _zeros(places, like)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> Tensor:
@@ -194,6 +192,18 @@ def _folded(q_STHD: Tensor, k_SPGD: Tensor, v_SPGD: Tensor, mask: Tensor | None)
         q_SGQD, k_SPGD.transpose(1, 2), v_SPGD.transpose(1, 2), attn_mask=mask
     )
     return o_SGQD.view(S, G, T, H // G, D).transpose(1, 2).reshape(S, T, H, D)
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros, not empty memory: a masked place still enters the product, and 0 x NaN is NaN.
+
+    On a CPU by calloc, which torch.zeros does not use: the system hands out zero pages when they
+    are first written, so blocks that are not used cost nothing.
+    """
+    if like.device.type != "cpu":
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    octets = np.zeros(math.prod(shape) * like.dtype.itemsize, np.uint8)
+    return torch.from_numpy(octets).view(like.dtype).view(shape)
 
 
 def _blocks(pool: Tensor, dim: int) -> Tensor:
