@@ -1,0 +1,98 @@
+// The server's OpenAI API, read as a stream.
+
+export class ApiError extends Error {
+  constructor(message, status = 0, wait = 0) {
+    super(message);
+    this.status = status; // 0: no answer at all
+    this.wait = wait; // seconds after which the server would be asked again
+  }
+}
+
+const headers = (key) => ({
+  "Content-Type": "application/json",
+  ...(key ? { Authorization: `Bearer ${key}` } : {}),
+});
+
+async function request(url, options) {
+  let response;
+  try {
+    response = await fetch(url, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The server does not answer. Is it still running?");
+  }
+  if (response.ok) return response;
+  let message = `The server answered ${response.status}.`;
+  try {
+    const body = await response.json();
+    message = body.error?.message ?? body.detail ?? message;
+  } catch {
+    // Not JSON: a proxy's page says less than the status.
+  }
+  const wait = response.status === 429 ? Math.max(1, Number(response.headers.get("Retry-After")) || 2) : 0;
+  throw new ApiError(String(message), response.status, wait);
+}
+
+export async function models(key) {
+  const { data } = await (await request("v1/models", { headers: headers(key) })).json();
+  return data;
+}
+
+/** The chunks of a streamed answer. */
+export async function* stream(url, body, key, signal) {
+  const response = await request(url, {
+    method: "POST", headers: headers(key), body: JSON.stringify(body), signal,
+  });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) throw new ApiError("The connection broke before the answer ended.");
+      const lines = (rest + value).split(/\r?\n/);
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data:")) continue;
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") return;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new ApiError(chunk.error.message ?? "The server stopped this answer.");
+        yield chunk;
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError" || error instanceof ApiError) throw error;
+    throw new ApiError("The connection broke before the answer ended.");
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** What both endpoints take. */
+function sampling(settings, model) {
+  const body = {
+    model: model.id,
+    stream: true,
+    stream_options: { include_usage: true },
+    temperature: Number(settings.temperature),
+    top_p: Number(settings.top_p),
+    max_tokens: Number(settings.max_tokens),
+  };
+  if (settings.seed !== "") body.seed = Number(settings.seed);
+  return body;
+}
+
+export function chatBody(settings, model, messages) {
+  const body = { ...sampling(settings, model), messages };
+  body.chat_template_kwargs = { enable_thinking: settings.thinking };
+  if (settings.thinking && settings.thinking_budget !== "") {
+    body.thinking_budget = Number(settings.thinking_budget);
+  }
+  if (settings.tools.trim()) body.tools = JSON.parse(settings.tools);
+  if (settings.glass) body.glass_box = true;
+  return body;
+}
+
+export const completionBody = (settings, model, prompt) => ({
+  ...sampling(settings, model), prompt, glass_box: true,
+});

@@ -1,0 +1,226 @@
+// One message of each role.
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import { app, forkAt, giveResult, isRunning, retry, say, send, showSibling } from "./app.js";
+import { readable, siblings } from "./conversation.js";
+import { Glass } from "./glass.jsx";
+import { Icon, IconButton } from "./icons.jsx";
+import { applyStyles, blocks, clean, highlight } from "./markdown.js";
+
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    say("Copied.");
+  } catch {
+    say("The browser did not allow copying.");
+  }
+}
+
+function Block({ html }) {
+  const element = useRef(null);
+  useLayoutEffect(() => applyStyles(element.current), [html]);
+  return <div ref={element} dangerouslySetInnerHTML={{ __html: html }} />;
+}
+
+function Markdown({ text }) {
+  const parts = useMemo(() => blocks(text), [text]);
+  const onClick = (event) => {
+    const button = event.target.closest?.(".copy-code");
+    if (button) copy(button.closest("figure").querySelector("code").textContent);
+  };
+  return (
+    <div class="markdown" onClick={onClick}>
+      {parts.map((html, i) => <Block key={i} html={html} />)}
+    </div>
+  );
+}
+
+function Versions({ node }) {
+  const all = siblings(app.conversation, node);
+  if (all.length < 2) return null;
+  const at = all.indexOf(node);
+  return (
+    <span class="versions" role="group" aria-label="Versions of this message">
+      <IconButton icon="left" label="Earlier version" disabled={at === 0} onClick={() => showSibling(node, -1)} />
+      <span aria-label={`version ${at + 1} of ${all.length}`}>{at + 1}/{all.length}</span>
+      <IconButton icon="right" label="Later version" disabled={at === all.length - 1} onClick={() => showSibling(node, 1)} />
+    </span>
+  );
+}
+
+/** A text area as high as its text. */
+export function Growing({ value, ...rest }) {
+  const area = useRef(null);
+  useLayoutEffect(() => {
+    area.current.style.height = "auto";
+    area.current.style.height = `${area.current.scrollHeight + 2}px`;
+  }, [value]);
+  return <textarea ref={area} rows="1" value={value} {...rest} />;
+}
+
+export function UserMessage({ node }) {
+  const [draft, setDraft] = useState(null);
+  const save = () => {
+    setDraft(null);
+    if (draft.trim()) send(draft, node.parent);
+  };
+  const keys = (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      setDraft(null);
+    } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      save();
+    }
+  };
+  return (
+    <article class="message user" aria-label="You">
+      {draft === null ? (
+        <div class="bubble">{node.content}</div>
+      ) : (
+        <div class="editor">
+          <Growing value={draft} aria-label="Edit your message" ref={(area) => area?.base?.focus()} onInput={(event) => setDraft(event.currentTarget.value)} onKeyDown={keys} />
+          <div class="row">
+            <button type="button" onClick={() => setDraft(null)}>Cancel</button>
+            <button type="button" class="primary" onClick={save}>Send</button>
+          </div>
+        </div>
+      )}
+      <div class="actions">
+        <Versions node={node} />
+        <IconButton icon="copy" label="Copy" onClick={() => copy(node.content)} />
+        <IconButton icon="edit" label="Edit" disabled={isRunning()} onClick={() => setDraft(node.content)} />
+      </div>
+    </article>
+  );
+}
+
+function Reasoning({ node }) {
+  const [open, setOpen] = useState(false);
+  const busy = node.state === "streaming" && !node.content && !node.calls.length;
+  const count = node.stats?.reasoning ?? node.thoughtPieces;
+  const seconds = node.thoughtSeconds === undefined ? "" : ` for ${node.thoughtSeconds < 10 ? node.thoughtSeconds.toFixed(1) : Math.round(node.thoughtSeconds)} s`;
+  return (
+    <details class="reasoning" open={open} onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary class={busy ? "busy" : ""}>
+        <Icon name="think" />
+        <span>{busy ? "Thinking" : "Thought"}{seconds}</span>
+        {count > 0 && <span class="muted">{count} tokens</span>}
+      </summary>
+      {open && <Markdown text={node.reasoning} />}
+    </details>
+  );
+}
+
+function Code({ text, language }) {
+  const html = useMemo(() => clean(highlight(text, language)), [text, language]);
+  return <pre tabindex="0"><code dangerouslySetInnerHTML={{ __html: html }} /></pre>;
+}
+
+function Call({ call, result, value, onInput }) {
+  const { language, text } = readable(call);
+  const python = call.name === "python";
+  return (
+    <section class="call" aria-label={python ? "Python run" : `Call of ${call.name}`}>
+      <h3>
+        <Icon name="tool" />
+        {python ? "Python" : call.name}
+        <span class="muted">{result ? (result.ok === false ? "failed" : "done") : "waiting"}</span>
+      </h3>
+      <Code text={text} language={language} />
+      {result && (
+        <>
+          <h4>Result</h4>
+          <pre class={`result ${result.ok === false ? "bad" : ""}`} tabindex="0">{result.content || "(nothing)"}</pre>
+        </>
+      )}
+      {onInput && (
+        <label class="result-entry">
+          Result
+          <Growing value={value} placeholder="What the tool gave" onInput={(event) => onInput(event.currentTarget.value)} />
+        </label>
+      )}
+    </section>
+  );
+}
+
+function Calls({ node, results, last }) {
+  const [values, setValues] = useState([]);
+  const open = last && node.state === "done" && !isRunning() && results.length === 0;
+  return (
+    <form
+      class="calls"
+      onSubmit={(event) => {
+        event.preventDefault();
+        giveResult(node, node.calls.map((_, i) => values[i] ?? ""));
+      }}
+    >
+      {node.calls.map((call, i) => (
+        <Call
+          key={call.id ?? i} call={call} result={results.find((result) => result.callId === call.id)}
+          value={values[i] ?? ""}
+          onInput={open && ((text) => setValues(Object.assign([...values], { [i]: text })))}
+        />
+      ))}
+      {open && <button class="primary">Send {node.calls.length > 1 ? "results" : "result"}</button>}
+    </form>
+  );
+}
+
+function Problem({ node }) {
+  return (
+    <div class="problem" role="alert">
+      <p>{node.problem}</p>
+      <button type="button" disabled={isRunning()} onClick={() => retry(node)}>Try again</button>
+    </div>
+  );
+}
+
+const NOTES = {
+  length: "The answer was cut at the most tokens that the settings allow.",
+  stopped: "Stopped.",
+};
+
+function Figures({ node }) {
+  const { stats } = node;
+  const parts = [];
+  if (stats?.rate && Number.isFinite(stats.rate)) parts.push(`${stats.rate.toFixed(1)} tokens/s`);
+  if (stats?.completion) parts.push(`${stats.completion} tokens`);
+  if (stats?.cached) parts.push(`${stats.cached} of ${stats.prompt} prompt tokens cached`);
+  if (node.changedAt !== undefined) parts.push(`token ${node.changedAt + 1} changed`);
+  return parts.length ? <span class="figures">{parts.join(" · ")}</span> : null;
+}
+
+export function AssistantMessage({ node, results, last }) {
+  const [glass, setGlass] = useState(app.settings.glass);
+  const seen = node.tokens?.length > 0;
+  const busy = ["waiting", "queued", "streaming"].includes(node.state);
+  const live = busy && app.running.get(app.conversation.id)?.node === node;
+  const note = NOTES[node.state] ?? NOTES[node.finish] ?? (busy && !live && "The page was closed before this answer ended.");
+  return (
+    <article class="message assistant" aria-label={node.model || "Assistant"} aria-busy={live}>
+      {glass && seen ? (
+        <Glass node={node} />
+      ) : (
+        <>
+          {node.reasoning && <Reasoning node={node} />}
+          {node.content && <Markdown text={node.content} />}
+        </>
+      )}
+      {node.calls?.length > 0 && <Calls node={node} results={results} last={last} />}
+      {live && node.state === "waiting" && <p class="pending"><span class="dots" aria-hidden="true"><i /><i /><i /></span><span class="hidden">Waiting for the model</span></p>}
+      {live && node.state === "queued" && <p class="pending queued" role="status">The server is busy. Asking again in {node.wait} s.</p>}
+      {node.state === "failed" && <Problem node={node} />}
+      {note && <p class="note">{note}</p>}
+      {!live && (
+        <div class="actions">
+          <Versions node={node} />
+          <IconButton icon="copy" label="Copy" onClick={() => copy(node.content)} />
+          <IconButton icon="retry" label="Another answer" disabled={isRunning()} onClick={() => retry(node)} />
+          <IconButton icon="fork" label="Branch into a new conversation" onClick={() => forkAt(node)} />
+          {seen && <IconButton icon="glass" label="Glass box" aria-pressed={glass} onClick={() => setGlass(!glass)} />}
+          <Figures node={node} />
+        </div>
+      )}
+    </article>
+  );
+}
