@@ -1,18 +1,21 @@
 // Bundles the page into the Python package. `npm ci && npm run build`, or `make ui`.
 import { build } from "esbuild";
-import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const out = process.argv[2] ?? join(here, "../src/smollm3/serve/static");
+const assets = join(out, "assets");
 
 rmSync(out, { recursive: true, force: true });
-mkdirSync(out, { recursive: true });
+mkdirSync(assets, { recursive: true });
 const result = await build({
   absWorkingDir: here,
   entryPoints: { app: "src/main.jsx" },
-  outdir: out,
+  outdir: assets,
+  assetNames: "[name]",
+  loader: { ".woff2": "file" },
   bundle: true,
   minify: true,
   metafile: true,
@@ -37,7 +40,7 @@ const texts = [...names].sort().map((name) => {
   const text = files.map((file) => readFileSync(join(folder, file), "utf8")).join("\n");
   return `${name} ${version} (${license})\n\n${text.trim()}\n`;
 });
-writeFileSync(join(out, "licences.txt"), texts.join(`\n${"-".repeat(72)}\n\n`));
+writeFileSync(join(assets, "licences.txt"), texts.join(`\n${"-".repeat(72)}\n\n`));
 
-for (const name of ["index.html", "icon.svg"]) cpSync(join(here, name), join(out, name));
-if (!existsSync(join(out, "app.css"))) throw new Error("app.css was not made");
+cpSync(join(here, "icon.svg"), join(assets, "icon.svg"));
+cpSync(join(here, "index.html"), join(out, "index.html")); // last: where it is, the page is whole

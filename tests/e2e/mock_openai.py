@@ -15,7 +15,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).resolve().parents[2] / "src" / "smollm3" / "serve" / "static"
 CSP = "default-src 'self'; img-src 'self' data:; connect-src 'self'"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
 CONTEXT = 65_536
 
 THOUGHT = (
@@ -78,8 +78,13 @@ def token(i: int, text: str) -> dict:
     return {"id": top[0]["id"], "text": text, "logprob": math.log(p), "top": top, "source": source}
 
 
+WORDS: dict[int, str] = {}  # the vocabulary: what was written so far
+
+
 def number(text: str) -> int:
-    return sum(byte * 31**i for i, byte in enumerate(text.encode())) % 128_000
+    i = sum(byte * 31**i for i, byte in enumerate(text.encode())) % 128_000
+    WORDS[i] = text
+    return i
 
 
 class Mock(ThreadingHTTPServer):
@@ -137,8 +142,9 @@ class Handler(BaseHTTPRequestHandler):
                 model = {"id": "smollm3-3b", "object": "model", "max_model_len": CONTEXT, "thinking": True}
                 self.reply(200, {"object": "list", "data": [model]})
             return
-        file = STATIC / ("index.html" if path == "/" else path.removeprefix("/static/"))
-        if "/" in path.removeprefix("/static/").strip("/") or not file.is_file():
+        name = path.removeprefix("/assets/")
+        file = STATIC / "index.html" if path == "/" else STATIC / "assets" / name
+        if "/" in name.strip("/") or not file.is_file():
             self.reply(404, {"error": {"message": "not found"}})
         else:
             self.reply(200, file.read_bytes(), TYPES.get(file.suffix, "text/plain"))
@@ -257,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
         ids = body["prompt"]
         self.chunk(
             {"index": 0, "text": ""},
-            prompt_tokens_detail=[{"id": i, "text": "?", "cached": True} for i in ids],
+            prompt_tokens_detail=[{"id": i, "text": WORDS[i], "cached": True} for i in ids],
         )
         self.say("text", ", and the story went another way.")
         self.end("stop", len(ids))

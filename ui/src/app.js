@@ -1,7 +1,7 @@
 // The page's state and what can be done to it. Components read `app` and call these functions;
 // `redraw` draws what has changed, at most twelve times a second while an answer streams.
 import { ApiError, chatBody, completionBody, models, stream } from "./api.js";
-import { addNode, fork, newConversation, parseRaw, path, showVersion, siblings, toMessages } from "./conversation.js";
+import { addNode, fork, isEmptyFailure, newConversation, parseRaw, path, showVersion, siblings, toMessages } from "./conversation.js";
 import * as store from "./store.js";
 
 export const app = {
@@ -149,7 +149,10 @@ export function send(text, parent = app.conversation.leaf) {
 }
 
 /** Another answer to the same messages. */
-export const retry = (node) => answer(node.parent);
+export function retry(node) {
+  if (isEmptyFailure(node)) delete app.conversation.nodes[node.id];
+  return answer(node.parent);
+}
 
 /** The result of a call that no one else makes. */
 export function giveResult(assistant, results) {

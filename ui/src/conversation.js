@@ -44,10 +44,14 @@ export function fork(conversation, leaf) {
   return copy;
 }
 
+export const isEmptyFailure = (node) =>
+  node.role === "assistant" && node.state !== "done" && !node.content && !node.calls.length;
+
 /** The messages up to `leaf` as the API takes them. */
 export function toMessages(conversation, leaf) {
   const messages = conversation.system ? [{ role: "system", content: conversation.system }] : [];
   for (const node of path(conversation, leaf)) {
+    if (isEmptyFailure(node)) continue;
     const message = { role: node.role, content: node.content };
     if (node.reasoning) message.reasoning_content = node.reasoning;
     if (node.calls?.length) {

@@ -140,13 +140,13 @@ function Answer({ node }) {
             </span>
           ))}
         </div>
-        {chosen && <Details key={at} node={node} at={at} token={chosen} box={box.current} close={close} />}
+        {chosen && <Details key={at} node={node} at={at} token={chosen} box={box.current} pinned={pinned} close={close} />}
       </div>
     </>
   );
 }
 
-function Details({ node, at, token, box, close }) {
+function Details({ node, at, token, box, pinned, close }) {
   const place = (element) => {
     const target = box.querySelector(`[data-at="${at}"]`);
     if (!element || !target) return;
@@ -154,6 +154,7 @@ function Details({ node, at, token, box, close }) {
     const outer = box.getBoundingClientRect();
     element.style.top = `${rect.bottom - outer.top}px`;
     element.style.left = `${Math.max(0, Math.min(rect.left - outer.left, outer.width - element.offsetWidth))}px`;
+    if (pinned) element.scrollIntoView({ block: "nearest" });
   };
   const top = token.top ?? [];
   const busy = isRunning();

@@ -61,7 +61,8 @@ function formula(source, displayMode) {
   if (source.length > LONGEST_FORMULA) return plain;
   try {
     const html = temml.renderToString(source, { displayMode, throwOnError: true, trust: false, maxExpand: 200 });
-    return html.replace(/ style="/g, ' data-css="'); // in text Temml writes &quot;
+    const moved = html.replace(/ style="/g, ' data-css="'); // in text Temml writes &quot;
+    return displayMode ? `<span class="display">${moved}</span>` : moved;
   } catch {
     return plain;
   }

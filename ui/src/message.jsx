@@ -1,5 +1,5 @@
 // One message of each role.
-import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { app, forkAt, giveResult, isRunning, retry, say, send, showSibling } from "./app.js";
 import { readable, siblings } from "./conversation.js";
 import { Glass } from "./glass.jsx";
@@ -48,8 +48,11 @@ function Versions({ node }) {
 }
 
 /** A text area as high as its text. */
-export function Growing({ value, ...rest }) {
+export function Growing({ value, focus, ...rest }) {
   const area = useRef(null);
+  useEffect(() => {
+    if (focus) area.current.focus();
+  }, []);
   useLayoutEffect(() => {
     area.current.style.height = "auto";
     area.current.style.height = `${area.current.scrollHeight + 2}px`;
@@ -78,7 +81,7 @@ export function UserMessage({ node }) {
         <div class="bubble">{node.content}</div>
       ) : (
         <div class="editor">
-          <Growing value={draft} aria-label="Edit your message" ref={(area) => area?.base?.focus()} onInput={(event) => setDraft(event.currentTarget.value)} onKeyDown={keys} />
+          <Growing value={draft} aria-label="Edit your message" focus onInput={(event) => setDraft(event.currentTarget.value)} onKeyDown={keys} />
           <div class="row">
             <button type="button" onClick={() => setDraft(null)}>Cancel</button>
             <button type="button" class="primary" onClick={save}>Send</button>

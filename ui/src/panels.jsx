@@ -51,7 +51,7 @@ export const Help = () => (
       ))}
     </dl>
     <p class="muted">
-      Conversations stay in this browser. Nothing is loaded from other sites. <a href="static/licences.txt">Licences</a> · <a href="docs">API</a>
+      Conversations stay in this browser. Nothing is loaded from other sites. <a href="assets/licences.txt">Licences</a> · <a href="docs">API</a>
     </p>
   </Dialog>
 );
