@@ -42,7 +42,7 @@ PEERS_PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
 WORKERS = {
     "ours": "ours.py",
     "llama.cpp": "llamacpp.py",
-    "OpenVINO": "openvino.py",
+    "OpenVINO": "genai.py",  # not openvino.py, which would hide the package
     "plain read": "plainread.py",
 }
 OURS = ("ours", "plain read")  # these run in this environment, the others in the peers'

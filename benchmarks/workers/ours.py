@@ -53,7 +53,7 @@ class Ours:
             model,
             cache_type=cache,
             threads=threads,
-            draft="lookup" if speculate else "off",
+            speculation=speculate,
             **settings,
         )
 
