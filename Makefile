@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-all lint peers bench docs clean
+.PHONY: help demo ui test test-all lint peers bench docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -37,6 +37,16 @@ lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+ui/node_modules/.installed: ui/package-lock.json
+	cd ui && npm ci --no-audit --no-fund
+	touch $@
+
+PAGE := src/smollm3/serve/static/index.html
+$(PAGE): ui/node_modules/.installed ui/index.html ui/icon.svg ui/build.mjs $(wildcard ui/src/*)
+	cd ui && npm run build
+
+ui: $(PAGE) ## build the chat page into the package (needs npm)
 
 $(PEERS)/.installed: benchmarks/peers-requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

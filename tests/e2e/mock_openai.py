@@ -15,7 +15,13 @@ from pathlib import Path
 
 STATIC = Path(__file__).resolve().parents[2] / "src" / "smollm3" / "serve" / "static"
 CSP = "default-src 'self'; img-src 'self' data:; connect-src 'self'"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
+TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
 CONTEXT = 65_536
 
 THOUGHT = (
@@ -97,7 +103,7 @@ class Mock(ThreadingHTTPServer):
         self.broken_off = threading.Event()  # a client went away before its answer ended
         self.refusals = 1  # 429s before "busy" is answered
         self.key = ""
-        self.pace = 0.004  # seconds a token
+        self.pace = 0.001  # seconds a token
 
     @property
     def url(self) -> str:
@@ -139,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path == "/v1/models":
             if not self.refused():
-                model = {"id": "smollm3-3b", "object": "model", "max_model_len": CONTEXT, "thinking": True}
+                model = {"id": "smollm3-3b", "object": "model", "max_model_len": CONTEXT}
                 self.reply(200, {"object": "list", "data": [model]})
             return
         name = path.removeprefix("/assets/")
@@ -181,7 +187,11 @@ class Handler(BaseHTTPRequestHandler):
             extra = {"tokens": [token(self.count, piece)]} if self.asks_glass else {}
             self.count += 1
             shown = "" if piece == raw else piece
-            choice = {"index": 0, "text": shown} if field == "text" else {"index": 0, "delta": {field: shown}}
+            choice = (
+                {"index": 0, "text": shown}
+                if field == "text"
+                else {"index": 0, "delta": {field: shown}}
+            )
             self.chunk(choice, **extra)
             time.sleep(self.server.pace if pace is None else pace)
 
@@ -206,18 +216,33 @@ class Handler(BaseHTTPRequestHandler):
         if "busy" in asked and self.server.refusals:
             self.server.refusals -= 1
             self.reply(429, {"error": {"message": "The queue is full."}}, Retry_After=1)
-            return
+            return None
         if "wrong" in asked:
             self.reply(400, {"error": {"message": "max_tokens: 10 is more than the context holds"}})
-            return
-        turns = [("<|im_start|>", f"{m['role']}", "\n", m["content"], "<|im_end|>", "\n") for m in messages]
-        prompt = [p for turn in turns for part in turn for p in ([part] if part[:1] == "<" else pieces(part))]
-        prompt += ["<|im_start|>", "assistant", "\n", *([] if thinks else ["<think>", "\n\n", "</think>", "\n"])]
+            return None
+        turns = [
+            ("<|im_start|>", f"{m['role']}", "\n", m["content"], "<|im_end|>", "\n")
+            for m in messages
+        ]
+        prompt = [
+            p
+            for turn in turns
+            for part in turn
+            for p in ([part] if part[:1] == "<" else pieces(part))
+        ]
+        prompt += [
+            "<|im_start|>",
+            "assistant",
+            "\n",
+            *([] if thinks else ["<think>", "\n\n", "</think>", "\n"]),
+        ]
         self.begin()
         first = {"index": 0, "delta": {"role": "assistant", "content": ""}}
         if self.asks_glass:
             cached = len(prompt) // 3
-            detail = [{"id": number(p), "text": p, "cached": i < cached} for i, p in enumerate(prompt)]
+            detail = [
+                {"id": number(p), "text": p, "cached": i < cached} for i, p in enumerate(prompt)
+            ]
             self.chunk(first, prompt_tokens_detail=detail)
         else:
             self.chunk(first)

@@ -68,6 +68,8 @@ export async function* stream(url, body, key, signal) {
   }
 }
 
+export const canThink = (model) => model?.smollm3?.thinking !== false;
+
 /** What both endpoints take. */
 function sampling(settings, model) {
   const body = {
@@ -84,9 +86,11 @@ function sampling(settings, model) {
 
 export function chatBody(settings, model, messages) {
   const body = { ...sampling(settings, model), messages };
-  body.chat_template_kwargs = { enable_thinking: settings.thinking };
-  if (settings.thinking && settings.thinking_budget !== "") {
-    body.thinking_budget = Number(settings.thinking_budget);
+  if (canThink(model)) {
+    body.chat_template_kwargs = { enable_thinking: settings.thinking };
+    if (settings.thinking && settings.thinking_budget !== "") {
+      body.thinking_budget = Number(settings.thinking_budget);
+    }
   }
   if (settings.tools.trim()) body.tools = JSON.parse(settings.tools);
   if (settings.glass) body.glass_box = true;

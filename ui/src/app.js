@@ -170,7 +170,7 @@ export const stop = () => running()?.controller.abort();
 function newAnswer(conversation, parent, fields) {
   return addNode(conversation, parent, {
     role: "assistant", model: app.model.id, reasoning: "", calls: [], tokens: [], prompt: [],
-    state: "waiting", thinking: app.settings.thinking, ...fields,
+    state: "waiting", ...fields,
   });
 }
 

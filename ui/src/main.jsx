@@ -3,6 +3,7 @@ import { render } from "preact";
 import { useEffect, useLayoutEffect, useReducer, useRef, useState } from "preact/hooks";
 import "./style.css";
 import { app, connect, context, isRunning, onRedraw, send, set, start, startConversation, stop } from "./app.js";
+import { canThink } from "./api.js";
 import { path } from "./conversation.js";
 import { Icon, IconButton } from "./icons.jsx";
 import { AssistantMessage, Growing, UserMessage } from "./message.jsx";
@@ -115,7 +116,7 @@ function Composer() {
     <form class="composer" onSubmit={(event) => { event.preventDefault(); submit(); }}>
       <Growing id="prompt" value={text} placeholder="Write a message" aria-label="Message" onInput={(event) => setText(event.currentTarget.value)} onKeyDown={keys} />
       <div class="row">
-        {app.model?.thinking !== false && <Toggle name="thinking" icon="think" label="Think" title="Reason before answering (Alt + T)" />}
+        {canThink(app.model) && <Toggle name="thinking" icon="think" label="Think" title="Reason before answering (Alt + T)" />}
         <Toggle name="glass" icon="glass" label="Glass box" title="Show tokens and their probabilities (Alt + G)" />
         <Context />
         {busy ? (

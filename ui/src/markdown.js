@@ -143,7 +143,8 @@ const CLEAN = {
   ],
   FORBID_ATTR: ["style", "id", "name", "src", "srcset", "background", "poster"],
   ADD_ATTR: ["tabindex", "target"],
-  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  // Of what has a scheme these two; the rest is for values that are no address (width="2em").
+  ALLOWED_URI_REGEXP: /^(?:(?:https?|mailto):|[^a-z]|[a-z+.-]+(?:[^a-z+.:-]|$))/i,
 };
 
 export const clean = (html) => DOMPurify.sanitize(html, CLEAN);

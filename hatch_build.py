@@ -1,0 +1,27 @@
+"""Builds the chat page into the package where npm is; without it the server says so."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class ChatPage(BuildHookInterface):  # type: ignore[type-arg]
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        root = Path(self.root)
+        index = root / "src" / "smollm3" / "serve" / "static" / "index.html"
+        # An editable installation reads the folder itself (make ui); an archive brings it along.
+        if version == "editable" or not (root / "ui" / "package-lock.json").exists():
+            return
+        npm = shutil.which("npm")
+        if npm is None:
+            state = "as it was built before" if index.exists() else "left out"
+            print(f"chat page: no npm here, {state}", file=sys.stderr)
+            return
+        for step in (["ci", "--no-audit", "--no-fund"], ["run", "build"]):
+            subprocess.run([npm, *step], cwd=root / "ui", check=True, stdout=sys.stderr)
