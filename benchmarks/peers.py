@@ -46,7 +46,6 @@ WORKERS = {
     "plain read": "plainread.py",
 }
 OURS = ("ours", "plain read")  # these run in this environment, the others in the peers'
-ROUNDS = 5
 # llama.cpp's settings, one axis after the other, the best value of each kept; the first is where
 # the search starts. Threads are added from what the machine has.
 AXES: dict[str, Sequence[Any]] = {
@@ -158,7 +157,6 @@ class Bench:
     peers_python: Path
     shapes: Path
     threads: int
-    rounds: int
     flags: Sequence[str]
     sweeps: dict[str, Any]
     quick: bool = False
@@ -220,7 +218,7 @@ class Bench:
                 if item.prepare:
                     worker.ask(*item.prepare)
                 asked(worker, item, contender, -1)  # warm
-            readings = readings or self._rounds(item, workers)
+            readings = readings or self._interleaved(item, workers)
             infos = {column: worker.ask("info", {}) for column, worker in workers.items()}
             memory = {column: worker.ask("memory", {}) for column, worker in workers.items()}
         return {
@@ -237,17 +235,20 @@ class Bench:
             "memory": memory,
         }
 
-    def _rounds(self, item: Item, workers: Mapping[str, Worker]) -> dict[str, list[float]]:
+    def _interleaved(self, item: Item, workers: Mapping[str, Worker]) -> dict[str, list[float]]:
         readings: dict[str, list[float]] = {column: [] for column in workers}
-        for n in range(self.rounds):
+        for n in range(self._rounds(item)):
             for column, worker in workers.items():
                 time.sleep(PAUSE)
                 readings[column].append(asked(worker, item, item.contenders[column], n))
         return readings
 
+    def _rounds(self, item: Item) -> int:
+        return 1 if self.quick else item.rounds
+
     def _fresh(self, item: Item) -> dict[str, list[float]]:
         readings: dict[str, list[float]] = {column: [] for column in item.contenders}
-        for n in range(-1, self.rounds):  # the first fills caches
+        for n in range(-1, self._rounds(item)):  # the first fills caches
             for column, contender in item.contenders.items():
                 time.sleep(PAUSE)
                 opened = self.opened(item, contender, {})
@@ -369,7 +370,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.peers_python,
         args.shapes,
         args.threads,
-        1 if args.quick else ROUNDS,
         cpu_fields().get("flags", "").split(),
         results["sweeps"],
         args.quick,

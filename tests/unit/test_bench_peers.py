@@ -121,7 +121,7 @@ def bench(tmp_path, monkeypatch) -> Bench:
     model = tmp_path / "m.gguf"
     model.write_bytes(b"12345678")
     monkeypatch.setattr(Bench, "path", lambda self, name: model)
-    return Bench(Path(sys.executable), tmp_path, 2, 3, VNNI, {})
+    return Bench(Path(sys.executable), tmp_path, 2, VNNI, {})
 
 
 ITEM = Item(
@@ -133,6 +133,7 @@ ITEM = Item(
     },
     64,
     lambda n: ("decode", {"prompts": [[1]], "tokens": 4}),
+    rounds=3,
 )
 
 
