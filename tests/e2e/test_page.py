@@ -163,12 +163,16 @@ def test_settings_and_system_prompt_are_sent(chat, mock):
     chat.page.fill("[name=max_tokens]", "300")
     chat.page.fill("[name=thinking_budget]", "50")
     chat.page.fill("[name=system]", "Be brief.")
+    tool = {"type": "function", "function": {"name": "weather"}}
+    chat.page.fill("[name=tools]", json.dumps([tool, "def area(r: float) -> float"]))
     chat.page.keyboard.press("Escape")
     chat.ask("echo")
     body = mock.asked[-1]
     told = {name: body[name] for name in ("temperature", "seed", "max_tokens", "thinking_budget")}
     assert told == {"temperature": 0, "seed": 7, "max_tokens": 300, "thinking_budget": 50}
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["tools"] == [tool]
+    assert body["chat_template_kwargs"]["python_tools"] == ["def area(r: float) -> float"]
     assert "glass_box" not in body
 
 

@@ -38,6 +38,13 @@ export async function models(key) {
   return data;
 }
 
+/** The text of tokens: one alone may be a part of a character. */
+export async function detokenize(model, tokens, key) {
+  const body = JSON.stringify({ model: model.id, tokens });
+  const response = await request("detokenize", { method: "POST", headers: headers(key), body });
+  return (await response.json()).content;
+}
+
 /** The chunks of a streamed answer. */
 export async function* stream(url, body, key, signal) {
   const response = await request(url, {
@@ -92,7 +99,11 @@ export function chatBody(settings, model, messages) {
       body.thinking_budget = Number(settings.thinking_budget);
     }
   }
-  if (settings.tools.trim()) body.tools = JSON.parse(settings.tools);
+  // Objects are tools called as JSON; texts are functions for the model's own Python.
+  const tools = settings.tools.trim() ? JSON.parse(settings.tools) : [];
+  const python = tools.filter((tool) => typeof tool === "string");
+  if (tools.length > python.length) body.tools = tools.filter((tool) => typeof tool !== "string");
+  if (python.length) body.chat_template_kwargs = { ...body.chat_template_kwargs, python_tools: python };
   if (settings.glass) body.glass_box = true;
   return body;
 }

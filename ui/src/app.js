@@ -1,6 +1,6 @@
 // The page's state and what can be done to it. Components read `app` and call these functions;
 // `redraw` draws what has changed, at most twelve times a second while an answer streams.
-import { ApiError, chatBody, completionBody, models, stream } from "./api.js";
+import { ApiError, chatBody, completionBody, detokenize, models, stream } from "./api.js";
 import { addNode, fork, isEmptyFailure, newConversation, parseRaw, path, showVersion, siblings, toMessages } from "./conversation.js";
 import * as store from "./store.js";
 
@@ -197,8 +197,7 @@ export function changeToken(old, at, token) {
   const node = newAnswer(conversation, old.parent, {
     prompt: old.prompt.map((piece) => ({ ...piece })), tokens: [...kept, changed], changedAt: at,
   });
-  node.raw = node.tokens.map((piece) => piece.text).join("");
-  Object.assign(node, parseRaw(node.raw));
+  takeText({ node });
   const ids = [...old.prompt, ...node.tokens].map((piece) => piece.id);
   return run(conversation, node, "v1/completions", completionBody(app.settings, app.model, ids), takeText);
 }
@@ -227,6 +226,7 @@ async function run(conversation, node, url, body, take) {
           touch(job.node);
           redrawSoon();
         }
+        if (take === takeText) await mendText(job);
         break;
       } catch (error) {
         if (error.status !== 429 || tries >= 8) throw error;
@@ -311,9 +311,16 @@ function takeChat({ node, clock }, chunk) {
   }
 }
 
-function takeText({ node }, chunk) {
-  node.raw += chunk.choices?.[0]?.text ?? "";
-  Object.assign(node, parseRaw(node.raw));
+// Of an answer that went on as plain text the tokens say all, markup included.
+function takeText({ node }) {
+  Object.assign(node, parseRaw(node.tokens.map((piece) => piece.text).join("")));
+}
+
+/** Characters that were split between tokens are whole again. */
+async function mendText({ node }) {
+  if (!node.tokens.some((piece) => piece.text.includes("\ufffd"))) return;
+  const ids = node.tokens.map((piece) => piece.id);
+  Object.assign(node, parseRaw(await detokenize(app.model, ids, app.settings.key)));
 }
 
 /** The last answer's share of the context, and the room there is. */

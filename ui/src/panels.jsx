@@ -111,7 +111,7 @@ export function Settings() {
       <label class="field wide">
         <span>Tools</span>
         <textarea name="tools" class="mono" rows="4" spellcheck={false} value={settings.tools} aria-invalid={Boolean(wrong)} placeholder='[{"type": "function", "function": {"name": ...}}]' onInput={(event) => set("tools", event.currentTarget.value)} />
-        <small class={wrong ? "bad" : ""}>{wrong || "A JSON list, as in OpenAI's API. You give the results."}</small>
+        <small class={wrong ? "bad" : ""}>{wrong || 'A JSON list: tools as in OpenAI\'s API, or texts like "def area(radius: float) -> float" for the model\'s own Python. You give the results.'}</small>
       </label>
       <Field name="key" label="API key" type="password" autocomplete="off" placeholder="none" hint="Only if the server asks for one; kept in this browser" onChange={connect} />
     </Dialog>
