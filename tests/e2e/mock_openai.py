@@ -6,6 +6,7 @@ tests.e2e.mock_openai [PORT]` runs it for a person.
 
 import json
 import math
+import os
 import re
 import sys
 import threading
@@ -13,7 +14,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-STATIC = Path(__file__).resolve().parents[2] / "src" / "smollm3" / "serve" / "static"
+BUILT = Path(__file__).resolve().parents[2] / "src" / "smollm3" / "serve" / "static"
+STATIC = Path(os.environ.get("SMOLLM3_PAGE", BUILT))  # tests put a broken page here
 CSP = "default-src 'self'; img-src 'self' data:; connect-src 'self'"
 TYPES = {
     ".html": "text/html",

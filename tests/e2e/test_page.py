@@ -1,15 +1,21 @@
 """The chat page in headless Chromium, on a scripted server."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from .mock_openai import STATIC, Mock
+from smollm3.infer import Engine
+
+from ..fake_backend import CONFIG, FakeBackend
+from .mock_openai import BUILT, STATIC, Mock
 
 UI = Path(__file__).resolve().parents[2] / "ui"
 CHROMIUM = (
@@ -37,6 +43,8 @@ def newest(folder: Path) -> float:
 def built() -> Path:
     """The page's files, built where they are older than their source."""
     index = STATIC / "index.html"
+    if STATIC != BUILT:
+        return STATIC
     with FileLock(str(UI / ".build.lock")):
         if index.exists() and index.stat().st_mtime >= newest(UI / "src"):
             return STATIC
@@ -156,6 +164,7 @@ def test_no_think_and_markdown_code_and_maths(chat, mock):
     assert "def rotate" in chat.page.evaluate("navigator.clipboard.readText()")
 
 
+@pytest.mark.slow
 def test_settings_and_system_prompt_are_sent(chat, mock):
     chat.page.keyboard.press("Alt+,")
     chat.page.fill("[name=temperature]", "0")
@@ -247,6 +256,7 @@ def test_reload_keeps_the_history(chat, mock):
     chat.listed(1)
 
 
+@pytest.mark.slow
 def test_export_and_import(chat, tmp_path):
     chat.ask("echo one")
     with chat.page.expect_download() as download:
@@ -322,6 +332,7 @@ def test_hostile_markdown_neither_runs_nor_fetches(chat, mock):
     )
     links = [a.get_attribute("href") for a in inside.locator("a[href]").all()]
     assert all(link.startswith(("http://127.0.0.1", "/stolen")) for link in links)
+    assert "<img src=x onerror" in inside.inner_text()  # as text
     assert "not loaded" in inside.locator(".image-link").first.inner_text()
     # The server's policy holds even where the cleaning would not.
     chat.page.evaluate("""() => {
@@ -335,6 +346,7 @@ def test_hostile_markdown_neither_runs_nor_fetches(chat, mock):
     chat.errors.clear()
 
 
+@pytest.mark.slow
 def test_busy_wrong_broken_and_gone(chat, mock):
     chat.ask("busy echo", wait=False)
     chat.page.wait_for_selector(".queued:has-text('The server is busy')")
@@ -354,6 +366,7 @@ def test_busy_wrong_broken_and_gone(chat, mock):
     assert "does not answer" in chat.page.locator(".problem").last.inner_text()
 
 
+@pytest.mark.slow
 def test_a_server_with_a_key(context, mock):
     mock.key = "k" * 16
     page = context.new_page()
@@ -373,7 +386,7 @@ def test_phone_width(browser, mock):
         viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True
     )
     chat = Page(context.new_page(), mock.url)
-    chat.ask("Explain RoPE")
+    chat.ask("Explain how rotary position embeddings work in SmolLM3, please")
     wide = chat.page.evaluate("document.documentElement.scrollWidth")
     assert wide == 390
     for selector in (".bubble", ".composer textarea", ".send", ".markdown figure.code", "math"):
@@ -390,6 +403,7 @@ def test_phone_width(browser, mock):
     context.close()
 
 
+@pytest.mark.slow
 def test_keyboard_and_screen_reader(chat):
     page = chat.page
     page.keyboard.press("Tab")
@@ -410,6 +424,7 @@ def test_keyboard_and_screen_reader(chat):
     assert unnamed == []
 
 
+@pytest.mark.slow
 def test_light_and_dark(browser, mock):
     for scheme, dark in (("light", False), ("dark", True)):
         context = browser.new_context(color_scheme=scheme)
@@ -432,6 +447,7 @@ def test_the_bundle_names_its_licences(built):
     assert os.path.getsize(built / "assets" / "app.js") < 600_000
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(chat):
     urls = []
     chat.page.on("request", lambda request: urls.append(request.url))
@@ -441,3 +457,87 @@ def test_nothing_is_fetched_from_elsewhere(chat):
     origin = chat.page.url.split("/#")[0].rstrip("/")
     assert urls
     assert all(url.startswith(origin) for url in urls)
+
+
+@pytest.fixture(scope="module")
+def real(built, tokenizer):
+    """The address of our own server on a model whose answers are noise."""
+    uvicorn = pytest.importorskip("uvicorn", reason="the server's extra is not installed")
+    from smollm3.serve import create_app
+
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, context=1600)
+    with Engine(FakeBackend(config=config), tokenizer) as engine:
+        app = create_app(engine)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.05)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.mark.skipif(STATIC != BUILT, reason="the server shows the page that is built in")
+def test_on_our_own_server(context, real, tokenizer):
+    chat = Page(context.new_page(), real)
+    chat.page.keyboard.press("Alt+,")
+    chat.page.fill("[name=max_tokens]", "40")
+    chat.page.fill("[name=seed]", "3")
+    chat.page.keyboard.press("Escape")
+    chat.page.keyboard.press("Alt+g")
+    chat.ask("été 日本")
+    assert "/ 1,600" in chat.page.inner_text(".context")
+    chat.page.click(".glass-prompt summary")
+    chat.page.locator(".prompt-token").first.wait_for()
+    prompt = "".join(chat.page.locator(".prompt-token").all_inner_texts()).replace("↵", "")
+    assert "<|im_start|>system" in prompt
+    assert prompt.rstrip().endswith("<|im_start|>assistant")
+    tokens = chat.page.locator(".glass-answer .token")
+    before = tokens.all_inner_texts()
+    assert len(before) > 12
+    tokens.nth(10).click()
+    other = chat.page.locator(".alternatives button:not([disabled])").first
+    other.click()
+    chat.settled()
+    after = tokens.all_inner_texts()
+    assert after[:10] == before[:10]
+    assert len(after) > 11
+    assert chat.page.locator(".token.changed").count() == 1
+    assert chat.page.locator(".problem").count() == 0
+    assert chat.errors == []
+
+
+# One line each of ui/src: file, what stands there, what it is broken into, the test that notices.
+BREAKAGES = [
+    ("markdown.js", "html: false", "html: true", "hostile"),
+    ("markdown.js", "md.renderer.rules.image =", "md.renderer.rules.picture =", "hostile"),
+    ("markdown.js", "|[^a-z]|[a-z+.-]+(?:[^a-z+.:-]|$)", "", "no_think"),
+    ("app.js", "running()?.controller.abort()", "running()", "stop"),
+    ("app.js", "await store.save(conversation)", "await 0", "reload"),
+    ("app.js", "old.tokens.slice(0, at)", "old.tokens.slice(0, at + 1)", "glass_box"),
+    ("api.js", "enable_thinking: settings.thinking", "enable_thinking: true", "no_think"),
+    ("message.jsx", "send(draft, node.parent)", "send(draft, node.id)", "edit"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "old", "new", "test"), BREAKAGES)
+def test_a_broken_page_is_noticed(browser, file, old, new, test, tmp_path):
+    ui, out = tmp_path / "ui", tmp_path / "static"
+    shutil.copytree(UI, ui, ignore=shutil.ignore_patterns("node_modules"))
+    (ui / "node_modules").symlink_to(UI / "node_modules")
+    source = (ui / "src" / file).read_text()
+    assert source.count(old) == 1
+    (ui / "src" / file).write_text(source.replace(old, new))
+    subprocess.run(["node", "build.mjs", str(out)], cwd=ui, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__, "-k", f"{test} and not broken"],
+        env={**os.environ, "SMOLLM3_PAGE": str(out)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout[-1000:]

@@ -13,7 +13,8 @@ export function addNode(conversation, parent, fields) {
   conversation.leaf = node.id;
   conversation.updated = Date.now();
   if (!conversation.title && node.role === "user") {
-    conversation.title = node.content.trim().replace(/\s+/g, " ").slice(0, 60);
+    const title = node.content.trim().replace(/\s+/g, " ");
+    conversation.title = title.length > 60 ? `${title.slice(0, 59)}…` : title;
   }
   return node;
 }
