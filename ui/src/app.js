@@ -63,6 +63,10 @@ export async function connect() {
 }
 
 export async function start() {
+  document.addEventListener("visibilitychange", () => {
+    // The page may be closed without another word: what came so far is kept.
+    if (document.hidden) for (const { conversation } of app.running.values()) keep(conversation);
+  });
   showTheme();
   app.conversation = newConversation(app.settings.system);
   connect();

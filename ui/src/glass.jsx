@@ -1,5 +1,5 @@
 // The glass box: what the model read and wrote, token by token.
-import { useRef, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import { changeToken, isRunning } from "./app.js";
 
 const SOURCES = {
@@ -25,11 +25,16 @@ const step = (logprob) => Math.min(9, Math.floor(Math.max(0, -logprob) * 2));
 const shown = (text) => (text === "" ? "∅" : text.replace(/\n/g, "↵\n"));
 
 export function Glass({ node }) {
-  return (
-    <div class="glass">
-      <Prompt tokens={node.prompt} />
-      <Answer node={node} />
-    </div>
+  const busy = isRunning();
+  // Thousands of tokens: only those of the answer that grows are drawn again.
+  return useMemo(
+    () => (
+      <div class="glass">
+        <Prompt tokens={node.prompt} />
+        <Answer node={node} busy={busy} />
+      </div>
+    ),
+    [node, node.version, busy],
   );
 }
 
@@ -82,7 +87,7 @@ function Legend({ tokens }) {
 }
 
 /** One stop of the tab key: arrows walk from token to token, Enter goes to the alternatives. */
-function Answer({ node }) {
+function Answer({ node, busy }) {
   const { tokens } = node;
   const box = useRef(null);
   const [at, setAt] = useState(-1);
@@ -140,13 +145,13 @@ function Answer({ node }) {
             </span>
           ))}
         </div>
-        {chosen && <Details key={at} node={node} at={at} token={chosen} box={box.current} pinned={pinned} close={close} />}
+        {chosen && <Details key={at} node={node} at={at} token={chosen} box={box.current} pinned={pinned} busy={busy} close={close} />}
       </div>
     </>
   );
 }
 
-function Details({ node, at, token, box, pinned, close }) {
+function Details({ node, at, token, box, pinned, busy, close }) {
   const place = (element) => {
     const target = box.querySelector(`[data-at="${at}"]`);
     if (!element || !target) return;
@@ -157,7 +162,6 @@ function Details({ node, at, token, box, pinned, close }) {
     if (pinned) element.scrollIntoView({ block: "nearest" });
   };
   const top = token.top ?? [];
-  const busy = isRunning();
   return (
     <div class="details" ref={place} role="dialog" aria-label={`Token ${at + 1}`}>
       <p class="details-head">

@@ -20,7 +20,7 @@ function Empty() {
   return (
     <div class="empty">
       <h1>{app.model ? app.model.id : "SmolLM3"}</h1>
-      <p class="muted">Runs on your own machine. Ask it anything, or begin with one of these.</p>
+      <p class="muted">What you write goes to this server and nowhere else. Ask, or begin with one of these.</p>
       <ul>
         {EXAMPLES.map((text) => (
           <li key={text}><button type="button" disabled={!app.model} onClick={() => send(text)}>{text}</button></li>
