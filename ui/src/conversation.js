@@ -68,7 +68,7 @@ export function toMessages(conversation, leaf) {
 
 /** The model's own text, markup included, into the parts of a message. */
 export function parseRaw(raw) {
-  let content = raw.replace(/<\|im_end\|>\s*$/, "");
+  let content = raw.replace(/<\|(im_end|end_of_text|endoftext)\|>\s*$/, "");
   let reasoning = "";
   const thought = content.match(/^\s*<think>([\s\S]*?)(?:<\/think>|$)/);
   if (thought) {

@@ -22,6 +22,7 @@ export const visible = (text) =>
 // Ten steps, the surest colourless. One step is a factor: 90% and 99% differ as much as 10% and 1%.
 const step = (logprob) => Math.min(9, Math.floor(Math.max(0, -logprob) * 2));
 
+const control = (text) => (/^<[^\s<>]+>$/.test(text) ? "control" : "");
 const shown = (text) => (text === "" ? "∅" : text.replace(/\n/g, "↵\n"));
 
 export function Glass({ node }) {
@@ -53,7 +54,7 @@ function Prompt({ tokens }) {
           {(all ? tokens : tokens.slice(0, SHOWN)).map((token, i) => (
             <span
               key={i}
-              class={`token prompt-token ${token.cached ? "cached" : ""} ${/^<.*>$/.test(token.text) ? "control" : ""}`}
+              class={`token prompt-token ${token.cached ? "cached" : ""} ${control(token.text)}`}
               title={`token ${token.id}${token.cached ? ", from the cache" : ""}`}
             >
               {shown(token.text)}
@@ -134,7 +135,7 @@ function Answer({ node, busy }) {
               key={i} data-at={i} tabindex={i === Math.max(at, 0) ? 0 : -1} role="button"
               aria-label={`${visible(token.text)}, ${Number.isFinite(token.logprob) ? percent(token.logprob) : ""} ${SOURCES[token.source] ?? ""}`}
               aria-expanded={i === at}
-              class={`token p${step(token.logprob ?? 0)} ${token.source ?? ""} ${i === at ? "at" : ""}`}
+              class={`token p${step(token.logprob ?? 0)} ${token.source ?? ""} ${control(token.text)} ${i === at ? "at" : ""}`}
               onFocus={() => setAt(i)}
               onClick={() => {
                 setPinned(!(pinned && i === at));
