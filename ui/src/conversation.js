@@ -140,7 +140,10 @@ export function fromJSON(text) {
     const known = ["user", "assistant", "tool"].includes(node.role) && typeof node.content === "string";
     // A parent is made before its child, so a path cannot go round in circles.
     const placed = node.id === id && (node.parent === null || nodes[node.parent]?.time <= node.time);
-    if (!known || !placed || node.parent === id) throw new Error("a message in this file is damaged");
+    const lists = ["calls", "tokens", "prompt"].every((name) => Array.isArray((node[name] ??= [])));
+    if (!known || !placed || !lists || node.parent === id) {
+      throw new Error("a message in this file is damaged");
+    }
   }
   return { ...newConversation(String(value.system ?? "")), title: String(value.title ?? ""), nodes, leaf: value.leaf ?? null };
 }
