@@ -14,7 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 WITHOUT = "SMOLLM3_NO_CHAT_PAGE"
 
 
-class ChatPage(BuildHookInterface):  # type: ignore[type-arg]
+class ChatPage(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         index = root / "src" / "smollm3" / "serve" / "static" / "index.html"
