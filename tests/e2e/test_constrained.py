@@ -12,7 +12,7 @@ from smollm3.checkpoint import load_model, load_tokenizer, locate
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.infer.constraints import Choice, Grammar, Json, Regex, Tools
-from smollm3.infer.speculation import DraftModel, PromptLookup
+from smollm3.infer.speculation import DraftModel, PromptLookup, StepCosts
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 
 TODAY = datetime.date(2025, 7, 8)
@@ -179,7 +179,9 @@ def noise(tokenizer):
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.mul_(4)
-    with Engine(TorchBackend(model), tokenizer, drafter=lambda: PromptLookup(0.01)) as engine:
+    with Engine(
+        TorchBackend(model), tokenizer, drafter=lambda: PromptLookup(StepCosts(0, 0.01, False))
+    ) as engine:
         yield engine
 
 

@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 
 from smollm3.errors import UserError
 from smollm3.infer.backends import BLOCK, pool_places
-from smollm3.infer.speculation import LONGEST, MATCH, DraftModel, Pace, PromptLookup, agreement
+from smollm3.infer.speculation import (
+    LONGEST,
+    MATCH,
+    DraftModel,
+    Pace,
+    PromptLookup,
+    StepCosts,
+    agreement,
+)
 from smollm3.tokenizer import Tokenizer
 
+FREE = StepCosts(0, 0, measured=False)
 pieces = st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=30)
 
 
@@ -23,9 +32,16 @@ def occurrences(ids, count) -> list[int]:
     return [e for e in range(count, len(ids)) if ids[e - count : e] == ids[len(ids) - count :]]
 
 
+class Eager(Pace):
+    def length(self, limit, extra):
+        return limit
+
+
 def eager() -> PromptLookup:
-    """One that says all it guesses: one more token costs nothing."""
-    return PromptLookup(cost=0.0)
+    """One that says all it guesses."""
+    lookup = PromptLookup(FREE)
+    lookup._paces = dict.fromkeys(lookup._paces, Eager(1.0))
+    return lookup
 
 
 @settings(max_examples=150, deadline=None)
@@ -67,7 +83,7 @@ def test_lookup_speaks_where_it_pays():
     """Silent in noise, longer and longer in a copy, silent again behind it."""
     rng = random.Random(0)
     text = [rng.randrange(50_000) for _ in range(400)]
-    lookup, ids = PromptLookup(), list(text)
+    lookup, ids = PromptLookup(StepCosts(0.15, 0.15, measured=False)), list(text)
     lengths = []
     for token in text[:200]:
         ids.append(token)
@@ -99,19 +115,57 @@ def test_lookup_is_fast_in_long_texts():
 
 
 def test_pace_takes_the_best_ratio():
-    for cost in (0.05, 0.2, 0.5):
+    def jumps(k):  # as kernels do that change their method
+        return 0.02 * k if k < 4 else 0.5 + 0.15 * k
+
+    for extra in (jumps, lambda k: 0.05 * k, lambda k: 0.5 * k, lambda k: 0.4 + 0.01 * k):
         for right, wrong in ((0, 9), (1, 9), (5, 5), (9, 1), (60, 1)):
-            pace = Pace(cost, 0.5)
+            pace = Pace(0.5)
             pace.learn(right, wrong)
             rate = pace._right / pace._asked
 
-            def speed(k, rate=rate, cost=cost):
-                return sum(rate**i for i in range(k + 1)) / (1 + cost * k)
+            def speed(k, rate=rate, extra=extra):
+                return sum(rate**i for i in range(k + 1)) / (1 + (extra(k) if k else 0))
 
-            best = max(range(41), key=speed)
-            assert speed(pace.length(40)) == pytest.approx(speed(best))
-            assert pace.length(3) <= 3
-    assert Pace(0.3, 0.2).length(8) == 0
+            best = max(range(33), key=speed)
+            assert speed(pace.length(32, extra)) == pytest.approx(speed(best), rel=0.02)
+            assert pace.length(3, extra) <= 3
+    assert Pace(0.2).length(8, lambda k: 0.3 * k) == 0
+
+
+def test_costs_are_learnt_from_steps():
+    costs = StepCosts()
+    assert costs.extra(0) == 0
+    before = costs.extra(3)
+    costs.record(1, 1, 0.040)
+    assert costs.extra(3) == pytest.approx(before)  # as supposed
+    costs.record(1, 5, 0.060)
+    assert costs.extra(4) == pytest.approx(0.5)
+    assert costs.extra(2) == pytest.approx(0.25)
+    assert costs.extra(8) == pytest.approx(1.0)
+    for _ in range(50):
+        costs.record(1, 9, 0.160)
+    costs.record(1, 9, 1.0)  # something else ran
+    assert costs.extra(8) == pytest.approx(3.0, rel=0.8)
+    costs.record(1, 9, 0.160)
+    costs.record(1, 9, 0.160)
+    assert costs.extra(8) == pytest.approx(3.0, rel=0.2)
+    assert costs.extra(4) == pytest.approx(0.5)
+    assert costs.share(0.010) == pytest.approx(0.25)
+    # Beside four others, time is theirs too.
+    costs.record(5, 5, 0.060)
+    assert costs.extra(4) == pytest.approx(5 * (0.160 / 0.060 - 1), rel=0.3)
+
+
+def test_costs_that_are_not_measured_do_not_depend_on_the_clock():
+    costs = StepCosts(first=0.4, more=0.1, measured=False)
+    costs.record(1, 1, 0.040)
+    costs.record(1, 5, 0.040)
+    assert costs.extra(1) == pytest.approx(0.4)
+    assert costs.extra(3) == pytest.approx(0.6)
+    costs.record(2, 2, 0.040)
+    assert costs.extra(3) == pytest.approx(1.2)
+    assert costs.share(1.0) == costs.share(None)
 
 
 # draft models
@@ -154,9 +208,7 @@ def make_draft(tokenizer, **options):
 @given(st.randoms(use_true_random=False), st.integers(1, 80), st.floats(0, 1))
 def test_a_draft_model_guesses_as_if_it_read_everything_anew(tokenizer, rng, prompt, luck):
     model = make_draft(tokenizer)
-    drafters = [
-        (model.drafter(cost=0.01), [rng.randrange(200) for _ in range(prompt)]) for _ in "ab"
-    ]
+    drafters = [(model.drafter(FREE), [rng.randrange(200) for _ in range(prompt)]) for _ in "ab"]
     for _ in range(25):
         drafter, ids = rng.choice(drafters)
         limit = rng.randint(0, 6)
@@ -209,7 +261,7 @@ def test_a_full_pool_means_no_guesses_and_dropping_frees_it(tokenizer):
 
 def test_a_draft_model_keeps_to_its_context(tokenizer):
     model = make_draft(tokenizer, blocks=200)
-    drafter = model.drafter(cost=0.01)
+    drafter = model.drafter(FREE)
     assert drafter.propose([7] * (Config.context - 2), 8)
     assert len(drafter.propose([7] * (Config.context - 2), 8)) <= 2
     assert drafter.propose([7] * Config.context, 8) == []

@@ -24,6 +24,7 @@ from smollm3.infer.generation import Channel, Completion, Generation
 from smollm3.infer.hooks import Constraint, MakeDrafter
 from smollm3.infer.jobs import Answer, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
+from smollm3.infer.speculation import StepCosts
 from smollm3.infer.text import TextStream
 from smollm3.infer.worker import Stats, Worker
 from smollm3.model import ModelConfig
@@ -44,9 +45,9 @@ class Engine:
     what else is asked at the same time: random numbers are keyed by each request's seed and the
     token's place.
 
-    drafter: makes what guesses the next tokens of a request. identity: a name of the weights, for
-    saved prefixes. rows: sequences that run at once. step_tokens: of one forward pass.
-    step_drafts: guesses in one, shared by those that run.
+    drafter: makes what guesses the next tokens of a request. costs: is told what steps take.
+    identity: a name of the weights, for saved prefixes. rows: sequences that run at once.
+    step_tokens: of one forward pass. step_drafts: guesses in one, shared by those that run.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Engine:
         params: SamplingParams = PUBLISHED,
         *,
         drafter: MakeDrafter | None = None,
+        costs: StepCosts | None = None,
         identity: Callable[[], str] | None = None,
         rows: int = ROWS,
         step_tokens: int = STEP_TOKENS,
@@ -73,7 +75,7 @@ class Engine:
         self._drafter = drafter
         self._identity = identity
         self._process = os.getpid()
-        self._worker = Worker(backend, rows, step_tokens, step_drafts)
+        self._worker = Worker(backend, rows, step_tokens, step_drafts, costs)
         # The thread does not know this object: when nobody else does either, it ends.
         self._finalizer = weakref.finalize(self, self._worker.close)
 

@@ -1,14 +1,16 @@
 """Guesses of the next tokens: from what the sequence has said before, or by a smaller model.
 
 A guess is taken exactly where it is the token that would have been sampled, so it changes nothing
-but the time. What changes that for the worse is guessing too much, hence `Pace`.
+but the time. What changes that for the worse is guessing too much, hence `StepCosts` and `Pace`.
 """
 
 from __future__ import annotations
 
+import time
 import weakref
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +25,78 @@ MATCH = 32  # tokens of a match, after which longer ones are no better
 # How often one more token is right, at first, behind a match of at least so many tokens.
 PRIOR = {2: 0.2, 3: 0.35, 4: 0.5, 8: 0.8, 16: 0.9, MATCH: 0.95}
 CHUNK = 512  # tokens that a draft model reads at once
+NEGLIGIBLE = 0.02  # chance of a token at which a guess ends
+MEASURED = 64  # tokens of a step, at most, whose time is learnt
+GUESSED_SHARE = 0.2  # of a step that a draft model takes for a token, until it is known
 PROBE = 16  # a draft model that is always wrong is asked again after so many tokens
 
 
-class Pace:
-    """How many tokens to guess, from how often the recent guesses were right.
+class StepCosts:
+    """What tokens of guesses cost, in steps without any.
 
-    cost: of one more token in a step of the model, in steps of a single token. Guessing k tokens
-    of which each is right with probability a gives (1 + a + ... + a^k) tokens for 1 + cost k.
+    measured: learn it from the steps; for backends whose logits do not depend on how many tokens
+    a step has. Else, and until it is known, a step takes `first` longer with a guess in it and
+    `more` longer with each further one.
     """
 
-    def __init__(self, cost: float, prior: float) -> None:
-        self._cost = cost
+    def __init__(self, first: float = 0.1, more: float = 0.1, measured: bool = True) -> None:
+        self._first = first
+        self._more = more
+        self._measured = measured
+        self._rows = 1  # sequences in the newest step
+        self._seconds: dict[int, float] = {}  # tokens of a step -> what it takes
+        self._sizes: list[int] = []  # the keys, ascending
+
+    def record(self, rows: int, tokens: int, seconds: float) -> None:
+        """A step of `rows` sequences, each with one token of its own, took so long."""
+        self._rows = rows
+        if self._measured and tokens <= MEASURED:
+            if tokens not in self._seconds:
+                insort(self._sizes, tokens)
+            self._seconds[tokens] = _mixed(self._seconds.get(tokens), seconds)
+
+    def extra(self, k: int) -> float:
+        """What k guesses of one sequence cost, in units of one token of it.
+
+        A step of n sequences makes n tokens: time that is a share x of it costs n x tokens.
+        """
+        if self._sizes and k:
+            base = self._time(self._rows)
+            return self._rows * max(self._time(self._rows + k) / base - 1, 0.0)
+        return self._rows * (self._first + self._more * (k - 1)) if k else 0.0
+
+    def share(self, seconds: float | None) -> float:
+        """`seconds` in units of one token of a sequence."""
+        if seconds is None or not self._sizes:
+            return GUESSED_SHARE
+        return self._rows * seconds / self._time(self._rows)
+
+    def _time(self, tokens: int) -> float:
+        """Between two known sizes on a straight line, beyond the largest as between all."""
+        sizes, known = self._sizes, self._seconds
+        at = bisect_left(sizes, tokens)
+        if at < len(sizes) and sizes[at] == tokens:
+            return known[tokens]
+        if len(sizes) == 1:
+            [size] = sizes
+            return known[size] * (1 + self._more * (tokens - size) / size)
+        low, high = (at - 1, at) if 0 < at < len(sizes) else (0, -1)
+        a, b = sizes[low], sizes[high]
+        return max(known[a] + (known[b] - known[a]) * (tokens - a) / (b - a), 1e-9)
+
+
+def _mixed(old: float | None, new: float) -> float:
+    """Nearer to what is less: a step can be held up, not hurried."""
+    if old is None:
+        return new
+    weight = 0.5 if new < old else 0.1
+    return old + weight * (new - old)
+
+
+class Pace:
+    """How many tokens to guess, from how often the recent guesses were right."""
+
+    def __init__(self, prior: float) -> None:
         self._right = 4 * prior
         self._asked = 4.0
 
@@ -42,16 +104,20 @@ class Pace:
         self._right = 0.9 * self._right + right
         self._asked = 0.9 * self._asked + right + wrong
 
-    def length(self, limit: int) -> int:
-        """The k of the best ratio, at most `limit`."""
+    def length(self, limit: int, extra: Callable[[int], float]) -> int:
+        """The best k, at most `limit`: k tokens, each right with probability a, give
+        (1 + a + ... + a^k) tokens for the time of 1 + extra(k)."""
         rate = self._right / self._asked
-        expected = chance = 1.0
-        for k in range(limit):
+        expected = chance = fastest = 1.0
+        best = 0
+        for k in range(1, limit + 1):
             chance *= rate
-            if chance * (1 + self._cost * k) <= expected * self._cost:
-                return k
             expected += chance
-        return limit
+            if (speed := expected / (1 + extra(k))) > fastest:
+                best, fastest = k, speed
+            if chance < NEGLIGIBLE:
+                break
+        return best
 
 
 @dataclass(frozen=True)
@@ -71,10 +137,11 @@ class PromptLookup:
     begins to speak where the sequence begins to repeat itself.
     """
 
-    def __init__(self, cost: float = 0.15) -> None:
+    def __init__(self, costs: StepCosts | None = None) -> None:
+        self._costs = costs or StepCosts(measured=False)
         self._last: dict[tuple[int, int], int] = {}  # two tokens -> where they last ended
         self._before = [0, 0]  # place -> where the same two tokens ended before it, 0: nowhere
-        self._paces = {least: Pace(cost, prior) for least, prior in PRIOR.items()}
+        self._paces = {least: Pace(prior) for least, prior in PRIOR.items()}
         self._guess: _Guess | None = None
 
     def propose(self, ids: Sequence[int], limit: int) -> list[int]:
@@ -88,7 +155,7 @@ class PromptLookup:
         while len(tokens) < LONGEST:  # the occurrence overlaps the end: as if it went on
             tokens += tokens[: LONGEST - len(tokens)]
         self._guess = _Guess(len(ids), tokens, pace)
-        return tokens[: pace.length(min(limit, LONGEST))]
+        return tokens[: pace.length(min(limit, LONGEST), self._costs.extra)]
 
     def _learn(self, ids: Sequence[int]) -> None:
         guess, self._guess = self._guess, None
@@ -138,11 +205,15 @@ class DraftModel:
             raise UserError("draft: its vocabulary is not the model's; choose one of its family")
         self.backend = backend
         self.entries = tokenizer.vocab_size
+        self.seconds: float | None = None  # that a token takes
         self._free = deque(range(backend.blocks))
 
-    def drafter(self, cost: float = 0.3) -> ModelDrafter:
-        """One for a sequence. cost: of a token guessed and checked, in steps of the model."""
-        return ModelDrafter(self, Pace(cost, prior=0.7))
+    def drafter(self, costs: StepCosts | None = None) -> ModelDrafter:
+        """One for a sequence. costs: of the model whose tokens are guessed."""
+        return ModelDrafter(self, costs or StepCosts(measured=False))
+
+    def record(self, seconds: float) -> None:
+        self.seconds = _mixed(self.seconds, seconds)
 
     def take(self, count: int) -> list[int]:
         """Blocks, all of them or none."""
@@ -158,12 +229,13 @@ class ModelDrafter:
     """Greedy guesses of a draft model for one sequence, whose ids only grow. Its blocks are free
     again when it is dropped."""
 
-    def __init__(self, model: DraftModel, pace: Pace) -> None:
+    def __init__(self, model: DraftModel, costs: StepCosts) -> None:
         self._model = model
-        self._pace = pace
+        self._costs = costs
+        self._pace = Pace(prior=0.7)
         self._blocks: list[int] = []
         self._read = 0  # of the sequence's first tokens, keys and values are in the blocks
-        self._guess = _Guess(0, [], pace)
+        self._guess = _Guess(0, [], self._pace)
         weakref.finalize(self, model.give, self._blocks)
 
     def propose(self, ids: Sequence[int], limit: int) -> list[int]:
@@ -173,7 +245,7 @@ class ModelDrafter:
             self._pace.learn(right, wrong=int(right < asked))
         if guess:  # all but its last token were read
             self._read = start + min(right, len(guess) - 1)
-        length = self._pace.length(limit)
+        length = self._pace.length(limit, self._extra)
         if not length and len(ids) - start >= PROBE:
             length = 1
         length = min(length, limit, self._model.backend.config.context - len(ids))
@@ -182,6 +254,9 @@ class ModelDrafter:
             return []
         self._guess = _Guess(len(ids), self._write(ids, length), self._pace)
         return self._guess.tokens
+
+    def _extra(self, k: int) -> float:
+        return self._costs.extra(k) + k * self._costs.share(self._model.seconds)
 
     def _reserve(self, places: int) -> bool:
         missing = -(-places // BLOCK) - len(self._blocks)
@@ -195,8 +270,11 @@ class ModelDrafter:
         for begin in range(start, len(ids), CHUNK):
             token = self._step(ids[begin : begin + CHUNK], begin, last=begin + CHUNK >= len(ids))
         tokens = [token]
+        started = time.perf_counter()
         while len(tokens) < length:
             tokens.append(self._step(tokens[-1:], len(ids) + len(tokens) - 1, last=True))
+        if length > 1:
+            self._model.record((time.perf_counter() - started) / (length - 1))
         self._read = len(ids) + length - 1
         return tokens
 

@@ -19,6 +19,7 @@ from smollm3.infer.blocks import Blocks
 from smollm3.infer.jobs import Job, Reading
 from smollm3.infer.sampler import Sampler
 from smollm3.infer.scheduler import Scheduler, Sequence, Slice, batch_of
+from smollm3.infer.speculation import StepCosts
 
 T = TypeVar("T")
 
@@ -93,8 +94,16 @@ class Worker:
     """Runs jobs in a daemon thread until it is closed. It knows no Engine, so that one that is
     dropped can be collected, which closes this."""
 
-    def __init__(self, backend: Backend, rows: int, tokens: int, drafts: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        rows: int,
+        tokens: int,
+        drafts: int,
+        costs: StepCosts | None = None,
+    ) -> None:
         self.backend = backend
+        self._costs = costs
         self._limits = (rows, tokens, max(1, STEP_LOGITS // backend.config.vocab_size), drafts)
         self._scheduler = Scheduler(Blocks(backend.blocks), *self._limits)
         self._sampler = Sampler(backend.config.vocab_size)
@@ -215,6 +224,8 @@ class Worker:
                 self._fail(s.sequence, e)
             return
         model_seconds = time.perf_counter() - model_started
+        if self._costs and all(s.count == 1 for s in plan):
+            self._costs.record(len(plan), sum(s.size for s in plan), model_seconds)
         taken, row = [], 0
         for s in plan:
             taken.append(self._take(s, logits_RV[row : row + s.wanted]))
