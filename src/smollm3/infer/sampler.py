@@ -180,7 +180,8 @@ class Sampler:
     ) -> tuple[Floats, NDArray[np.int64] | None]:
         """The allowed values with their ids, or, where they are many, all with -inf for others."""
         V = values.size
-        if int(np.bitwise_count(mask).sum()) <= FEW:
+        # Of a negative number it counts the bits of the absolute value.
+        if int(np.bitwise_count(mask.view(np.uint32)).sum()) <= FEW:
             words = np.flatnonzero(mask)
             bits = np.flatnonzero(np.unpackbits(mask[words].view(np.uint8), bitorder="little"))
             ids = words[bits // 32] * 32 + bits % 32
