@@ -13,6 +13,7 @@ from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.infer.constraints import Choice, Grammar, Json, Regex, Tools
 from smollm3.infer.speculation import DraftModel, PromptLookup, StepCosts
+from smollm3.infer.worker import Worker
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 
 TODAY = datetime.date(2025, 7, 8)
@@ -94,6 +95,16 @@ def test_guesses_change_nothing(plain, guessing):
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
     after = guessing.stats()
     assert after.accepted > before.accepted
+
+
+def test_masks_made_beside_the_model_are_the_same(plain, real, monkeypatch):
+    """As on a GPU."""
+    idle = property(lambda worker: True, lambda worker, value: None)
+    monkeypatch.setattr(Worker, "_cpu_is_idle", idle)
+    with Engine(TorchBackend(real[0], blocks=32), real[1]) as engine:
+        prompt = engine.tokenizer.render(ASK, date=TODAY).ids
+        answer = engine.submit(prompt, GREEDY, constraint=Json(SCHEMA)).result()
+    assert answer.ids == plain[0].ids
 
 
 def test_unconstrained_copies_are_the_same_and_take_fewer_steps(engine, guessing):

@@ -32,8 +32,8 @@ class Job(ABC):
     def fail(self, error: BaseException) -> None: ...
 
     @abstractmethod
-    def prepare(self, step: Slice, executor: Executor) -> None:
-        """It runs in this step: begin what can be done beside the model."""
+    def prepare(self, step: Slice, executor: Executor | None) -> None:
+        """It runs in this step: begin what can be done beside the model, if that is worth it."""
 
     def guesses(self, limit: int) -> list[int]:
         """Tokens that may come next."""
@@ -76,9 +76,9 @@ class Answer(Job):
         drafts = self._drafter.propose(self.sequence.ids, limit)
         return drafts[: self._constraint.fitting(drafts)] if self._constraint else drafts
 
-    def prepare(self, step: Slice, executor: Executor) -> None:
+    def prepare(self, step: Slice, executor: Executor | None) -> None:
         self.channel.cached_tokens = self.sequence.reused or 0
-        if self._constraint is not None and step.wanted:
+        if self._constraint is not None and executor is not None and step.wanted:
             self._mask = executor.submit(self._constraint.mask)
 
     def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
@@ -159,7 +159,7 @@ class Reading(Job):
         self.result.set_result(self._results)
         return True
 
-    def prepare(self, step: Slice, executor: Executor) -> None:
+    def prepare(self, step: Slice, executor: Executor | None) -> None:
         """Nothing to do."""
 
     def fail(self, error: BaseException) -> None:
@@ -174,7 +174,7 @@ class Prefill(Job):
         self.result: Future[list[int]] = Future()
         self._share = share
 
-    def prepare(self, step: Slice, executor: Executor) -> None:
+    def prepare(self, step: Slice, executor: Executor | None) -> None:
         """Nothing to do."""
 
     def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
