@@ -119,6 +119,7 @@ class TestLife:
         with pytest.raises(UserError, match=said):
             McpServer(target)
 
+    @pytest.mark.slow
     def test_one_that_says_nothing(self, monkeypatch):
         monkeypatch.setattr(mcp, "START_SECONDS", 0.3)
         with pytest.raises(UserError, match="does not answer within 0.3 seconds"):
@@ -130,6 +131,7 @@ class TestLife:
         with pytest.raises(UserError, match=r"pip install 'smollm3\[agent\]'"):
             McpServer(COMMAND)
 
+    @pytest.mark.slow
     def test_over_http(self):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

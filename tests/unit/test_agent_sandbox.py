@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -87,6 +88,28 @@ def jailed():
 @linux
 def test_there_is_something_to_attack():
     assert FOUND
+
+
+OUTSIDE = [
+    "/etc/passwd",
+    "/etc/shadow",
+    "/root",
+    "/home",
+    "/proc",
+    "/proc/self/environ",
+    "/proc/1/environ",
+    "/proc/1/root/etc/passwd",
+    "/proc/self/mem",
+    "/sys",
+    "/var/log",
+    str(Path(__file__)),
+    str(Path.home()),
+    "../../../../etc/passwd",
+    "/dev/sda",
+    "/dev/vda",
+    "/dev/mem",
+    "/dev/shm",
+]
 
 
 class TestInterpreter:
@@ -205,20 +228,18 @@ class TestAttacks:
         """It still serves, or a new one does."""
         assert interpreter.run("6 * 7").value == "42"
 
-    @pytest.mark.parametrize(
-        "how",
-        [
+    def test_no_process_is_started(self, jail):
+        for how in (
             "os.fork()",
             "subprocess.run(['true'])",
-            "os.system('true')",
             "multiprocessing.Process(target=print).start()",
             "os.posix_spawn('/bin/true', ['true'], {})",
-        ],
-    )
-    def test_no_process_is_started(self, jail, how):
-        run = jail.run(f"import os, subprocess, multiprocessing\nr = {how}\nprint('RESULT', r)")
-        # system() has no exceptions: it says that the shell could not be run
-        assert not run.ok or "RESULT 0" not in run.out
+            "os.execv('/bin/true', ['true'])",
+        ):
+            run = jail.run(f"import os, subprocess, multiprocessing\n{how}")
+            assert re.search("PermissionError|FileNotFound", run.error), (how, run)
+        # system() raises nothing: it says that the shell could not be run
+        assert jail.run("os.system('true') != 0").value == "True"
         self.after(jail)
 
     def test_fork_bomb(self, jail):
@@ -266,36 +287,12 @@ class TestAttacks:
         assert len(run.out) < 2200
         assert len(either.run("'y' * 100000").value) < 2200
 
-    @pytest.mark.parametrize(
-        "path",
-        [
-            "/etc/passwd",
-            "/etc/shadow",
-            "/root",
-            "/home",
-            "/proc/self/environ",
-            "/proc/1/environ",
-            "/proc/self/mem",
-            "/sys",
-            "/var/log",
-            str(Path(__file__)),
-            str(Path.home()),
-            "../../../../etc/passwd",
-            "/dev/sda",
-            "/dev/vda",
-            "/dev/mem",
-            "/dev/shm",
-        ],
-    )
-    def test_reading_outside(self, either, path):
-        run = either.run(
-            f"import os\nprint(open({path!r}).read() if not os.path.isdir({path!r}) else os.listdir({path!r}))"
-        )
-        assert not run.ok
-        assert "Error" in run.error
-        assert any(e in run.error for e in ("NotFound", "Permission", "RuntimeError", "OSError")), (
-            run
-        )
+    def test_reading_outside(self, either):
+        for path in OUTSIDE:
+            listed = f"os.listdir({path!r})" if os.path.isdir(path) else f"open({path!r}).read()"
+            run = either.run(f"import os\n{listed}")
+            assert not run.ok, path
+            assert re.search("NotFound|Permission|RuntimeError|OSError", run.error), (path, run)
 
     def test_the_environment_is_empty(self, jail, monkeypatch):
         monkeypatch.setenv("SECRET", "hunter2")
@@ -314,12 +311,10 @@ class TestAttacks:
         # three times /dev/null, and the two ends of the pipe
         assert sorted(kinds) == sorted(["0o20000"] * 3 + ["0o140000"] * 2)
 
-    @pytest.mark.parametrize(
-        "path", ["/x", "/usr/lib/x", "/etc/x", "/dev/x", "/root/x", "/var/tmp/x"]
-    )
-    def test_writing_outside(self, either, path):
-        assert not either.run(f"open({path!r}, 'w').write('x')").ok
-        assert not Path(path).exists()
+    def test_writing_outside(self, either):
+        for path in ("/x", "/usr/lib/x", "/etc/x", "/dev/x", "/root/x", "/var/tmp/x"):
+            assert not either.run(f"open({path!r}, 'w').write('x')").ok
+            assert not Path(path).exists()
 
     def test_its_interpreter_is_read_only(self, jail):
         code = "import os\nopen(os.__file__, 'a')"
@@ -362,14 +357,17 @@ class TestAttacks:
         code = "n = 0\ntry:\n    while True:\n        open(f'n{n}', 'w').close(); n += 1\nexcept OSError as e: print(e)\nn < 5000"
         assert jail.run(code).value == "True"
 
-    @pytest.mark.parametrize(
-        "family",
-        ["AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK"],
-    )
-    @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_RAW"])
-    def test_sockets(self, jail, family, kind):
-        run = jail.run(f"import socket\nsocket.socket(socket.{family}, socket.{kind})")
-        assert "PermissionError" in run.error
+    def test_sockets(self, jail):
+        code = """
+import itertools, socket
+families = "AF_INET AF_INET6 AF_UNIX AF_NETLINK AF_PACKET AF_ALG AF_VSOCK AF_CAN".split()
+for family, kind in itertools.product(families, ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_RAW", "SOCK_SEQPACKET"]):
+    try:
+        print(socket.socket(getattr(socket, family), getattr(socket, kind)))
+    except PermissionError:
+        pass
+"""
+        assert jail.run(code).text == "(no output)"
 
     def test_the_network_is_not_reached(self, jail):
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -446,7 +444,10 @@ class TestAttacks:
         "code",
         [
             "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
-            "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor i in range(10**6): x = [x]\nrepr(x)",
+            pytest.param(
+                "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor i in range(10**6): x = [x]\nrepr(x)",
+                marks=pytest.mark.slow,
+            ),
             "eval('(' * 5000)",
             "x = None\nfor i in range(10**6): x = (x,)\ndel x",
             "class A:\n    def __repr__(self): return repr(self)\nA()",
@@ -502,7 +503,7 @@ class TestAttacks:
         [
             "zlib.decompress(zlib.compress(bytes(10**7)) * 1) * 100",
             "'x' * 10**9",
-            "[[0] * 1000] * 10**6",
+            pytest.param("[[0] * 1000] * 10**6", marks=pytest.mark.slow),
         ],
     )
     def test_bombs_in_results(self, jail, bomb):
@@ -530,9 +531,15 @@ class TestAttacks:
     @pytest.mark.parametrize(
         "code",
         [
-            "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))\ntime.sleep(100)",
+            pytest.param(
+                "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))\ntime.sleep(100)",
+                marks=pytest.mark.slow,
+            ),
             "import signal, time\nfor s in (signal.SIGALRM, signal.SIGXCPU): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
-            "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+            pytest.param(
+                "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+                marks=pytest.mark.slow,
+            ),
         ],
     )
     def test_deaf_to_signals(self, jail, code):
@@ -542,6 +549,7 @@ class TestAttacks:
         assert time.monotonic() - began < 4
         self.after(jail)
 
+    @pytest.mark.slow
     def test_a_regular_expression_without_end(self, either):
         began = time.monotonic()
         either.run("import re\nre.match('(a+)+$', 'a' * 40 + 'b')")
@@ -563,7 +571,7 @@ class TestAttacks:
             b"\0\0\0\x40",
             b"\0\0\x27\x10" + b'{"value":' + b"9" * 9990 + b"}",
         ],
-        ids=repr,
+        ids=range(11),
     )
     def test_forged_messages(self, jail, said):
         """The code writes to the pipe of the protocol: the host survives any bytes."""
@@ -585,9 +593,18 @@ class TestAttacks:
         data = struct.pack(">I", len(message)) + message
         code = f"import os, stat, time\nfor f in range(3, 64):\n    try: ok = stat.S_ISSOCK(os.fstat(f).st_mode)\n    except OSError: continue\n    if ok: os.write(f, {data!r}); break\ntime.sleep(0.3)"
         assert jail.run(code).out == "forged"
-        for _ in range(4):
-            jail.run("1")
+        jail.run("1")  # still busy with the first: answers may be mixed up, for it alone
+        jail.run("2")
         jail.close()
+        self.after(jail)
+
+    def test_what_it_says_unasked_ends_it(self, jail):
+        code = "import os, stat, threading, time\ndef f():\n    time.sleep(0.05)\n    for f in range(3, 64):\n        try: ok = stat.S_ISSOCK(os.fstat(f).st_mode)\n        except OSError: continue\n        if ok: os.write(f, b'x'); break\nthreading.Thread(target=f).start()\ntime.sleep(0.0)"
+        process_held = jail.run(code)
+        assert process_held.ok
+        jail._order(b"c")
+        time.sleep(0.2)
+        assert "broke its protocol" in jail.run("1").ended
         self.after(jail)
 
     def test_code_that_changes_the_worker(self, jail):
@@ -661,6 +678,7 @@ time.sleep(60)
         assert not folder.exists()
         assert b"61.5" not in processes().get(pid, b"")
 
+    @pytest.mark.slow
     def test_a_crowd(self):
         before = jailed()
         crowd = [JAILS[FOUND[0]].interpreter(limits=SMALL) for _ in range(6)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -81,6 +82,7 @@ class ProcessInterpreter:
             self._runs += 1
             order = {"run": code, "seconds": self.limits.seconds, "name": f"<run {self._runs}>"}
             try:
+                self._check_silence()
                 return _as_run(self._converse(order, call))
             except _Ended as end:
                 return Run(ended=f"{end}; its variables are lost")
@@ -174,6 +176,15 @@ class ProcessInterpreter:
                 raise _Ended(f"more than {self.limits.calls} calls of functions in one run")
             message = _answer(reply, call)
 
+    def _check_silence(self) -> None:
+        """What came since the last run was over answers nothing."""
+        if select.select([self._socket], [], [], 0)[0]:
+            self._breach()
+
+    def _breach(self) -> NoReturn:
+        self._end()
+        raise _Ended("the interpreter was ended: it broke its protocol")
+
     def _order(self, order: bytes) -> None:
         with contextlib.suppress(OSError):
             self._line.send(order)
@@ -194,8 +205,7 @@ class ProcessInterpreter:
             with contextlib.suppress(ValueError, RecursionError):
                 message = json.loads(self._exactly(size, deadline))
         if not isinstance(message, dict):
-            self._end()
-            raise _Ended("the interpreter was ended: it broke its protocol")
+            self._breach()
         return message
 
     def _exactly(self, size: int, deadline: float) -> bytes:
