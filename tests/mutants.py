@@ -20,6 +20,7 @@ MODEL = f"{U}model.py"
 RENDER = f"{U}chat_render.py"
 LOADER = f"{U}data_loader.py"
 LOSSES = f"{U}train_losses.py"
+CONSTRAINTS = f"{U}infer_constraints.py"
 
 MUTANTS = [
     # the model
@@ -63,6 +64,12 @@ MUTANTS = [
     Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),
     # inference, merging
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
+    Mutant("a thinking budget without end", "infer/thinking.py", "if used < self._tokens or broken:", "if True:", CONSTRAINTS),
+    Mutant("tags may be spelled in letters", "infer/grammars.py", """f"/(?s:.+)/ & ~/(?s:.*)({'|'.join(map(_escaped, ends))})(?s:.*)/\"""", '"/(?s:.+)/"', CONSTRAINTS),
+    Mutant("only the first stop token ends a constrained answer", "infer/constraints.py", "eos_token=list(self._tokenizer.stop_ids)", "eos_token=self._tokenizer.stop_ids[0]", CONSTRAINTS),
+    Mutant("the mask of the token before", "infer/constraints.py", 'does not fit: {_line(self._matcher.get_error())}")\n        self._mask = None', 'does not fit: {_line(self._matcher.get_error())}")', CONSTRAINTS),
+    Mutant("a draft model keeps what was rejected", "infer/speculation.py", "self._read = start + min(right, len(guess) - 1)", "self._read = start + len(guess) - 1", f"{U}infer_speculation.py"),
+    Mutant("lookup says a token twice", "infer/speculation.py", "ids[end : end + LONGEST]", "ids[end - 1 : end + LONGEST]", f"{U}infer_speculation.py"),
     Mutant("random rows repeat", "infer/shapes.py", "self.values // block - 3", "self.values // block", f"{U}bench_shapes.py"),
     Mutant("all random tensors the same", "infer/shapes.py", "int(self.random.integers(len(chunk)))", "0", f"{U}bench_shapes.py"),
     Mutant("norms of zeros", "infer/shapes.py", "np.ones(shapes[name], np.float32)", "np.zeros(shapes[name], np.float32)", f"{U}bench_shapes.py"),

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -20,7 +21,7 @@ TODAY = datetime.date(2025, 7, 8)
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 30},
+        "name": {"type": "string", "maxLength": 16},
         "age": {"type": "integer", "minimum": 0, "maximum": 120},
         "colours": {
             "type": "array",
@@ -33,8 +34,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 ASK = [{"role": "user", "content": "Write a JSON object about Ann Lee: name, age, colours."}]
-GREEDY = SamplingParams(temperature=0, max_tokens=80)
-DRAWN = SamplingParams(temperature=1.2, max_tokens=80, seed=1)
+GREEDY = SamplingParams(temperature=0, max_tokens=60)
+DRAWN = SamplingParams(temperature=1.2, max_tokens=60, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def test_guesses_change_nothing(plain, guessing):
     assert after.accepted > before.accepted
 
 
+@pytest.mark.slow
 def test_masks_made_beside_the_model_are_the_same(plain, real, monkeypatch):
     """As on a GPU."""
     idle = property(lambda worker: True, lambda worker, value: None)
@@ -244,3 +246,16 @@ def test_calls_are_valid_after_whatever_text(noise, think):
                 jsonschema.validate(call.arguments, SMALL)
                 calls += 1
     assert calls
+
+
+@pytest.mark.slow
+def test_the_page_about_constraints(capsys):
+    page = (Path(__file__).parents[2] / "docs/constraints.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[0]).keys() == {"name", "age"}
+    assert lines[1] in ("yes", "no")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", lines[2])
+    assert re.fullmatch(r"1(\+1){1,4}", lines[3])
+    assert "ToolCall(name='weather', arguments={'city': " in lines[4]

@@ -190,7 +190,7 @@ def test_calls_read_back_as_they_were_meant(made, vocabulary):
 def test_the_gate_opens_wherever_tokens_end(made, vocabulary):
     """However the text is cut into tokens: no stop before the content, the content as asked."""
     text = "hm </thin </think>\n" + GOOD
-    for at in range(text.index(GOOD) + 1):
+    for at in range(0, text.index(GOOD) + 1, 2 if vocabulary.vocab_size > 100_000 else 1):
         ids = vocabulary.encode(text[:at]) + vocabulary.encode(text[at:])
         if "</think>" in vocabulary.tags:  # spelled in letters it would not be the tag to the model
             place = text.index("</think>")
@@ -205,9 +205,16 @@ def test_the_gate_opens_wherever_tokens_end(made, vocabulary):
         assert constraint.finished
 
 
-def test_an_end_tag_spelled_in_letters_does_not_end_reasoning(tokenizer, small):
-    constraint = small.start(Json(), tokenizer.encode_markup(OPEN))
-    assert not reads(constraint, tokenizer.encode("a </think>"), tokenizer)
+def test_tags_are_not_spelled_in_letters(tokenizer, small):
+    """Whoever reads the answer as a text would take them for the tags."""
+    for spec, prompt, text in [
+        (Json(), OPEN, "a </think>"),
+        (T, CLOSED, "a <tool_call> b"),
+        (Tools([], python=True), CLOSED, "a <code> b"),
+    ]:
+        constraint = small.start(spec, tokenizer.encode_markup(prompt))
+        ids = tokenizer.encode(text)
+        assert text[: text.index(">")] == tokenizer.decode(ids[: constraint.fitting(ids)])
 
 
 # masks are consistent
