@@ -21,7 +21,7 @@ class ScriptedEngine:
         self.config = SimpleNamespace(context=context)
         self.asked = []
 
-    def submit(self, prompt, params, *, thinking_budget=None):
+    def submit(self, prompt, params, *, constraint=None, thinking_budget=None):
         text = self.tokenizer.decode(prompt)
         self.asked.append((text, params))
         words = text.rsplit("<|im_start|>user\n")[-1].split("<|im_end|>")[0].strip()

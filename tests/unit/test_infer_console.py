@@ -221,8 +221,8 @@ def test_retry_draws_other_numbers(chat, engine):
     chat.say("/retry")
     chat.say("two")
     assert [params.seed for _, params in engine.asked] == [5, 6, 7, 5]
-    assert [m.content for m in chat.messages[::2]] == ["one", "two"]
-    assert chat.messages[1].content == "you said: one (7)"
+    assert [m["content"] for m in chat.messages[::2]] == ["one", "two"]
+    assert chat.messages[1]["content"] == "you said: one (7)"
 
 
 def test_a_question_without_an_answer_is_taken_back(chat):
@@ -230,12 +230,12 @@ def test_a_question_without_an_answer_is_taken_back(chat):
     for words in ("too long", "broken"):
         with pytest.raises((UserError, RuntimeError)):
             chat.say(words)
-    assert [m.content for m in chat.messages] == ["one", "you said: one (5)"]
+    assert [m["content"] for m in chat.messages] == ["one", "you said: one (5)"]
 
 
 def test_a_path_is_no_command(chat):
     chat.say("/etc/passwd is what?")
-    assert chat.messages[1].content == "you said: /etc/passwd is what? (5)"
+    assert chat.messages[1]["content"] == "you said: /etc/passwd is what? (5)"
     with pytest.raises(UserError, match="/ext: no such command"):
         chat.say("/ext")
 

@@ -52,10 +52,16 @@ def ask_on_terminal(request: Request) -> Decision:
     origin = "The model's code calls" if request.from_code else "The model calls"
     sys.stdout.write(f"{origin} {request.text}\n")
     while True:
+        sys.stdout.write("Allow it? [y]es, [n]o, [a]lways: ")
+        sys.stdout.flush()
         try:
-            answer = input("Allow it? [y]es, [n]o, [a]lways: ").strip().lower()
-        except EOFError:
+            line = sys.stdin.readline()  # not input(), whose lines can be called back
+        except KeyboardInterrupt:
+            line = ""
+        if not line:
+            sys.stdout.write("\n")
             return False
+        answer = line.strip().lower()
         if answer in ("y", "yes"):
             return True
         if answer in ("n", "no"):

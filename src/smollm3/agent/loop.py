@@ -82,6 +82,7 @@ class Agent:
         approve: Approve = ask_on_terminal,
         params: SamplingParams | None = None,
         enable_thinking: bool = True,
+        thinking_budget: int | None = None,
         unsafe_python: bool = False,
         limits: Limits | None = None,
     ) -> None:
@@ -91,6 +92,7 @@ class Agent:
         self.max_steps = max_steps
         self.params = params
         self.enable_thinking = enable_thinking
+        self.thinking_budget = thinking_budget
         self.sandbox: Sandbox | None = None
         self._approvals = Approvals(approve)
         self._stack = ExitStack()
@@ -183,20 +185,14 @@ class Agent:
                     yield result
             yield Done(history, "steps")
         finally:
-            if conversation is None and self.sandbox:
-                self.interpreters.end(own)
+            if conversation is None:
+                self.forget(own)
 
     def _answer(
         self, history: Sequence[Mapping[str, Any]]
     ) -> Generator[Event, None, tuple[Message, bool]]:
         """The next message, and whether it was cut."""
-        prompt = self.engine.tokenizer.render(
-            history,
-            enable_thinking=self.enable_thinking,
-            date=datetime.date.today(),
-            **self.offered,
-        ).ids
-        generation = self.submit(prompt)
+        generation = self.submit(history, self.enable_thinking, self.params, self.thinking_budget)
         parser = self.parser()
         try:
             for step in generation:
@@ -206,16 +202,35 @@ class Agent:
             generation.cancel()
         return parser.message, generation.result().finish_reason == "length"
 
-    def submit(self, prompt: Sequence[int]) -> Generation:
-        """Ask for an answer whose calls are valid: held to the tools' schemas as it is written,
+    def submit(
+        self,
+        history: Sequence[Mapping[str, Any]],
+        enable_thinking: bool,
+        params: SamplingParams | None,
+        thinking_budget: int | None,
+    ) -> Generation:
+        """Ask for the next message. Its calls are held to the tools' schemas as they are written,
         where llguidance is installed and knows these schemas."""
+        prompt = self.engine.tokenizer.render(
+            history,
+            enable_thinking=enable_thinking,
+            date=datetime.date.today(),
+            **self.offered,
+        ).ids
         try:
-            return self.engine.submit(prompt, self.params, constraint=self._constraint)
+            return self.engine.submit(
+                prompt, params, constraint=self._constraint, thinking_budget=thinking_budget
+            )
         except UserError as e:
             if self._constraint is None or not str(e).startswith("tools:"):
                 raise
             self._constraint = None
-            return self.engine.submit(prompt, self.params)
+            return self.engine.submit(prompt, params, thinking_budget=thinking_budget)
+
+    def forget(self, conversation: Hashable) -> None:
+        """The conversation is over: its Python ends."""
+        if self.sandbox:
+            self.interpreters.end(conversation)
 
     def serve(self, call: ToolCall, conversation: Hashable = None) -> ToolResult:
         """Make a call of the model, or say why not."""

@@ -20,7 +20,7 @@ from smollm3.chat import ContentDelta, Message, ReasoningDelta, StreamParser
 from smollm3.errors import UserError
 from smollm3.files import write_atomic, write_json
 from smollm3.infer.engine import Engine
-from smollm3.infer.generation import Generation, Step
+from smollm3.infer.generation import FinishReason, Generation, Step
 from smollm3.infer.params import SamplingParams
 from smollm3.infer.terminal import LineReader, Painter, is_terminal, keys
 
@@ -41,11 +41,11 @@ Tab or Ctrl-R shows or folds reasoning, Ctrl-C stops an answer, \\ at the end co
 class Answer:
     """One answer as it is shown: reasoning, how long it took, content, a note."""
 
-    def __init__(self, painter: Painter, folded: bool) -> None:
+    def __init__(self, painter: Painter, folded: bool, parser: StreamParser) -> None:
         self.painter = painter
         self.folded = folded
         self.reasoning = self.content = self.note = ""
-        self._parser = StreamParser(xml=False)
+        self._parser = parser
         self._painted = [0, 0, 0, 0]  # characters of each part
         self._started = time.monotonic()
         self._thinking = True
@@ -130,7 +130,7 @@ class Chat:
         self.system = system
         self.budget = budget
         self.interactive = interactive
-        self.messages: list[Message] = []
+        self.messages: list[dict[str, Any]] = []
         self.folded = False
         self.painter = Painter(sys.stdout)
         self._last: Answer | None = None  # as long as it is what stands above the prompt
@@ -140,11 +140,11 @@ class Chat:
         self.commands: dict[str, Callable[[str], None]] = {
             "/think": lambda _: self._set_think(True),
             "/no_think": lambda _: self._set_think(False),
-            "/new": lambda _: self._new(),
+            "/new": lambda _: self.new(),
             "/system": self._set_system,
             "/retry": lambda _: self._retry(),
             "/save": self._save,
-            "/help": lambda _: self._tell(HELP),
+            "/help": lambda _: self.tell(HELP),
         }
 
     def say(self, line: str) -> None:
@@ -159,7 +159,7 @@ class Chat:
             self.commands[command](rest.strip())
             return
         self._retries = 0
-        self.messages.append(Message("user", line.strip()))
+        self.messages.append(Message("user", line.strip()).to_dict())
         self._answer()
 
     def fold_last(self) -> bool:
@@ -171,33 +171,51 @@ class Chat:
         return True
 
     def prompt(self) -> list[dict[str, Any]]:
-        system = [Message("system", self.system)] if self.system else []
-        return [message.to_dict() for message in (*system, *self.messages)]
+        system = [Message("system", self.system).to_dict()] if self.system else []
+        return [*system, *self.messages]
+
+    def parser(self) -> StreamParser:
+        """Reads an answer."""
+        return StreamParser(xml=False)
+
+    def submit(self, params: SamplingParams) -> Generation:
+        """Ask for the next message."""
+        ids = self.engine.tokenizer.render(
+            self.prompt(), enable_thinking=self.think, date=datetime.date.today()
+        ).ids
+        return self.engine.submit(ids, params, thinking_budget=self.budget)
+
+    def turn(self) -> None:
+        """Add what follows the last message."""
+        self.messages.append(self.next_message()[0].to_dict())
+
+    def next_message(self) -> tuple[Message, FinishReason]:
+        """The model's next message, shown as it comes, and why it ended."""
+        generation = self.submit(replace(self.params, seed=self.params.seed + self._retries))
+        message = self._shown(generation) if self.interactive else self._printed(generation)
+        return message, generation.result().finish_reason
 
     def _answer(self) -> None:
         """Answer the last message, which is taken back if that cannot be."""
-        params = replace(self.params, seed=self.params.seed + self._retries)
+        asked = len(self.messages) - 1
         try:
-            ids = self.engine.tokenizer.render(
-                self.prompt(), enable_thinking=self.think, date=datetime.date.today()
-            ).ids
-            generation = self.engine.submit(ids, params, thinking_budget=self.budget)
-            self.messages.append(
-                self._shown(generation) if self.interactive else self._printed(generation)
-            )
+            self.turn()
         except (UserError, RuntimeError):
             self.painter.end_line()
-            self.messages.pop()
+            del self.messages[asked:]
             raise
 
     def _printed(self, generation: Generation) -> Message:
+        parser = self.parser()
         for step in generation:
             click.echo(step.text, nl=False)
+            parser.feed(step.text)
         click.echo()
-        return self.engine.tokenizer.parse(generation.result().text, tools=False)
+        parser.finish()
+        return parser.message
 
     def _shown(self, generation: Generation) -> Message:
-        answer = Answer(self.painter, self.folded)
+        answer = Answer(self.painter, self.folded, self.parser())
         times = [time.monotonic()]
         self.typed = ""
         with keys(sys.stdin) as pressed, _interrupting(generation.cancel):
@@ -235,26 +253,27 @@ class Chat:
             f"{generation.cached_tokens:,} cached"
         )
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         """To the person, not into the answers."""
         click.echo(click.style(text, dim=True), err=not self.interactive)
 
     def _set_think(self, think: bool) -> None:
         self.think = think
-        self._tell("reasons before answering" if think else "answers at once")
+        self.tell("reasons before answering" if think else "answers at once")
 
-    def _new(self) -> None:
+    def new(self) -> None:
         self.messages = []
-        self._tell("a new conversation")
+        self.tell("a new conversation")
 
     def _set_system(self, text: str) -> None:
         self.system = text or None
-        self._tell(f"system prompt: {text}" if text else "no system prompt")
+        self.tell(f"system prompt: {text}" if text else "no system prompt")
 
     def _retry(self) -> None:
         if not self.messages:
             raise UserError("/retry: nothing was asked yet")
-        self.messages.pop()
+        while self.messages[-1]["role"] != "user":
+            self.messages.pop()
         self._retries += 1
         self._answer()
 
@@ -266,7 +285,7 @@ class Chat:
             raise UserError(f"{path}: exists already; choose another name")
         save(path, self.prompt(), self.think)
         self._saved.add(path)
-        self._tell(f"saved: {path}")
+        self.tell(f"saved: {path}")
 
 
 def save(path: Path, messages: list[dict[str, Any]], think: bool) -> None:
@@ -288,7 +307,11 @@ def save(path: Path, messages: list[dict[str, Any]], think: bool) -> None:
 def _markdown(message: dict[str, Any]) -> str:
     reasoning = message.get("reasoning_content")
     quoted = "".join(f"> {line}\n" for line in reasoning.splitlines()) if reasoning else ""
-    parts = (f"**{message['role']}**", quoted, message["content"])
+    calls = "\n".join(
+        f"- `{call['function']['name']}` {call['function']['arguments']}"
+        for call in message.get("tool_calls", ())
+    )
+    parts = (f"**{message['role']}**", quoted, message["content"], calls)
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
@@ -336,9 +359,13 @@ def chat_on_console(
     budget: int | None = None,
 ) -> None:
     """Read lines until their end or /exit, and answer each."""
-    chat = Chat(engine, params, think, system, budget, is_terminal())
+    converse(Chat(engine, params, think, system, budget, is_terminal()))
+
+
+def converse(chat: Chat) -> None:
+    """The same in this conversation."""
     if chat.interactive:
-        _converse(chat)
+        _at_terminal(chat)
         return
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
@@ -350,7 +377,7 @@ def chat_on_console(
         chat.say(text)
 
 
-def _converse(chat: Chat) -> None:
+def _at_terminal(chat: Chat) -> None:
     def on_tab() -> None:
         if chat.fold_last():
             sys.stdout.write(click.style("> ", bold=True))
