@@ -18,6 +18,7 @@ from smollm3.cli.options import (
     engine_options,
     read_constraint,
     sampling_options,
+    tool_options,
 )
 from smollm3.errors import UserError
 
@@ -27,6 +28,7 @@ from smollm3.errors import UserError
 @THINK
 @SYSTEM
 @BUDGET
+@tool_options
 @sampling_options
 @engine_options
 def chat(
@@ -34,6 +36,7 @@ def chat(
     think: bool,
     system: str | None,
     thinking_budget: int | None,
+    tools: dict[str, Any],
     sampling: dict[str, Any],
     engine_options: dict[str, Any],
 ) -> None:
@@ -42,13 +45,19 @@ def chat(
     \b
     smollm3 chat runs/nano
     echo "Total of Ana:3 Jan:5?" | smollm3 chat runs/nano --no-think
+    smollm3 chat smollm3-3b --python-tools --tool mine.py:search --mcp "npx some-server"
     """
     from smollm3.infer import SamplingParams, load_engine
     from smollm3.infer.console import chat_on_console
 
     params = SamplingParams(**{"max_tokens": 8192, **sampling})
     with load_engine(model, **engine_options) as engine:
-        chat_on_console(engine, params, think, system, thinking_budget)
+        if tools:
+            from smollm3.agent.console import chat_with_tools
+
+            chat_with_tools(engine, params, think, system, thinking_budget, **tools)
+        else:
+            chat_on_console(engine, params, think, system, thinking_budget)
 
 
 @click.command(epilog=MODEL_HELP)

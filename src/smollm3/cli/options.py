@@ -115,7 +115,28 @@ def collected(name: str, options: Mapping[str, Decorator]) -> Decorator:
     return decorate
 
 
+TOOLS: dict[str, Decorator] = {
+    "tool": click.option(
+        "--tool", multiple=True, metavar="MODULE:NAME", help="A function to call; repeatable."
+    ),
+    "mcp": click.option(
+        "--mcp", multiple=True, metavar="COMMAND", help="An MCP server, or its URL; repeatable."
+    ),
+    "python_tools": click.option(
+        "--python-tools",
+        is_flag=True,
+        default=None,
+        help="It may run Python, isolated, in which tools are functions.",
+    ),
+    "unsafe_python_tools": click.option(
+        "--unsafe-python-tools",
+        is_flag=True,
+        default=None,
+        help="The same as you, on this computer; asks each time.",
+    ),
+}
 engine_options = collected("engine_options", ENGINE)
+tool_options = collected("tools", TOOLS)
 sampling_options = collected("sampling", SAMPLING)
 constraint_options = collected("constraint", CONSTRAINT)
 
