@@ -74,6 +74,13 @@ MUTANTS = [
     Mutant("all random tensors the same", "infer/shapes.py", "int(self.random.integers(len(chunk)))", "0", f"{U}bench_shapes.py"),
     Mutant("norms of zeros", "infer/shapes.py", "np.ones(shapes[name], np.float32)", "np.zeros(shapes[name], np.float32)", f"{U}bench_shapes.py"),
     Mutant("merge weights not normalised", "merge.py", "weight / total)", "weight)", f"{U}merge.py"),
+    # agents
+    Mutant("code may fork", "agent/sandbox/lockdown.py", '"clone": _bit(0, _CLONE_THREAD)', '"clone": _op(_RETURN, ALLOW)', f"{U}agent_jail.py"),
+    Mutant("threads go on between runs", "agent/sandbox/process.py", 'self._order(b"s")', 'self._order(b"c")', f"{U}agent_sandbox.py"),
+    Mutant("one interpreter for all", "agent/python.py", "self._held.get(conversation)", "next(iter(self._held.values()), None)", f"{U}agent_loop.py"),
+    Mutant("nobody is asked", "agent/loop.py", "if not tool.read_only:", "if False:", f"{U}agent_loop.py"),
+    Mutant("half a call is made", "agent/loop.py", "if cut or not message.tool_calls:", "if not message.tool_calls:", f"{U}agent_loop.py"),
+    Mutant("unknown arguments pass", "agent/schema.py", '= "forbid"', '= "ignore"', f"{U}agent_tools.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
 ]  # fmt: skip
