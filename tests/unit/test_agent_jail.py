@@ -1,8 +1,10 @@
 """The parts of the jail by themselves: the filter of system calls, the worker, what is shown."""
 
+import contextlib
 import errno
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -197,6 +199,12 @@ class TestLockdown:
         """
         done = self.locked(code, tmp_path)
         assert done.stdout.splitlines()[1:] == ["4 (60, 60)", "(0, 0) 64"]
+
+    def test_where_all_of_the_users_threads_count(self, tmp_path):
+        code = "import resource; print(resource.getrlimit(resource.RLIMIT_NPROC)[0])"
+        done = self.locked(code, tmp_path, kind="landlock", threads=7)
+        assert int(done.stdout.splitlines()[1]) >= 8
+        assert lockdown.threads_of(os.getuid()) >= len(os.listdir("/proc/self/task"))
 
     def test_none_means_none(self, tmp_path):
         done = self.locked("print(bool(open('/etc/passwd').read()))", tmp_path, kind="none")
@@ -422,6 +430,37 @@ class TestFinding:
             assert hidden.endswith("-packages")
         for a in shown.mounts:
             assert not any(a != b and a.startswith(b + "/") for b in shown.mounts)
+
+
+class TestPipe:
+    @given(
+        st.binary(max_size=60) | st.binary(max_size=40).map(lambda b: struct.pack(">I", len(b)) + b)
+    )
+    def test_the_host_survives_any_bytes(self, data):
+        """What comes is a message, or the end."""
+        interpreter = process.ProcessInterpreter("none", limits=Limits(seconds=1))
+        interpreter._end = lambda: 0
+        interpreter._process = _Ended()
+        interpreter._socket, theirs = socket.socketpair()
+        with interpreter._socket, theirs:
+            theirs.sendall(data)
+            theirs.close()
+            with contextlib.suppress(process._Ended):
+                assert isinstance(interpreter._receive(1.0), dict)
+
+    def test_a_message_that_is_too_long_is_not_read(self):
+        interpreter = process.ProcessInterpreter("none")
+        interpreter._process = None
+        interpreter._socket, theirs = socket.socketpair()
+        with interpreter._socket, theirs:
+            theirs.sendall(struct.pack(">I", process._LONGEST + 1))
+            with pytest.raises(process._Ended, match="broke its protocol"):
+                interpreter._receive(0.1)
+
+
+class _Ended:
+    def wait(self, timeout):
+        return 0
 
 
 class TestAnswers:

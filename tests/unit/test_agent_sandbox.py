@@ -29,7 +29,7 @@ def usable(kind: str) -> Sandbox | None:
         for bwrap in wrappers:
             try:
                 return probe(Sandbox(kind, bwrap=bwrap, python=python))
-            except (StartError, ImportError):
+            except StartError:
                 pass
     return None
 
@@ -314,7 +314,7 @@ class TestAttacks:
     def test_writing_outside(self, either):
         for path in ("/x", "/usr/lib/x", "/etc/x", "/dev/x", "/root/x", "/var/tmp/x"):
             assert not either.run(f"open({path!r}, 'w').write('x')").ok
-            assert not Path(path).exists()
+            assert not os.path.exists(path)
 
     def test_its_interpreter_is_read_only(self, jail):
         code = "import os\nopen(os.__file__, 'a')"

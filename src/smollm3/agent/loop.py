@@ -12,7 +12,7 @@ from typing import Any, Literal
 from smollm3.agent.approval import Approvals, Approve, Request, ask_on_terminal
 from smollm3.agent.mcp import McpServer
 from smollm3.agent.python import Interpreters, declarations, for_sandbox, functions
-from smollm3.agent.sandbox import Limits, Sandbox, find_sandbox, unsafe_sandbox
+from smollm3.agent.sandbox import Limits, Sandbox, StartError, find_sandbox, unsafe_sandbox
 from smollm3.agent.tools import Tool, ToolError, as_tools, to_json_value, to_text
 from smollm3.chat import Event, Message, StreamParser, ToolCall
 from smollm3.errors import UserError
@@ -260,7 +260,10 @@ class Agent:
         if not self.sandbox.isolated:
             self._approvals.check(Request(PYTHON, {"code": code}))
         with self.interpreters.lease(conversation) as (interpreter, lost):
-            run = interpreter.run(code, self._call_from_code)
+            try:
+                run = interpreter.run(code, self._call_from_code)
+            except StartError as e:
+                raise ToolError(f"Python cannot be started: {e}") from None
         text = f"{_LOST}\n{run.text}" if lost else run.text
         return ToolResult(call, to_text(text), run.ok)
 

@@ -59,8 +59,10 @@ class Sandbox:
     ) -> Interpreter:
         """A fresh one; it starts with its first run. functions: that the code can call."""
         if self.kind == "monty":
-            from smollm3.agent.sandbox.monty import MontyInterpreter
-
+            try:
+                from smollm3.agent.sandbox.monty import MontyInterpreter
+            except ImportError as e:  # installed for another system, say
+                raise StartError(str(e)) from None
             return MontyInterpreter(functions, limits)
         return ProcessInterpreter(
             self.kind, functions, limits, bwrap=self.bwrap, python=self.python

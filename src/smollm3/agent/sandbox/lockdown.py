@@ -10,6 +10,7 @@ privileges; what the kernel lacks is left out, and `lock` says what is in force.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -128,7 +129,8 @@ def lock(config: dict[str, Any]) -> list[str]:
 
 
 def limit(config: dict[str, Any]) -> None:
-    """Here and not outside: in a user namespace of its own, only its own processes count."""
+    """Here and not outside: in a user namespace of its own, only its own threads count. Without
+    one, all of the user's do."""
     limits = {
         "AS": config["memory"],
         "CPU": config["cpu_seconds"],
@@ -137,7 +139,9 @@ def limit(config: dict[str, Any]) -> None:
         "CORE": 0,
         "NPROC": config["threads"],
     }
-    if config["kind"] == "none":  # where all of the user's processes count
+    if config["kind"] == "landlock":
+        limits["NPROC"] += threads_of(os.getuid())
+    elif config["kind"] == "none":
         del limits["NPROC"]
     for name, value in limits.items():
         which = getattr(resource, f"RLIMIT_{name}", None)
@@ -145,6 +149,16 @@ def limit(config: dict[str, Any]) -> None:
             hard = resource.getrlimit(which)[1]
             lowered = value if hard < 0 else min(value, hard)
             resource.setrlimit(which, (lowered, lowered))
+
+
+def threads_of(user: int) -> int:
+    """How many threads a user has on this computer, as far as can be seen."""
+    count = 0
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.stat(f"/proc/{process}").st_uid == user:
+                count += len(os.listdir(f"/proc/{process}/task"))
+    return count
 
 
 def restrict_files(read: Sequence[str], write: Sequence[str]) -> int:

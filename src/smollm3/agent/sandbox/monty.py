@@ -14,7 +14,7 @@ from typing import Any
 
 import pydantic_monty
 
-from smollm3.agent.sandbox.run import Call, Function, Limits, Run, Shown
+from smollm3.agent.sandbox.run import Call, Function, Limits, Run, Shown, StartError
 
 _MEMORY = 128 << 20  # bytes at most: values of any size are cheap to write down
 _LARGEST = 100_000  # entries of what goes through to a function
@@ -42,15 +42,19 @@ class MontyInterpreter:
         with self._lock:
             self.close()
             seconds = self.limits.seconds
-            pool = pydantic_monty.Monty(max_processes=1, request_timeout=seconds + 2)
             limits: pydantic_monty.ResourceLimits = {
                 "max_feed_duration_secs": seconds,
                 "max_total_sleep_secs": seconds,
                 "max_memory": min(self.limits.memory, _MEMORY),
                 "max_suspensions": _SUSPENSIONS,
             }
-            session = self._stack.enter_context(pool).checkout(limits=limits)
-            self._session = self._stack.enter_context(session)
+            try:
+                pool = pydantic_monty.Monty(max_processes=1, request_timeout=seconds + 2)
+                session = self._stack.enter_context(pool).checkout(limits=limits)
+                self._session = self._stack.enter_context(session)
+            except (OSError, pydantic_monty.MontyError) as e:  # its program is missing, say
+                self.close()
+                raise StartError(str(e)) from None
 
     def run(self, code: str, call: Call | None = None) -> Run:
         with self._lock:
