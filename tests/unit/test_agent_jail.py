@@ -380,6 +380,20 @@ class TestFinding:
         ):
             sandbox.find_sandbox()
 
+    def test_monty_that_is_installed_in_part(self, monkeypatch):
+        monty = pytest.importorskip("pydantic_monty")
+
+        def missing(**_):
+            raise FileNotFoundError("could not locate the monty binary")
+
+        monkeypatch.setattr(monty, "Monty", missing)
+        with pytest.raises(StartError, match="could not locate"):
+            sandbox.probe(Sandbox("monty"))
+        monkeypatch.setitem(sys.modules, "pydantic_monty", None)
+        monkeypatch.delitem(sys.modules, "smollm3.agent.sandbox.monty", raising=False)
+        with pytest.raises(StartError, match="pydantic_monty"):
+            sandbox.probe(Sandbox("monty"))
+
     def test_not_linux(self, monkeypatch):
         monkeypatch.setattr(sandbox.sys, "platform", "darwin")
         assert {s.kind for s in sandbox._candidates()} <= {"monty"}

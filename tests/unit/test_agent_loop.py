@@ -15,7 +15,7 @@ from smollm3.agent import Agent, Done, Request, Tool, ToolError, ToolResult, app
 from smollm3.agent.approval import Approvals, Refused, ask_on_terminal
 from smollm3.agent.loop import with_ids
 from smollm3.agent.python import NO_FUNCTIONS, Interpreters, functions
-from smollm3.agent.sandbox import find_sandbox
+from smollm3.agent.sandbox import StartError, find_sandbox
 from smollm3.chat import (
     ArgumentsDelta,
     CallEnd,
@@ -247,6 +247,26 @@ class TestApproval:
         Agent(engine, [write], approve=approve).run(HELLO)
         assert (WRITTEN, asked) == (["a", "b"], ["write"])
 
+    def test_another_can_be_asked_for_one_run(self, script):
+        engine = script(call("write", text="a"), "1", call("write", text="b"), "2")
+        agent = Agent(engine, [write], approve=lambda _: False)
+        agent.run(HELLO, approvals=Approvals(lambda _: True))
+        agent.run(HELLO)
+        assert WRITTEN == ["a"]
+
+    def test_ctrl_c_at_the_question_means_no(self, monkeypatch, capsys):
+        class Interrupted(io.StringIO):
+            def isatty(self):
+                return True
+
+            def readline(self):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("sys.stdin", Interrupted())
+        monkeypatch.setattr(approval.sys, "stdout", _Terminal(sys.stdout))
+        assert ask_on_terminal(Request("write", {}, from_code=True)) is False
+        assert "The model's code calls write" in capsys.readouterr().out
+
     def test_nobody_at_a_terminal_means_no(self, script):
         engine = script(call("write", text="a"), "Done.")
         done = Agent(engine, [write]).run(HELLO)
@@ -392,6 +412,19 @@ class TestPython:
             assert agent.run(HELLO).messages[2]["content"] == "2"
             assert not agent.sandbox.isolated
         assert asked == ["python 1 + 1"]
+
+    def test_an_interpreter_that_does_not_start_is_told(self, script):
+        class Broken:
+            def run(self, code, call):
+                raise StartError("no memory")
+
+            def close(self):
+                pass
+
+        with Agent(script(), python_tools=True) as agent:
+            agent.interpreters._make = Broken
+            result = agent.serve(ToolCall("python", {"code": "1"}))
+        assert result.text == "Error: Python cannot be started: no memory"
 
     def test_close_ends_interpreters(self, script):
         engine = script("<code>\nx = 5\n</code>", "1")

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from smollm3.agent.approval import Approvals, Approve, Request, ask_on_terminal
@@ -153,9 +154,10 @@ class Agent:
         self,
         messages: Sequence[Mapping[str, Any] | Message],
         conversation: Hashable = None,
+        approvals: Approvals | None = None,
     ) -> Done:
         """`stream` to its end."""
-        for event in self.stream(messages, conversation):
+        for event in self.stream(messages, conversation, approvals):
             if isinstance(event, Done):
                 return event
         raise AssertionError("a stream ends in Done")
@@ -164,10 +166,12 @@ class Agent:
         self,
         messages: Sequence[Mapping[str, Any] | Message],
         conversation: Hashable = None,
+        approvals: Approvals | None = None,
     ) -> Iterator[AgentEvent]:
         """Answer, call and go on: the events of each answer, the results of its calls, Done.
 
         conversation: whose Python variables are used and kept; without one they live until Done.
+        approvals: asked instead of the agent's own. Several threads may stream at once.
         """
         history = [m.to_dict() if isinstance(m, Message) else dict(m) for m in messages]
         own = object() if conversation is None else conversation
@@ -180,7 +184,7 @@ class Agent:
                     yield Done(history, "length" if cut else "stop")
                     return
                 for call in message.tool_calls:
-                    result = self.serve(call, own)
+                    result = self.serve(call, own, approvals)
                     history.append(result.message)
                     yield result
             yield Done(history, "steps")
@@ -232,46 +236,53 @@ class Agent:
         if self.sandbox:
             self.interpreters.end(conversation)
 
-    def serve(self, call: ToolCall, conversation: Hashable = None) -> ToolResult:
-        """Make a call of the model, or say why not."""
+    def serve(
+        self, call: ToolCall, conversation: Hashable = None, approvals: Approvals | None = None
+    ) -> ToolResult:
+        """Make a call of the model, or say why not. As in `stream`."""
+        approvals = approvals or self._approvals
         try:
             if call.name == PYTHON and self.sandbox:
-                return self._run_python(call, conversation)
+                return self._run_python(call, conversation, approvals)
             if call.name not in self.tools:
                 there = ", ".join(self.tools) or "none"
                 raise ToolError(f"there is no tool {call.name}; there are: {there}")
-            return ToolResult(
-                call, to_text(self._call(self.tools[call.name], call.arguments)), True
-            )
+            value = _call(self.tools[call.name], call.arguments, approvals)
+            return ToolResult(call, to_text(value), True)
         except ToolError as e:
             return ToolResult(call, to_text(f"Error: {e}"), False)
 
-    def _call(self, tool: Tool, arguments: Any, from_code: bool = False) -> Any:
-        if not tool.read_only:
-            shown = arguments if isinstance(arguments, dict) else {"arguments": arguments}
-            self._approvals.check(Request(tool.name, shown, from_code))
-        return tool.call(arguments)
-
-    def _run_python(self, call: ToolCall, conversation: Hashable) -> ToolResult:
+    def _run_python(
+        self, call: ToolCall, conversation: Hashable, approvals: Approvals
+    ) -> ToolResult:
         code = call.arguments.get("code") if isinstance(call.arguments, dict) else None
         if not isinstance(code, str):
             raise ToolError('python takes {"code": a text}')
         assert self.sandbox
         if not self.sandbox.isolated:
-            self._approvals.check(Request(PYTHON, {"code": code}))
+            approvals.check(Request(PYTHON, {"code": code}))
         with self.interpreters.lease(conversation) as (interpreter, lost):
             try:
-                run = interpreter.run(code, self._call_from_code)
+                run = interpreter.run(code, partial(self._call_from_code, approvals))
             except StartError as e:
                 raise ToolError(f"Python cannot be started: {e}") from None
         text = f"{_LOST}\n{run.text}" if lost else run.text
         return ToolResult(call, to_text(text), run.ok)
 
-    def _call_from_code(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _call_from_code(
+        self, approvals: Approvals, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         if name not in self.functions:
             raise ToolError(f"there is no function {name}")
         tool = self.functions[name]
-        return to_json_value(self._call(tool, tool.named(args, kwargs), from_code=True))
+        return to_json_value(_call(tool, tool.named(args, kwargs), approvals, from_code=True))
+
+
+def _call(tool: Tool, arguments: Any, approvals: Approvals, from_code: bool = False) -> Any:
+    if not tool.read_only:
+        shown = arguments if isinstance(arguments, dict) else {"arguments": arguments}
+        approvals.check(Request(tool.name, shown, from_code))
+    return tool.call(arguments)
 
 
 def with_ids(message: Message, history: Sequence[Mapping[str, Any]]) -> Message:
