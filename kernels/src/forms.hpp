@@ -15,6 +15,7 @@ namespace smollm3 {
 constexpr int ROWS = 16;   // of a tile
 constexpr int GROUP = 32;  // columns that share a scale
 constexpr int SUPER = 8;   // groups whose scales lie together, and share a unit in the K forms
+constexpr int SHARED = 4;  // groups of an activation that share its scale
 constexpr int BLOCK = 32;  // tokens in a block of the cache
 
 // How a group's values q become weights.
@@ -62,8 +63,8 @@ constexpr size_t tile_bytes(Form form, int groups) {
     return values_start(form, groups, groups - 1) + group_values_bytes(form);
 }
 
-// Bytes of one column's group in a panel of activations. I8: 32 values, then float32 scale,
-// -8 * sum of values, scale * sum of values.
+// Bytes of one column's group in a panel of activations. I8: 32 values, then as 4 bytes each the
+// float32 scale, -8 * sum of values, and float32 their sum.
 constexpr int column_group_bytes(Activation kind) {
     return kind == Activation::I8 ? 44 : kind == Activation::BF16 ? 64 : 128;
 }
@@ -97,7 +98,7 @@ struct Panel {
     }
     // Narrowest width of a kernel that holds n columns.
     static int kernel_width(int n, int most) {
-        for (int w : {1, 2, 4, 6, 8, 12})
+        for (int w : {1, 2, 4, 6, 8})
             if (w >= n && w <= most) return w;
         return most;
     }

@@ -59,7 +59,7 @@ void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* 
     constexpr Scales KIND = scales(FORM);
     constexpr bool FOUR = bits(FORM) == 4;
     GroupScales<KIND> s;
-    F total[N];
+    F total[N], part[N] = {};
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) total[n] = zero();
     for (int g = 0; g < groups; g++) {
@@ -96,11 +96,20 @@ void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* 
             }
         }
         s.read();
+        if (g % SHARED == 0) {
 #pragma GCC unroll 16
-        for (int n = 0; n < N; n++) {
-            F scaled = mul(to_float(dot[n]), set1(at<float>(x_scale, n)));
-            total[n] = fma(scaled, s.scale, total[n]);
-            if constexpr (KIND != Scales::F16) total[n] = fma(set1(at<float>(x_sum, n)), s.shift, total[n]);
+            for (int n = 0; n < N; n++) part[n] = mul(to_float(dot[n]), s.scale);
+        } else {
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) part[n] = fma(to_float(dot[n]), s.scale, part[n]);
+        }
+        if constexpr (KIND != Scales::F16) {
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) part[n] = fma(set1(at<float>(x_sum, n)), s.shift, part[n]);
+        }
+        if (g % SHARED == SHARED - 1 || g == groups - 1) {
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) total[n] = fma(part[n], set1(at<float>(x_scale, n)), total[n]);
         }
         w += group_values_bytes(FORM);
         x += 44 * N;
@@ -189,9 +198,6 @@ void multiply_by(Form form, const uint8_t* w, const uint8_t* shared, const uint8
         case 8:
             if constexpr (WIDTH >= 8) return multiply_n<8>(form, w, shared, x, groups, out);
             break;
-        case 12:
-            if constexpr (WIDTH >= 12) return multiply_n<12>(form, w, shared, x, groups, out);
-            break;
     }
 }
 
@@ -199,29 +205,37 @@ void multiply(Form form, const uint8_t* tile, const uint8_t* x, int groups, int 
     multiply_by(form, tile, nullptr, x, groups, width, out);
 }
 
-void pack_column(Activation kind, const float* v, int groups, int width, int n, uint8_t* block) {
-    for (int g = 0; g < groups; g++, v += GROUP, block += width * column_group_bytes(kind)) {
-        if (kind == Activation::F32) {
-            memcpy(block + 128 * n, v, 128);
-            continue;
-        }
-        F a = load(v), b = load(v + 16);
-        if (kind == Activation::BF16) {
-            store_bf16(block + 64 * n, a);
-            store_bf16(block + 64 * n + 32, b);
-            continue;
-        }
-        float most = largest(maximum(absolute(a), absolute(b)));
-        float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
-        I qa = to_int(mul(a, set1(inverse))), qb = to_int(mul(b, set1(inverse)));
+void pack_i8(const float* v, int groups, int width, int n, uint8_t* block) {
+    F most = zero();
+    for (int i = 0; i < groups * GROUP; i += 16) most = maximum(most, absolute(load(v + i)));
+    const float peak = largest(most), scale = peak / 127.0f, inverse = peak > 0 ? 127.0f / peak : 0.0f;
+    for (int g = 0; g < groups; g++, v += GROUP, block += 44 * width) {
+        I a = to_int(mul(load(v), set1(inverse))), b = to_int(mul(load(v + 16), set1(inverse)));
         int8_t* q = (int8_t*)block + 32 * n;
-        store_i8(q, qa);
-        store_i8(q + 16, qb);
-        int total = isum(iadd(qa, qb)), less8 = -8 * total;
-        float scaled = scale * float(total);
+        store_i8(q, a);
+        store_i8(q + 16, b);
+        const int total = isum(iadd(a, b)), less8 = -8 * total;
+        const float sum = float(total);
         memcpy(block + 32 * width + 4 * n, &scale, 4);
         memcpy(block + 36 * width + 4 * n, &less8, 4);
-        memcpy(block + 40 * width + 4 * n, &scaled, 4);
+        memcpy(block + 40 * width + 4 * n, &sum, 4);
+    }
+}
+
+void pack_column(Activation kind, const float* v, int groups, int width, int n, uint8_t* block) {
+    const int step = width * column_group_bytes(kind);
+    if (kind == Activation::I8) {
+        for (int g = 0; g < groups; g += SHARED)
+            pack_i8(v + g * GROUP, groups - g < SHARED ? groups - g : SHARED, width, n, block + g * step);
+        return;
+    }
+    for (int g = 0; g < groups; g++, v += GROUP, block += step) {
+        if (kind == Activation::F32) {
+            memcpy(block + 128 * n, v, 128);
+        } else {
+            store_bf16(block + 64 * n, load(v));
+            store_bf16(block + 64 * n + 32, load(v + 16));
+        }
     }
 }
 

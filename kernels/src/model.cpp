@@ -270,27 +270,31 @@ void Model::multiply(std::initializer_list<const Matrix*> matrices, const Panel&
     threads_.barrier();
 }
 
-// silu(gate x) * (up x), packed for `down` group by group: nothing of 4 bytes a value goes to memory.
+// silu(gate x) * (up x), packed for `down` as many groups at a time as share a scale: nothing of 4 bytes
+// a value goes to memory.
 void Model::feed_forward(const Layer& l, const Panel& in, Scratch& scratch, Counter* counter) {
+    constexpr int ROWS_AT_ONCE = SHARED * GROUP;
     const int width = in.width, tiles = l.gate.tiles();
-    float* product = scratch.tiles.floats(size_t(4) * width * ROWS);
-    float* row = scratch.row.floats(3 * GROUP);
-    each(counter, ffn_groups_, [&](int group) {
+    float* product = scratch.tiles.floats(size_t(width) * ROWS);
+    float* rows = scratch.row.floats(size_t(width) * 2 * ROWS_AT_ONCE);  // [columns][gate, up][rows]
+    each(counter, (ffn_groups_ + SHARED - 1) / SHARED, [&](int unit) {
+        const int first = unit * SHARED, groups = std::min(SHARED, ffn_groups_ - first);
         for (int b = 0; b < in.blocks(); b++) {
             const int columns = in.block_columns(b), narrow = in.block_width(b);
-            for (int i = 0; i < 4; i++) {
-                const Matrix& m = i < 2 ? l.gate : l.up;
-                const int t = 2 * group + i % 2;
-                float* to = product + i * width * ROWS;
-                if (t < tiles) isa_->multiply(m.form, m.tile(t), in.block(b), in.groups, narrow, to);
-                else memset(to, 0, width * ROWS * sizeof(float));
+            for (int i = 0; i < 4 * groups; i++) {  // gate, gate, up, up: as they lie in memory
+                const Matrix& m = i % 4 < 2 ? l.gate : l.up;
+                const int within = i / 4 * 2 + i % 2, t = 2 * first + within;
+                if (t < tiles) isa_->multiply(m.form, m.tile(t), in.block(b), in.groups, narrow, product);
+                else memset(product, 0, width * ROWS * sizeof(float));
+                for (int n = 0; n < columns; n++)
+                    memcpy(rows + (2 * n + i % 4 / 2) * ROWS_AT_ONCE + within * ROWS, product + n * ROWS,
+                           ROWS * sizeof(float));
             }
-            uint8_t* packed = ffn_panel_.block(b) + size_t(group) * column_group_bytes(ffn_panel_.kind) * narrow;
+            uint8_t* packed = ffn_panel_.block(b) + size_t(first) * column_group_bytes(ffn_panel_.kind) * narrow;
             for (int n = 0; n < columns; n++) {
-                for (int i = 0; i < 4; i++)
-                    memcpy(row + i * ROWS, product + (i * width + n) * ROWS, ROWS * sizeof(float));
-                isa_->swiglu(row, row + GROUP, row + 2 * GROUP, GROUP);
-                isa_->pack_column(ffn_panel_.kind, row + 2 * GROUP, 1, narrow, n, packed);
+                float* gate = rows + 2 * n * ROWS_AT_ONCE;
+                isa_->swiglu(gate, gate + ROWS_AT_ONCE, gate, groups * GROUP);
+                isa_->pack_column(ffn_panel_.kind, gate, groups, narrow, n, packed);
             }
         }
     });

@@ -10,7 +10,7 @@ using F = __m512;
 using I = __m512i;
 using W = __m512i;
 
-constexpr int WIDTH = 12;  // 12 sums, 12 integer sums, two halves of a group, mask, scale: 32 registers
+constexpr int WIDTH = 8;  // 8 sums, 8 of a shared scale, 8 integer sums, two halves, mask, scale: 29 of 32
 
 inline F zero() { return _mm512_setzero_ps(); }
 inline F set1(float x) { return _mm512_set1_ps(x); }
