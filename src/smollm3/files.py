@@ -128,6 +128,12 @@ def new_folder(final: Path) -> Iterator[Path]:
     publish(temporary, final)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $SMOLLM3_CACHE, or smollm3/ in the user's caches."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SMOLLM3_CACHE") or Path(base) / "smollm3")
+
+
 def packaged_file(package: str, name: str) -> Path:
     """File `name` inside an installed package, which is not imported: it may want much else.
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from smollm3.cli.exchange import conformance, export, tokenizer
-from smollm3.cli.inference import chat, generate
+from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import report, run
 from smollm3.errors import UserError
 
@@ -27,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (run, report, chat, generate, export, tokenizer, conformance):
+for command in (run, report, chat, generate, bench, export, tokenizer, conformance):
     cli.add_command(command)
 
 

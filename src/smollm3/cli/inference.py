@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from smollm3.cli.options import (
     MODEL_HELP,
     SYSTEM,
     THINK,
+    bench_options,
     constraint_options,
     engine_options,
     read_constraint,
     sampling_options,
+    spelled,
     tool_options,
 )
 from smollm3.errors import UserError
@@ -131,6 +134,63 @@ def generate(
         settings = settings.of(engine, locate(model))
         code = batch_on_console(engine, input_file, output, settings, concurrency)
     sys.exit(code)
+
+
+@click.command(epilog=MODEL_HELP)
+@click.argument("model", metavar="MODEL", required=False)
+@click.option("--shape", metavar="NAME[:KIND]", help="Random weights: smollm3-3b:q4_0.")
+@click.option("--long", type=click.IntRange(1), metavar="TOKENS", help="Of the long prompt [4096].")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, metavar="N")
+@click.option(
+    "--tokens",
+    type=click.IntRange(2),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Of each answer that is timed.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it here too.")
+@bench_options
+def bench(
+    model: str | None,
+    shape: str | None,
+    long: int | None,
+    repeat: int,
+    tokens: int,
+    json_file: Path | None,
+    engine_options: dict[str, Any],
+) -> None:
+    """Measure how fast a model runs here: prompts, answers, start, memory.
+
+    Nothing is guessed ahead unless there is a --draft, as random prompts say nothing about that.
+
+    \b
+    smollm3 bench runs/nano
+    smollm3 bench --shape smollm3-3b:q4_0
+    """
+    if (model is None) == (shape is None):
+        raise UserError("give either MODEL or --shape NAME[:KIND]")
+    from smollm3.checkpoint import locate
+    from smollm3.files import cache_folder, write_json
+    from smollm3.infer import Engine, load_engine
+    from smollm3.infer.bench import Bench, bench_on_console, bytes_of, start_seconds
+    from smollm3.infer.shapes import make_shape
+
+    path = locate(model) if model else make_shape(str(shape), cache_folder() / "shapes")
+    plain = {**engine_options, "speculation": "draft" in engine_options}
+
+    def make(engine: Engine, told: Callable[[str], None]) -> Bench:
+        longest = long or min(4096, (engine.config.context - tokens) // 2)
+        return Bench(engine, bytes_of(path), longest, repeat, tokens, told)
+
+    found = bench_on_console(
+        lambda: load_engine(path, **plain),
+        make,
+        lambda: start_seconds(str(path), spelled(plain)),
+        model or str(shape),
+    )
+    if json_file is not None:
+        write_json(json_file, found)
 
 
 def _standard_input() -> str:

@@ -138,6 +138,9 @@ TOOLS: dict[str, Decorator] = {
 engine_options = collected("engine_options", ENGINE)
 tool_options = collected("tools", TOOLS)
 sampling_options = collected("sampling", SAMPLING)
+bench_options = collected(
+    "engine_options", {key: option for key, option in ENGINE.items() if key != "speculation"}
+)
 constraint_options = collected("constraint", CONSTRAINT)
 
 
@@ -153,3 +156,17 @@ def read_constraint(given: dict[str, Any]) -> Any:
     if "grammar" in given:
         return Grammar(read_text(Path(given["grammar"])))
     return Regex(given["regex"]) if given else None
+
+
+def spelled(options: dict[str, Any]) -> list[str]:
+    """The command line that says the same of the engine."""
+    words: list[str] = []
+    for key, value in options.items():
+        match key, value:
+            case "weights_cache", _:
+                words.append("--no-cache")
+            case "speculation", _:
+                words += [] if value else ["--no-speculation"]
+            case _:
+                words += [f"--{key.replace('_', '-')}", str(value)]
+    return words

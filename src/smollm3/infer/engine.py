@@ -173,7 +173,7 @@ class Engine:
         generation = self.submit(
             prompt, params, constraint=constraint, thinking_budget=thinking_budget
         )
-        return self.tokenizer.parse(generation.result().ids, python_tools=bool(python_tools))
+        return self.tokenizer.parse(generation.result().text, python_tools=bool(python_tools))
 
     def chat_stream(
         self,

@@ -31,7 +31,7 @@ from smollm3.checkpoint.gguf.reader import Gguf
 from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
-from smollm3.files import PARTIAL, disk_errors, fsync_file, fsync_folder
+from smollm3.files import PARTIAL, cache_folder, disk_errors, fsync_file, fsync_folder
 from smollm3.model import ModelConfig
 
 Bytes = NDArray[np.uint8]
@@ -262,20 +262,13 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 # The cache
 
 
-def cache_folder() -> Path:
-    """$SMOLLM3_CACHE, or smollm3/ in the user's cache folder."""
-    named = os.environ.get("SMOLLM3_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(named) if named else Path(base) / "smollm3") / "packed"
-
-
 def load(plan: Plan, threads: int, use_cache: bool = True) -> dict[str, Bytes]:
     """The packed matrices by our names: mapped from the cache, into which they are packed first
     where it has none; in memory for small models and without `use_cache`."""
     total = sum(part.size for part in plan.parts.values())
     if not use_cache or total <= SMALL:
         return _packed_in_memory(plan, threads)
-    file = cache_folder() / f"{plan.key}.safetensors"
+    file = cache_folder() / "packed" / f"{plan.key}.safetensors"
     found = _mapped(file, plan)
     if found is None:
         try:
