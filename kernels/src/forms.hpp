@@ -22,18 +22,24 @@ constexpr int BLOCK = 32;  // tokens in a block of the cache
 //   F16   d * (q - zero), zero 8 or 128; d float16
 //   F16M  d * q + m; d, m float16                          (Q4_1, Q5_1)
 //   K     (d * s) * q - (dmin * m); s, m bytes, d and dmin float16 for 8 groups  (Q4_K, Q5_K)
-enum class Scales { F16, F16M, K };
+//   K16   (d * s) * (q - 32); s signed bytes, two for a group, d float16 for 8 groups     (Q6_K)
+enum class Scales { F16, F16M, K, K16 };
 
-enum Form : int { F32, BF16, Q4, Q4M, Q4K, Q8, Q8M, Q8K, FORMS };
+enum Form : int { F32, BF16, Q4, Q4M, Q4K, Q6, Q8, Q8M, Q8K, FORMS };
 
 enum class Activation : int { F32, BF16, I8 };
 
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 constexpr bool quantised(Form form) { return form >= Q4; }
-constexpr int bits(Form form) { return form == F32 ? 32 : form == BF16 ? 16 : form <= Q4K ? 4 : 8; }
+constexpr int bits(Form form) {
+    return form == F32 ? 32 : form == BF16 ? 16 : form <= Q4K ? 4 : form == Q6 ? 6 : 8;
+}
 constexpr Scales scales(Form form) {
-    return form == Q4M || form == Q8M ? Scales::F16M : form == Q4K || form == Q8K ? Scales::K : Scales::F16;
+    return form == Q4M || form == Q8M   ? Scales::F16M
+           : form == Q4K || form == Q8K ? Scales::K
+           : form == Q6                 ? Scales::K16
+                                        : Scales::F16;
 }
 constexpr Activation activation(Form form) {
     return quantised(form) ? Activation::I8 : form == BF16 ? Activation::BF16 : Activation::F32;
@@ -44,8 +50,11 @@ constexpr size_t group_values_bytes(Form form) { return size_t(ROWS) * GROUP * b
 // Bytes before the values of the next `groups` groups, at most SUPER: whole cache lines.
 constexpr size_t scales_bytes(Form form, int groups) {
     if (!quantised(form)) return 0;
-    const int n = groups < SUPER ? groups : SUPER, row = scales(form) == Scales::K ? 4 + 2 * SUPER
-                                                       : scales(form) == Scales::F16M ? 4 * n : 2 * n;
+    const int n = groups < SUPER ? groups : SUPER;
+    const int row = scales(form) == Scales::K      ? 4 + 2 * SUPER
+                    : scales(form) == Scales::K16  ? 2 + 2 * SUPER
+                    : scales(form) == Scales::F16M ? 4 * n
+                                                   : 2 * n;
     return (size_t(ROWS) * row + 63) / 64 * 64;
 }
 
@@ -64,9 +73,9 @@ constexpr size_t tile_bytes(Form form, int groups) {
 }
 
 // Bytes of one column's group in a panel of activations. I8: 32 values, then as 4 bytes each the
-// float32 scale, -8 * sum of values, and float32 their sum.
+// float32 scale, -8 * sum of values, float32 their sum, and -32 * sum of either half's values.
 constexpr int column_group_bytes(Activation kind) {
-    return kind == Activation::I8 ? 44 : kind == Activation::BF16 ? 64 : 128;
+    return kind == Activation::I8 ? 52 : kind == Activation::BF16 ? 64 : 128;
 }
 
 // A matrix in a form; `data` is not owned.

@@ -112,7 +112,60 @@ void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* 
             for (int n = 0; n < N; n++) total[n] = fma(part[n], set1(at<float>(x_scale, n)), total[n]);
         }
         w += group_values_bytes(FORM);
-        x += 44 * N;
+        x += column_group_bytes(Activation::I8) * N;
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < N; n++) store(out + ROWS * n, total[n]);
+}
+
+// Six bits: nibbles as in the 4-bit forms, then their upper pairs of bits, those of either half in 64
+// bytes. Each half of a group has a scale.
+template <int N>
+void multiply_q6(const uint8_t* w, const uint8_t* x, int groups, float* out) {
+    F total[N], part[N] = {}, unit{};
+    const uint8_t* scale_bytes = nullptr;
+#pragma GCC unroll 16
+    for (int n = 0; n < N; n++) total[n] = zero();
+    for (int g = 0; g < groups; g++) {
+        if (g % SUPER == 0) {
+            unit = load_f16(w);
+            scale_bytes = w + 2 * ROWS;
+            const size_t bytes = scales_bytes(Q6, groups - g);
+            for (size_t i = 0; i < bytes; i += 64) prefetch<N>(w + i);
+            w += bytes;
+        }
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const uint8_t* x_less32 = x + (44 + 4 * half) * N;
+            const W pairs = load_w(w + 256 + 64 * half);
+            prefetch<N>(w + 256 + 64 * half);
+            I dot[N];
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) dot[n] = iset1(at<int32_t>(x_less32, n));
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                const W nibbles = load_w(w + 64 * j);
+                if (!half) prefetch<N>(w + 64 * j);
+                const W values = with_pair(half ? high(nibbles) : low(nibbles), pairs, j);
+#pragma GCC unroll 16
+                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 32 * n + 16 * half + 4 * j);
+            }
+            const F scale = mul(unit, load_i8(scale_bytes));
+            scale_bytes += ROWS;
+            if (g % SHARED == 0 && half == 0) {
+#pragma GCC unroll 16
+                for (int n = 0; n < N; n++) part[n] = mul(to_float(dot[n]), scale);
+            } else {
+#pragma GCC unroll 16
+                for (int n = 0; n < N; n++) part[n] = fma(to_float(dot[n]), scale, part[n]);
+            }
+        }
+        if (g % SHARED == SHARED - 1 || g == groups - 1) {
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) total[n] = fma(part[n], set1(at<float>(x + 32 * N, n)), total[n]);
+        }
+        w += group_values_bytes(Q6);
+        x += column_group_bytes(Activation::I8) * N;
     }
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) store(out + ROWS * n, total[n]);
@@ -177,6 +230,7 @@ void multiply_n(Form form, const uint8_t* w, const uint8_t* shared, const uint8_
         case Q4: return multiply_quantised<Q4, N>(w, shared, x, groups, out);
         case Q4M: return multiply_quantised<Q4M, N>(w, shared, x, groups, out);
         case Q4K: return multiply_quantised<Q4K, N>(w, shared, x, groups, out);
+        case Q6: return multiply_q6<N>(w, x, groups, out);
         case Q8: return multiply_quantised<Q8, N>(w, shared, x, groups, out);
         case Q8M: return multiply_quantised<Q8M, N>(w, shared, x, groups, out);
         case Q8K: return multiply_quantised<Q8K, N>(w, shared, x, groups, out);
@@ -209,16 +263,19 @@ void pack_i8(const float* v, int groups, int width, int n, uint8_t* block) {
     F most = zero();
     for (int i = 0; i < groups * GROUP; i += 16) most = maximum(most, absolute(load(v + i)));
     const float peak = largest(most), scale = peak / 127.0f, inverse = peak > 0 ? 127.0f / peak : 0.0f;
-    for (int g = 0; g < groups; g++, v += GROUP, block += 44 * width) {
+    for (int g = 0; g < groups; g++, v += GROUP, block += column_group_bytes(Activation::I8) * width) {
         I a = to_int(mul(load(v), set1(inverse))), b = to_int(mul(load(v + 16), set1(inverse)));
         int8_t* q = (int8_t*)block + 32 * n;
         store_i8(q, a);
         store_i8(q + 16, b);
-        const int total = isum(iadd(a, b)), less8 = -8 * total;
-        const float sum = float(total);
+        const int first = isum(a), second = isum(b), less8 = -8 * (first + second);
+        const int less32[2] = {-32 * first, -32 * second};
+        const float sum = float(first + second);
         memcpy(block + 32 * width + 4 * n, &scale, 4);
         memcpy(block + 36 * width + 4 * n, &less8, 4);
         memcpy(block + 40 * width + 4 * n, &sum, 4);
+        memcpy(block + 44 * width + 4 * n, less32, 4);
+        memcpy(block + 48 * width + 4 * n, less32 + 1, 4);
     }
 }
 

@@ -25,7 +25,7 @@ void expect(bool holds, const std::string& what) {
     if (!holds) fail(what);
 }
 
-constexpr const char* FORM_NAMES[FORMS] = {"f32", "bf16", "q4", "q4m", "q4k", "q8", "q8m", "q8k"};
+constexpr const char* FORM_NAMES[FORMS] = {"f32", "bf16", "q4", "q4m", "q4k", "q6", "q8", "q8m", "q8k"};
 
 Form form_named(const std::string& name) {
     for (int f = 0; f < FORMS; f++)

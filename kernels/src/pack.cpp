@@ -56,7 +56,7 @@ constexpr Type TYPES[] = {
     {Kind::F32, "F32", 1, 4, F32},        {Kind::F16, "F16", 1, 2, BF16},       {Kind::BF16, "BF16", 1, 2, BF16},
     {Kind::Q8_0, "Q8_0", 32, 34, Q8},     {Kind::Q4_0, "Q4_0", 32, 18, Q4},     {Kind::Q4_1, "Q4_1", 32, 20, Q4M},
     {Kind::Q5_0, "Q5_0", 32, 22, Q8},     {Kind::Q5_1, "Q5_1", 32, 24, Q8M},    {Kind::Q4_K, "Q4_K", 256, 144, Q4K},
-    {Kind::Q5_K, "Q5_K", 256, 176, Q8K},  {Kind::Q6_K, "Q6_K", 256, 210, Q8},
+    {Kind::Q5_K, "Q5_K", 256, 176, Q8K},  {Kind::Q6_K, "Q6_K", 256, 210, Q6},
 };
 
 const Type* find(const std::string& name) {
@@ -65,8 +65,8 @@ const Type* find(const std::string& name) {
     return nullptr;
 }
 
-// One row's group of 32: bytes as the forms hold them, with their scales. unit and shift_unit are those
-// of the K forms.
+// One row's group of 32: bytes as the forms hold them, with their scales. The bytes belong to the K
+// forms; in K16 they are the scales of the two halves.
 struct Group {
     uint8_t q[GROUP];
     uint16_t scale = 0, shift = 0;
@@ -95,22 +95,17 @@ void six_bits(const uint8_t* p, int j, Group& g) {
     }
 }
 
+// 256 values: low nibbles [2][64], upper bits [2][32], scales for 16 values each, d.
 void q6_k(const uint8_t* p, int j, Group& g) {
-    // 256 values: low nibbles [2][64] + [2][64] high, upper bits [2][32], int8 scales for 16, d
     const uint8_t *low = p + 64 * (j / 4), *high = p + 128 + 32 * (j / 4);
-    const int8_t* s = (const int8_t*)p + 192;
-    float d = from_f16(read<uint16_t>(p + 208)), v[GROUP], most = 0;
-    int quarter = j % 4;
+    const int quarter = j % 4;
     for (int i = 0; i < GROUP; i++) {
-        uint8_t nibble = low[32 * (quarter % 2) + i];
-        int q = (quarter < 2 ? nibble & 15 : nibble >> 4) | (high[i] >> (2 * quarter) & 3) << 4;
-        v[i] = d * s[2 * j + i / 16] * float(q - 32);
-        most = std::max(most, std::fabs(v[i]));
+        const uint8_t nibble = low[32 * (quarter % 2) + i];
+        g.q[i] = (quarter < 2 ? nibble & 15 : nibble >> 4) | (high[i] >> (2 * quarter) & 3) << 4;
     }
-    g.scale = to_f16(most / 127.0f);
-    float unit = from_f16(g.scale), inverse = unit > 0 ? 1.0f / unit : 0.0f;
-    for (int i = 0; i < GROUP; i++)
-        g.q[i] = uint8_t(128 + std::lrint(std::min(127.0f, std::max(-127.0f, v[i] * inverse))));
+    g.scale_byte = p[192 + 2 * j];
+    g.shift_byte = p[192 + 2 * j + 1];
+    g.scale = read<uint16_t>(p + 208);
 }
 
 void read_group(const Type& type, const uint8_t* row, int index, Group& g) {
@@ -162,12 +157,19 @@ float read_number(const Type& type, const uint8_t* row, int column) {
 // Where the byte of (lane, column in group) lies in a group of 4-bit (its low half) or 8-bit values.
 int place(int lane, int column) { return 64 * (column / 4) + 4 * lane + column % 4; }
 
+// The upper two of six bits, behind the nibbles: 64 bytes for each half of the group.
+int pair_place(int lane, int column) { return 256 + 64 * (column / 16) + 4 * lane + column % 4; }
+int pair_shift(int column) { return column % 16 / 4 * 2; }
+
 void write_group(Form form, const Group& g, int groups, int index, int lane, uint8_t* tile) {
     uint8_t* values = tile + values_start(form, groups, index);
     for (int i = 0; i < GROUP; i++) {
-        if (bits(form) == 8) values[place(lane, i)] = g.q[i];
-        else if (i < 16) values[place(lane, i)] |= g.q[i];
-        else values[place(lane, i - 16)] |= g.q[i] << 4;
+        if (bits(form) == 8) {
+            values[place(lane, i)] = g.q[i];
+            continue;
+        }
+        values[place(lane, i % 16)] |= (g.q[i] & 15) << (i / 16 * 4);
+        if (form == Q6) values[pair_place(lane, i)] |= g.q[i] >> 4 << pair_shift(i);
     }
     uint8_t* p = tile + scales_start(form, index);
     index %= SUPER;
@@ -182,6 +184,12 @@ void write_group(Form form, const Group& g, int groups, int index, int lane, uin
             memcpy(p + 2 * lane, &g.scale, 2);
             memcpy(p + 2 * ROWS + 2 * lane, &g.shift, 2);
             p += 4 * ROWS + index * 2 * ROWS;
+            p[lane] = g.scale_byte;
+            p[ROWS + lane] = g.shift_byte;
+            break;
+        case Scales::K16:
+            memcpy(p + 2 * lane, &g.scale, 2);
+            p += 2 * ROWS + index * 2 * ROWS;
             p[lane] = g.scale_byte;
             p[ROWS + lane] = g.shift_byte;
             break;
@@ -245,7 +253,7 @@ void unpack_row(const Matrix& m, int row, float* out) {
     for (int g = 0; g < m.groups(); g++) {
         const uint8_t *values = tile + values_start(form, m.groups(), g), *p = tile + scales_start(form, g);
         const int index = g % SUPER;
-        float scale = 0, shift = 0;
+        float scale = 0, shift = 0, second_scale = 0;
         if (quantised(form)) {
             switch (scales(form)) {
                 case Scales::F16:
@@ -264,15 +272,30 @@ void unpack_row(const Matrix& m, int row, float* out) {
                     scale *= p[lane];
                     shift *= p[ROWS + lane];
                     break;
+                case Scales::K16:
+                    scale = second_scale = from_f16(read<uint16_t>(p + 2 * lane));
+                    p += 2 * ROWS + index * 2 * ROWS;
+                    scale *= int8_t(p[lane]);
+                    second_scale *= int8_t(p[ROWS + lane]);
+                    break;
             }
         }
         for (int i = 0; i < GROUP; i++, out++) {
-            const uint8_t half = values[place(lane, i % 16)];
+            const int nibble = values[place(lane, i % 16)] >> (i / 16 * 4) & 15;
             switch (bits(form)) {
                 case 32: *out = read<float>(values + 4 * (i * ROWS + lane)); break;
-                case 16: *out = as_float(uint32_t(read<uint16_t>(values + 2 * (i / 2 * 2 * ROWS + 2 * lane + i % 2))) << 16); break;
+                case 16: {
+                    const size_t at = 2 * size_t(i / 2 * 2 * ROWS + 2 * lane + i % 2);
+                    *out = as_float(uint32_t(read<uint16_t>(values + at)) << 16);
+                    break;
+                }
                 case 8: *out = scale * values[place(lane, i)] + shift; break;
-                default: *out = scale * (i < 16 ? half & 15 : half >> 4) + shift;
+                case 6: {
+                    const int q = nibble | (values[pair_place(lane, i)] >> pair_shift(i) & 3) << 4;
+                    *out = (i < 16 ? scale : second_scale) * float(q - 32);
+                    break;
+                }
+                default: *out = scale * nibble + shift;
             }
         }
     }

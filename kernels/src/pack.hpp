@@ -8,8 +8,7 @@
 namespace smollm3 {
 
 // The form that holds a GGUF type (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K); FORMS if none.
-// Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q8_0, BF16 and F32 are kept exactly; Q6_K becomes 8 bits with a
-// scale for 32 columns, F16 becomes BF16.
+// All are kept exactly but F16, which becomes BF16.
 Form form_of(const std::string& type);
 
 // Bytes of a row of `columns` values of a type; 0 where they are not whole blocks.

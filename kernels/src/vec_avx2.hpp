@@ -31,6 +31,10 @@ inline F load_u8(const uint8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))),
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
 }
+inline F load_i8(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
 inline F add(F a, F b) { return {_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.b, b.b)}; }
 inline F sub(F a, F b) { return {_mm256_sub_ps(a.a, b.a), _mm256_sub_ps(a.b, b.b)}; }
 inline F mul(F a, F b) { return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)}; }
@@ -93,6 +97,17 @@ inline W low(W v) {
     return {_mm256_and_si256(v.a, m), _mm256_and_si256(v.b, m)};
 }
 inline W high(W v) { return low({_mm256_srli_epi16(v.a, 4), _mm256_srli_epi16(v.b, 4)}); }
+inline __m256i with_pair(__m256i nibbles, __m256i pairs, int j) {
+    __m256i at4 = j == 3   ? _mm256_srli_epi16(pairs, 2)
+                  : j == 2 ? pairs
+                  : j == 1 ? _mm256_slli_epi16(pairs, 2)
+                           : _mm256_slli_epi16(pairs, 4);
+    return _mm256_or_si256(nibbles, _mm256_and_si256(at4, _mm256_set1_epi8(0x30)));
+}
+// Nibbles with the j-th pair of each byte's bits above them.
+inline W with_pair(W nibbles, W pairs, int j) {
+    return {with_pair(nibbles.a, pairs.a, j), with_pair(nibbles.b, pairs.b, j)};
+}
 // Unsigned bytes reach 255, so the saturating maddubs is out: even and odd bytes go as 16-bit pairs.
 inline __m256i dot4(__m256i acc, __m256i w, __m256i x_even, __m256i x_odd) {
     __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(w, 8);

@@ -20,6 +20,9 @@ inline F load_f16(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(
 inline F load_u8(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
+inline F load_i8(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -52,6 +55,14 @@ inline F scale2(F a, I n) {
 inline W load_w(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline W low(W v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline W high(W v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+// Nibbles with the j-th pair of each byte's bits above them.
+inline W with_pair(W nibbles, W pairs, int j) {
+    W at4 = j == 3   ? _mm512_srli_epi16(pairs, 2)
+            : j == 2 ? pairs
+            : j == 1 ? _mm512_slli_epi16(pairs, 2)
+                     : _mm512_slli_epi16(pairs, 4);
+    return _mm512_or_si512(nibbles, _mm512_and_si512(at4, _mm512_set1_epi8(0x30)));
+}
 // Four unsigned bytes of a lane times the four signed bytes at p, added to the lane.
 inline I dot4(I acc, W w, const uint8_t* p) {
     int32_t four;

@@ -34,6 +34,11 @@ inline F load_u8(const uint8_t* p) {
     for (int i = 0; i < 16; i++) x[i] = p[i];
     return x;
 }
+inline F load_i8(const uint8_t* p) {
+    F x;
+    for (int i = 0; i < 16; i++) x[i] = int8_t(p[i]);
+    return x;
+}
 inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }
 inline F mul(F a, F b) { return a * b; }
@@ -82,6 +87,8 @@ inline F scale2(F a, I n) {
 inline W load_w(const uint8_t* p) { return read<W>(p); }
 inline W low(W v) { return v & 0x0f0f0f0f; }
 inline W high(W v) { return (v >> 4) & 0x0f0f0f0f; }
+// Nibbles with the j-th pair of each byte's bits above them.
+inline W with_pair(W nibbles, W pairs, int j) { return nibbles | (((pairs >> (2 * j)) & 0x03030303) << 4); }
 inline I dot4(I acc, W w, const uint8_t* p) {
     for (int i = 0; i < 4; i++) acc += ((w >> (8 * i)) & 255) * int32_t(int8_t(p[i]));
     return acc;
