@@ -22,7 +22,7 @@ from smollm3.model import ModelConfig, extend_context
 ENGINES = ("auto", "native", "torch")
 MISSING = (
     "the CPU kernels are not installed, so this runs on PyTorch, several times slower; "
-    "with a C++ compiler: pip install 'smollm3[native]'"
+    "with a C++ compiler: pip install smollm3-kernels (here: pip install ./kernels)"
 )
 
 
