@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollm3.chat import default_template
-from smollm3.checkpoint import load_model
+from smollm3.checkpoint import load_model, save_model
 from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.mlx import export_mlx, quantize
 from smollm3.errors import UserError
-from smollm3.infer import Engine, SamplingParams, TorchBackend
+from smollm3.infer import Engine, SamplingParams, TorchBackend, load_engine
+from smollm3.infer.constraints import Json
 from smollm3.model import ModelConfig, Transformer, extend_context, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
@@ -199,3 +201,79 @@ def test_a_4_bit_folder_does_not_pass_for_a_plain_one(tokenizer: Tokenizer, tmp_
     assert json.loads((tmp_path / "config.json").read_bytes())["quantization"]["bits"] == 4
     with pytest.raises(UserError, match="quantised weights are not supported"):
         load_model(tmp_path)
+
+
+# mlx-lm as our engine's backend
+
+
+@pytest.fixture
+def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """With a context that holds some blocks."""
+    save_model(make(dataclasses.replace(CONFIG, context=256)), tokenizer, tmp_path)
+    return tmp_path
+
+
+def test_the_engine_answers_through_mlx(folder: Path) -> None:
+    """Guesses, found prefixes, chunks and scores are those of PyTorch."""
+    texts = [[(7 * i + j) % 270 for i in range(100)] for j in (0, 0, 5)]
+    texts += [[*texts[0], 9, 8, 7], [3, 3, 3] * 20]
+    with (
+        load_engine(folder, engine="torch", device="cpu") as ours,
+        load_engine(folder, engine="mlx") as theirs,
+    ):
+        assert (theirs.backend.name, theirs.backend.cache_type) == ("mlx", "float32")
+        assert theirs.backend.block_bytes == ours.backend.block_bytes
+        for params in (SamplingParams(temperature=0), SamplingParams(temperature=1.0, top_p=0.9)):
+            asked = dataclasses.replace(params, max_tokens=40, ignore_eos=True)
+            answers = [engine.generate(texts, asked) for engine in (ours, theirs)]
+            assert [a.ids for a in answers[0]] == [a.ids for a in answers[1]]
+        assert theirs.stats().reused > 300
+        assert theirs.stats().accepted > 0
+        for text in texts:
+            assert theirs.score(text) == pytest.approx(ours.score(text), abs=1e-4)
+        schema = Json({"type": "object", "properties": {"a": {"enum": [1, 2]}}})
+        answer = theirs.submit("x", SamplingParams(max_tokens=60), constraint=schema).result()
+        assert json.loads(answer.text) in ({}, {"a": 1}, {"a": 2})
+
+
+def test_prefixes_are_saved_from_mlx(folder: Path, tmp_path: Path) -> None:
+    text = [(7 * i) % 270 for i in range(100)]
+    greedy = SamplingParams(temperature=0, max_tokens=20)
+    with load_engine(folder, engine="mlx") as engine:
+        expected = engine.generate([text], greedy)
+        assert engine.save_prefix(text, tmp_path / "p") == 96
+    with load_engine(folder, engine="mlx") as engine:
+        engine.generate([[5] * 50], greedy)
+        engine.load_prefix(tmp_path / "p")
+        generation = engine.submit(text, greedy)
+        assert generation.result().ids == expected[0].ids
+        assert generation.cached_tokens == 96
+    with (
+        load_engine(folder, engine="torch", device="cpu") as other,
+        pytest.raises(UserError, match="saved with another"),
+    ):
+        other.load_prefix(tmp_path / "p")
+
+
+def test_narrow_and_quantised_folders_run_on_mlx(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    export_mlx(make(CONFIG), tokenizer, tmp_path / "q4", bits=4)
+    save_model(make(CONFIG), tokenizer, tmp_path / "bf16", dtype="bfloat16")
+    for name in ("q4", "bf16"):
+        with load_engine(tmp_path / name, engine="mlx") as engine:
+            assert engine.generate(["to be"], SamplingParams(max_tokens=5))[0].ids
+            size = 1 if engine.backend.cache_type == "float32" else 2
+            assert engine.backend.block_bytes == 2 * 4 * 2 * 32 * 32 * (4 // size)
+
+
+def test_what_mlx_does_not_take(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    for option in ({"dtype": "float32"}, {"device": "cpu"}, {"threads": 1}, {"cache_type": "f32"}):
+        [name] = option
+        with pytest.raises(UserError, match=f"{name}: mlx-lm takes this from the folder"):
+            load_engine(folder, engine="mlx", **option)
+    with pytest.raises(UserError, match="mlx-lm goes by config.json, 256 tokens"):
+        load_engine(folder, engine="mlx", context=300)
+    with pytest.raises(UserError, match="mlx-lm reads folders"):
+        load_engine("smollm2-135m", engine="mlx")
+    monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
+    with pytest.raises(UserError, match="pip install mlx-lm"):
+        load_engine(folder, engine="mlx")

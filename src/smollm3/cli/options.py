@@ -25,8 +25,13 @@ ENGINE = {
         metavar="NAME",
         help="auto, native, torch or mlx [auto: native on a CPU that has it].",
     ),
-    "device": click.option("--device", metavar="DEVICE", help="cpu, cuda, mps [cpu]."),
+    "device": click.option(
+        "--device", metavar="DEVICE", help="cpu, cuda, mps [cuda where there is one]."
+    ),
     "dtype": click.option("--dtype", metavar="TYPE", help="float32, bfloat16, float16."),
+    "quantize": click.option(
+        "--quantize", metavar="TYPE", help="int4 (CUDA) or int8 weights on PyTorch."
+    ),
     "threads": click.option(
         "--threads", type=click.IntRange(1), metavar="N", help="Of the CPU [one a core]."
     ),

@@ -28,7 +28,7 @@ class Ours(Target):
 
     def __init__(self, kit: Path) -> None:
         self._engines: dict[Weights, Engine] = {
-            weights: load_engine(kit / weights) for weights in ("plain", "yarn")
+            weights: load_engine(kit / weights, device="cpu") for weights in ("plain", "yarn")
         }
         self._engine = self._engines["plain"]
         self._tokenizer = self._engine.tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +13,15 @@ import torch
 from smollm3.checkpoint import digest, load_config, load_model, load_tokenizer, locate
 from smollm3.errors import UserError
 from smollm3.infer.backends import Backend
+from smollm3.infer.backends.cuda import quantize as quantized
 from smollm3.infer.backends.torch import TorchBackend
-from smollm3.infer.engine import Engine
+from smollm3.infer.engine import ROWS, Engine
 from smollm3.infer.hooks import MakeDrafter
 from smollm3.infer.params import model_params
 from smollm3.infer.speculation import DraftModel, PromptLookup, StepCosts
 from smollm3.model import ModelConfig, extend_context
 
-ENGINES = ("auto", "native", "torch")
+ENGINES = ("auto", "native", "torch", "mlx")
 MISSING = (
     "the CPU kernels are not installed, so this runs on PyTorch, several times slower; "
     "with a C++ compiler: pip install smollm3-kernels (here: pip install ./kernels)"
@@ -38,16 +40,20 @@ def load_engine(
     weights_cache: bool = True,
     draft: str | Path | None = None,
     speculation: bool = True,
+    quantize: str | None = None,
 ) -> Engine:
     """The engine of a model folder, GGUF file, run folder, Hub id or short name.
 
-    dtype: of the computation; None: what the file holds (on PyTorch float32). Native also takes
-    q8_0 and q4_0, which quantise plain weights. context: tokens it must hold; more than config.json
-    says turns on YaRN. engine: auto is native on a CPU where the kernels are installed, else torch.
+    dtype: of the computation; None: what the file holds, on PyTorch float32 and on a GPU bfloat16
+    (float16 before Ampere). Native also takes q8_0 and q4_0, which quantise plain weights.
+    device: None takes a CUDA GPU where there is one. context: tokens it must hold; more than
+    config.json says turns on YaRN. engine: auto is native on a CPU where the kernels are
+    installed, else torch; mlx hands a folder to mlx-lm, which answers one request at a time.
     cache_type: of keys and values, native only: bf16, int8 or f32 (None: f32 for float32 weights,
     else bf16). threads: of the CPU; None takes one for each core. weights_cache: keep native
     weights on the disk as the kernels want them. draft: a small model of the same vocabulary that
-    guesses ahead. speculation: without a draft, guess from what was said before.
+    guesses ahead. speculation: without a draft, guess from what was said before. quantize: PyTorch
+    only: int4 (CUDA) or int8 weights.
     """
     if engine not in ENGINES:
         raise UserError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
@@ -61,6 +67,7 @@ def load_engine(
         cache_type=cache_type,
         threads=threads,
         weights_cache=weights_cache,
+        quantize=quantize,
     )
     backend, tokenizer = make(path), load_tokenizer(path)
     costs = _costs(backend)
@@ -74,7 +81,8 @@ def load_engine(
         model_params(path),
         drafter=drafter,
         costs=costs,
-        identity=lambda: f"{digest(path)} {dtype}",
+        identity=lambda: f"{digest(path)} {dtype} {quantize}",
+        rows=1 if engine == "mlx" else ROWS,
     )
 
 
@@ -88,15 +96,23 @@ def _backend(
     cache_type: str | None,
     threads: int | None,
     weights_cache: bool,
+    quantize: str | None,
 ) -> Backend:
-    on_cpu = device is None or torch.device(device).type == "cpu"
+    if engine == "mlx":
+        given = {"dtype": dtype, "device": device, "cache_type": cache_type, "threads": threads}
+        return _mlx(path, context, given | {"quantize": quantize})
+    device = _device(device, engine)
+    on_cpu = device.type == "cpu"
     if engine == "auto":
-        engine = "native" if on_cpu and _fits_native(path, dtype) else "torch"
+        fits = on_cpu and quantize is None and _fits_native(path, dtype)
+        engine = "native" if fits else "torch"
     if engine == "native":
         if not on_cpu:
             raise UserError(f"device: the native engine runs on the CPU, not on {device}")
         if find_spec("smollm3_kernels") is None:
             raise UserError(f"engine: {MISSING}")
+        if quantize is not None:
+            raise UserError("quantize: is of PyTorch; the native engine takes dtype q4_0 or q8_0")
         from smollm3.infer.backends.native import NativeBackend
 
         return NativeBackend(
@@ -111,7 +127,50 @@ def _backend(
         raise UserError("cache_type: PyTorch keeps keys and values in dtype; take --engine native")
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchBackend(load_model(path, dtype or "float32", device or "cpu", context))
+    return _torch(path, dtype or _own_dtype(device), device, context, quantize)
+
+
+def _torch(
+    path: Path, dtype: str, device: torch.device, context: int | None, quantize: str | None
+) -> TorchBackend:
+    if quantize is None:
+        return TorchBackend(load_model(path, dtype, device, context))
+    return TorchBackend(quantized(load_model(path, dtype, "cpu", context), quantize, device))
+
+
+def _device(device: str | torch.device | None, engine: str) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if engine != "native" and torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in there:
+        raise UserError(f"device: {str(device)!r} is not one of {', '.join(there)}")
+    if not there[found.type]:
+        raise UserError(f"device: {device}: PyTorch finds none here; take --device cpu")
+    return found
+
+
+def _own_dtype(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "float32"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "float16"  # before Ampere bfloat16 is emulated
+    return "bfloat16"
+
+
+def _mlx(path: Path, context: int | None, given: Mapping[str, object]) -> Backend:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{name}: mlx-lm takes this from the folder; leave it out")
+    config = _config(path, context)
+    if config != load_config(path):
+        raise UserError(f"context: mlx-lm goes by config.json, {load_config(path).context} tokens")
+    from smollm3.infer.backends.mlx import MlxBackend
+
+    return MlxBackend(path, config)
 
 
 def _costs(backend: Backend) -> StepCosts:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollm3.infer.backends import BLOCK, Batch, Ints, pool_places
+from smollm3.infer.backends.cuda import Capture, Graphs, Inputs
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import Attend, Transformer, causal, rope_tables
 from smollm3.model.attention import sdpa
@@ -47,15 +48,41 @@ class TorchBackend:
         shape = (config.layers, BLOCK, config.kv_heads, config.head_dim)
         self.block_bytes = 2 * math.prod(shape) * like.dtype.itemsize
         self.blocks = blocks or pool_blocks(config, self.block_bytes, like.device)
-        places = (config.layers, self.blocks * BLOCK, config.kv_heads, config.head_dim)
+        # One block more than the engine knows of, for rows that only pad a step.
+        places = (config.layers, (self.blocks + 1) * BLOCK, config.kv_heads, config.head_dim)
         self.k_LPGD, self.v_LPGD = _zeros(places, like), _zeros(places, like)
+
+        self._graphs: Graphs | None = None
+        if like.device.type == "cuda":
+            self._graphs = Graphs(config, like.device, self.decode, self.blocks, Capture())
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> Tensor:
+        if self._graphs and (logits_SV := self._graphs.step(batch)) is not None:
+            return logits_SV
         ids_1N = self._tensor(batch.ids_N)[None]
         rope = rope_tables(self.config, self._tensor(batch.positions_N)[None])
         h_1NE = self.model.hidden(ids_1N, rope, self._attend(batch))
         return self.model.logits(h_1NE[0, self._tensor(batch.wanted_R)]).float()
+
+    @torch.inference_mode()
+    def decode(self, inputs: Inputs) -> Tensor:
+        """Logits [S, V] of a step of single tokens, by operations that a graph can hold."""
+        W = inputs.tables_SW.shape[1]
+        seen_SP = torch.arange(W * BLOCK, device=inputs.ids_1S.device) < inputs.lengths_S[:, None]
+        mask_S11P = seen_SP[:, None, None]
+
+        def attend(layer: int, q_1SHD: Tensor, k_1SGD: Tensor, v_1SGD: Tensor) -> Tensor:
+            k_PGD, v_PGD = self.k_LPGD[layer], self.v_LPGD[layer]
+            k_PGD.index_copy_(0, inputs.places_S, k_1SGD[0])
+            v_PGD.index_copy_(0, inputs.places_S, v_1SGD[0])
+            k_SPGD, v_SPGD = (
+                _blocks(pool, 0)[inputs.tables_SW].flatten(1, 2) for pool in (k_PGD, v_PGD)
+            )
+            return _folded(q_1SHD[0][:, None], k_SPGD, v_SPGD, mask_S11P)[:, 0][None]
+
+        h_1SE = self.model.hidden(inputs.ids_1S, inputs.rope, attend)
+        return self.model.logits(h_1SE[0]).float()
 
     @torch.inference_mode()
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
@@ -74,6 +101,7 @@ class TorchBackend:
             _blocks(pool, 1)[:, chosen] = half
 
     def close(self) -> None:
+        self._graphs = None
         del self.k_LPGD, self.v_LPGD
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
