@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Unpack
@@ -286,6 +286,16 @@ class Tokenizer:
         text: str = self._markup.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
+    def token_bytes(self, index: int) -> bytes:
+        """What a token adds to a text: perhaps a part of a character. b"" for an unused id."""
+        piece: str | None = self._markup.id_to_token(index)
+        if piece is None:
+            return b""
+        letters = _byte_letters()
+        if piece in self._control or any(letter not in letters for letter in piece):
+            return piece.encode()
+        return bytes(letters[letter] for letter in piece)
+
     # conversations
 
     def render(
@@ -357,6 +367,15 @@ class Tokenizer:
             end = next((i for i, token in enumerate(output) if token in self.stop_ids), len(output))
             output = self.decode(output[:end], skip_special=True)
         return parse(output, xml=tools, python=python_tools)
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level vocabularies write bytes with: those that are printable
+    themselves, and for the others U+0100 and on, in order."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in shown)
+    return {chr(b): b for b in shown} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:

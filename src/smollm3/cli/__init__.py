@@ -12,6 +12,7 @@ import click
 from smollm3.cli.exchange import conformance, export, tokenizer
 from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import report, run
+from smollm3.cli.serving import serve
 from smollm3.errors import UserError
 
 
@@ -23,11 +24,12 @@ def cli() -> None:
     \b
     smollm3 run nano                  a small SmolLM3 of your own in minutes
     smollm3 chat runs/nano            talk to it
+    smollm3 serve runs/nano           let other programs and your browser talk to it
     smollm3 run my-recipe.yaml        the same with your data
     """
 
 
-for command in (run, report, chat, generate, bench, export, tokenizer, conformance):
+for command in (run, report, chat, generate, serve, bench, export, tokenizer, conformance):
     cli.add_command(command)
 
 

@@ -1,0 +1,94 @@
+"""`smollm3 serve`: a model over HTTP."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3.cli.options import MODEL, MODEL_HELP, collected, engine_options
+from smollm3.errors import UserError
+
+if TYPE_CHECKING:
+    from smollm3.serve.settings import Settings
+
+SETTINGS = {
+    "host": click.option("--host", metavar="ADDRESS", help="To listen on [127.0.0.1]."),
+    "port": click.option("--port", type=click.IntRange(0, 65_535), help="0 takes any [8000]."),
+    "name": click.option("--name", metavar="ID", help="Of the model in the API [MODEL]."),
+    "aliases": click.option(
+        "--alias", "aliases", multiple=True, metavar="ID", help="That means it too; * is anything."
+    ),
+    "api_key_file": click.option(
+        "--api-key-file", metavar="FILE", help="Keys, one a line; or set SMOLLM3_API_KEY."
+    ),
+    "allowed_origins": click.option(
+        "--allow-origin",
+        "allowed_origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="A web page from elsewhere that may use it, as https://example.org.",
+    ),
+    "think": click.option(
+        "--think/--no-think", default=None, help="Where a request does not say [think]."
+    ),
+}
+
+
+@click.command(epilog=MODEL_HELP)
+@MODEL
+@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings; see the docs.")
+@click.option("--quiet", is_flag=True, help="Log no requests.")
+@collected("given", SETTINGS)
+@engine_options
+def serve(
+    model: str,
+    config: Path | None,
+    quiet: bool,
+    given: dict[str, Any],
+    engine_options: dict[str, Any],
+) -> None:
+    """Serve a model to OpenAI's and Anthropic's clients, with a chat page at /.
+
+    \b
+    smollm3 serve runs/nano
+    smollm3 serve smollm3-3b --port 9000 --alias "gpt-*"
+    """
+    try:
+        from smollm3.serve.run import run
+    except ModuleNotFoundError as e:
+        raise UserError(f"serving needs {e.name}: pip install 'smollm3[server]'") from None
+    from smollm3.infer import load_engine
+
+    settings = read_settings(config, given)
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("smollm3.serve").setLevel(level)
+    run(lambda: load_engine(model, **engine_options), settings, Path(model).name)
+
+
+def read_settings(config: Path | None, given: dict[str, Any]) -> Settings:
+    """Those of the file, and over them those of the command line."""
+    from pydantic import ValidationError
+
+    from smollm3.files import read_text
+    from smollm3.recipe.load import suggestion
+    from smollm3.recipe.yaml import parse_yaml
+    from smollm3.serve.settings import Settings
+
+    raw, lines = parse_yaml(read_text(config), str(config)) if config else ({}, {})
+    if not isinstance(raw, dict | None):
+        raise UserError(f"{config}: must be a mapping of settings, as port: 9000")
+    try:
+        return Settings.model_validate((raw or {}) | given)
+    except ValidationError as e:
+        error = e.errors()[0]
+        key = str(error["loc"][0])
+        line = f":{lines[key,]}" if (key,) in lines else ""
+        where = f"{config}{line}: {key}" if key not in given else key
+        if error["type"] == "extra_forbidden":
+            known = suggestion(key, Settings.model_fields)
+            raise UserError(f"{where}: no such setting{known}") from None
+        raise UserError(f"{where}: {error['msg']}, not {error['input']!r}") from None

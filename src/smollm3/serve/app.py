@@ -1,0 +1,93 @@
+"""The application: the dialects' routes behind the guard."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from smollm3.infer import Engine
+from smollm3.serve import basics, openai_chat, page
+from smollm3.serve.errors import ApiError, dialect_of, refused
+from smollm3.serve.guard import Guard
+from smollm3.serve.service import Service
+from smollm3.serve.settings import Keys, Settings
+
+
+def create_app(
+    engine: Engine,
+    settings: Settings | None = None,
+    keys: Keys | None = None,
+    model: str = "smollm3",
+) -> ASGIApp:
+    """The ASGI application that serves an engine. model: its id, unless the settings name it."""
+    return guarded(Service(engine, settings or Settings(), keys or Keys([]), model))
+
+
+def guarded(service: Service) -> ASGIApp:
+    """The application of a service."""
+    return Guard(routes(service), service)
+
+
+def routes(service: Service) -> FastAPI:
+    """The application without its guard."""
+    app = FastAPI(
+        title="smollm3",
+        version=importlib.metadata.version("smollm3"),
+        docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
+        redoc_url=None,
+    )
+    for module in (openai_chat, basics):
+        app.include_router(module.router(service))
+    page.add(app)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    return app
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    message, param = first_error(error.errors())
+    return _reply(request, refused(message, param))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told = ApiError(error.status_code, str(error.detail))
+    response = _reply(request, told)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _reply(request: Request, error: ApiError) -> Response:
+    body = error.body(dialect_of(request.url.path))
+    return JSONResponse(body, error.status, error.headers)
+
+
+def first_error(errors: Sequence[Any]) -> tuple[str, str]:
+    """One line about a body that is no request, and its field. Of the forms that a value could have
+    had, the one it fits best, which is where the error lies deepest."""
+    error = max(errors, key=lambda e: len(_place(e["loc"])))
+    param = ".".join(_place(error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{param}: not supported by this server; leave it out", param
+    return f"{param}: {error['msg']}" if param else str(error["msg"]), param
+
+
+def _place(loc: Sequence[str | int]) -> list[str]:
+    """Without the names of types, which pydantic puts between the fields of a choice of forms."""
+    return [
+        str(part)
+        for part in loc[1:]
+        if isinstance(part, int) or (part.isidentifier() and not _is_type(part))
+    ]
+
+
+def _is_type(part: str) -> bool:
+    return part in ("str", "int", "float", "bool") or part[:1].isupper()

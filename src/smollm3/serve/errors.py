@@ -1,0 +1,66 @@
+"""What goes wrong with a request, and how each dialect says it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Dialect = Literal["openai", "anthropic"]
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """An answer with this status instead of the one asked for. param: the field at fault; code: a
+    name that programs can tell it by. retry_after: seconds."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(self.retry_after)
+        return headers
+
+    def body(self, dialect: Dialect) -> dict[str, Any]:
+        fault = self.status >= 500
+        if dialect == "anthropic":
+            kind = _ANTHROPIC_TYPES.get(
+                self.status, "api_error" if fault else "invalid_request_error"
+            )
+            return {"type": "error", "error": {"type": kind, "message": self.message}}
+        kind = _OPENAI_TYPES.get(self.status, "server_error" if fault else "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def dialect_of(path: str) -> Dialect:
+    return "anthropic" if path.startswith("/v1/messages") else "openai"
+
+
+def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that is wrong."""
+    return ApiError(400, message, param=param, code=code)

@@ -1,0 +1,288 @@
+"""One stream of events from the engine, that every dialect tells in its own words.
+
+What a request's answers are is decided here and nowhere else: which text is reasoning, content or a
+call, where a stop text ends it, what it has used. Streamed or not, the events are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from smollm3.chat import (
+    ArgumentsDelta,
+    CallEnd,
+    CallStart,
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+)
+from smollm3.errors import UserError
+from smollm3.infer import Step
+from smollm3.infer.grammars import END_THINK, THINK
+from smollm3.infer.text import StopTexts
+from smollm3.infer.worker import CLOSED
+from smollm3.serve.ask import Ask, Started
+from smollm3.serve.errors import ApiError, refused
+
+Reason = Literal["stop", "length", "tool_calls"]
+QUIET_SECONDS = 10.0  # without an event, after which a stream says that it lives
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens: read, of these found computed, written, of these reasoning."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.completion + other.completion,
+            self.reasoning + other.reasoning,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one token has added to answer `index`. step: None for what came at its end."""
+
+    index: int
+    step: Step | None
+    events: Sequence[Event]
+
+
+@dataclass(frozen=True)
+class End:
+    """Answer `index` is complete. stop: the stop text that ended it."""
+
+    index: int
+    reason: Reason
+    stop: str | None
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Nothing has happened for a while."""
+
+
+StreamEvent = Part | End | Quiet
+
+
+class _Answer:
+    """One answer, token by token."""
+
+    def __init__(self, index: int, ask: Ask, started: Started) -> None:
+        self.index = index
+        self.generation = started.generation
+        self.ended = False
+        self._ask = ask
+        self._parser = ask.parser()
+        self._stops = StopTexts(ask.stops)
+        self._called = False
+        self._tokens = self._reasoning = 0
+        self._head = THINK if started.opened else ""  # the text up to the end of the reasoning
+        self._thinking: bool | None = True if started.opened else None  # None: not known yet
+        if started.opened:
+            self._parser.feed(THINK)
+
+    def take(self, step: Step) -> Part:
+        """A token more."""
+        self._tokens += 1
+        self._count_reasoning(step.text)
+        return Part(self.index, step, self._read(self._parser.feed(step.text)))
+
+    def finish(self) -> tuple[Part, End]:
+        """No more come."""
+        reason = self.generation.result().finish_reason
+        events: list[Event] = []
+        if not self.ended:
+            events = self._read(self._parser.finish())
+            if not self.ended and (rest := self._stops.end()):
+                events.append(ContentDelta(rest))
+        finish: Reason = "length" if reason == "length" and not self.ended else "stop"
+        if self._called and finish == "stop":
+            finish = "tool_calls"
+        generation = self.generation
+        usage = Usage(
+            generation.prompt_tokens, generation.cached_tokens, self._tokens, self._reasoning
+        )
+        end = End(self.index, finish, self._stops.found, usage)
+        return Part(self.index, None, events), end
+
+    def _count_reasoning(self, text: str) -> None:
+        if self._thinking is False:
+            return
+        self._head = (self._head + text).lstrip() if self._thinking is None else self._head + text
+        if self._thinking is None and len(self._head) >= len(THINK):
+            self._thinking = self._head.startswith(THINK)
+        elif self._thinking is None and not THINK.startswith(self._head):
+            self._thinking = False
+        if self._thinking:
+            self._reasoning += 1
+            self._thinking = END_THINK not in self._head
+            self._head = self._head[-len(END_THINK) :]
+
+    def _read(self, events: Sequence[Event]) -> list[Event]:
+        """The events up to where the answer ends."""
+        told: list[Event] = []
+        for event in events:
+            if isinstance(event, ContentDelta) and self._ask.stops:
+                if piece := self._stops.push(event.text):
+                    told.append(ContentDelta(piece))
+                if self._stops.found:
+                    self._end()
+                    return told
+                continue
+            if isinstance(event, CallStart):
+                self._called = True
+                if rest := self._stops.end():
+                    told.append(ContentDelta(rest))
+            told.append(event)
+            if isinstance(event, CallEnd) and not self._ask.parallel:
+                self._end()
+                return told
+        return told
+
+    def _end(self) -> None:
+        """It is complete, whatever the model would still write."""
+        self.ended = True
+        self.generation.cancel()
+
+
+class Answering:
+    """The answers of one request, as they come: iterate once. Close it, however that ends."""
+
+    def __init__(self, ask: Ask, started: Sequence[Started], seconds: float) -> None:
+        self.ask = ask
+        self.prompts = [one.prompt for one in started[:: ask.params.n]]
+        self.usage = Usage()
+        self._answers = [_Answer(i, ask, one) for i, one in enumerate(started)]
+        self._queue: asyncio.Queue[tuple[_Answer, Step | None] | BaseException] = asyncio.Queue()
+        self._tasks = [asyncio.create_task(self._pump(answer)) for answer in self._answers]
+        late = ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.abort, late)
+
+    def abort(self, error: ApiError) -> None:
+        """End it with this error."""
+        self._queue.put_nowait(error)
+        self._cancel()
+
+    def close(self) -> None:
+        """Nobody waits for more."""
+        self._timer.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        for answer, task in zip(self._answers, self._tasks, strict=True):
+            task.cancel()
+            answer.generation.cancel()
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the first prompt that were found computed; known with the first token."""
+        return self._answers[0].generation.cached_tokens
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        """Raises ApiError where the answers cannot be completed."""
+        left = len(self._answers)
+        while left:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    found = await self._queue.get()
+            except TimeoutError:
+                yield Quiet()
+                continue
+            if isinstance(found, BaseException):
+                raise _told(found)
+            answer, step = found
+            if step is not None:
+                if not answer.ended:
+                    yield answer.take(step)
+                continue
+            part, end = answer.finish()
+            left -= 1
+            self._count(answer, end)
+            if part.events:
+                yield part
+            yield end
+
+    def _count(self, answer: _Answer, end: End) -> None:
+        """A prompt is read once, however many answers it has."""
+        used = end.usage
+        if answer.index % self.ask.params.n:
+            used = Usage(0, 0, used.completion, used.reasoning)
+        self.usage += used
+
+    async def _pump(self, answer: _Answer) -> None:
+        try:
+            async for step in answer.generation:
+                self._queue.put_nowait((answer, step))
+        except (UserError, RuntimeError) as e:
+            self._queue.put_nowait(e)
+        else:
+            self._queue.put_nowait((answer, None))
+
+
+def _told(error: BaseException) -> BaseException:
+    """A request may turn out to be too much only on the way."""
+    if str(error) == CLOSED:
+        return ApiError(503, "the server is shutting down", code="shutting_down")
+    return refused(str(error)) if isinstance(error, UserError) else error
+
+
+@dataclass
+class Call:
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class Collected:
+    """An answer in one piece. order: the kinds of its parts, calls by number."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[Call] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    text: str = ""
+    end: End | None = None
+
+    def add(self, event: Part | End) -> None:
+        if isinstance(event, End):
+            self.end = event
+            return
+        if event.step is not None:
+            self.steps.append(event.step)
+            self.text += event.step.text
+        for part in event.events:
+            match part:
+                case ReasoningDelta(text):
+                    self.reasoning += text
+                case ContentDelta(text):
+                    self.content += text
+                case CallStart(_, name):
+                    self.calls.append(Call(name))
+                case ArgumentsDelta(index, text):
+                    self.calls[index].arguments += text
+
+    @property
+    def done(self) -> End:
+        assert self.end is not None
+        return self.end
+
+
+async def collect(count: int, events: AsyncIterator[StreamEvent]) -> list[Collected]:
+    """All answers in one piece, in the order in which they were asked for."""
+    answers = [Collected() for _ in range(count)]
+    async for event in events:
+        if not isinstance(event, Quiet):
+            answers[event.index].add(event)
+    return answers

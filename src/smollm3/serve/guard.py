@@ -1,0 +1,194 @@
+"""Who may come in, and with what: the first thing that sees a request, the last that sees a reply.
+
+A web page can make the browser of whoever reads it send requests to this machine. So without a key
+only loopback names are served (a page's own name may be rebound to 127.0.0.1), and pages from
+elsewhere are turned away.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from smollm3.serve.errors import ApiError, dialect_of
+from smollm3.serve.service import Gone, Service
+from smollm3.serve.settings import is_loopback
+
+log = logging.getLogger("smollm3.serve")
+CSP = (
+    "default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY = {
+    "content-security-policy": CSP,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+# What says nothing about anybody.
+OPEN_PATHS = frozenset(("/health", "/ready"))
+
+
+class Guard:
+    """ASGI middleware around everything."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service)
+        path = scope["path"]
+        try:
+            salt = self._check(scope, path)
+            scope.setdefault("state", {})["salt"] = salt
+            if scope["method"] == "OPTIONS" and reply.foreign:
+                await _preflight(scope, receive, reply.send)
+            else:
+                await self._app(scope, await self._read(scope, receive), reply.send)
+        except Gone:
+            reply.status = 499  # nobody reads it
+        except ApiError as e:
+            await _refuse(e, path, scope, receive, reply)
+        except Exception as e:
+            # Not the message: it may quote what somebody wrote.
+            trace = "".join(traceback.format_tb(e.__traceback__))
+            log.error("%s %s: %s\n%s", scope["method"], path, type(e).__name__, trace)
+            fault = ApiError(500, "the server has failed on this request; its log says where")
+            await _refuse(fault, path, scope, receive, reply)
+        finally:
+            self._note(scope, reply)
+
+    def _check(self, scope: Scope, path: str) -> str:
+        """The salt of the request's key. Raises ApiError where it may not come in."""
+        headers, keys = Headers(scope=scope), self._service.keys
+        if not keys:
+            if not _is_loopback_name(headers.get("host", "")):
+                raise ApiError(
+                    403, "only localhost is served without a key; set one to be reached by name"
+                )
+            if not self._is_welcome(headers):
+                raise ApiError(403, "a web page from elsewhere may not use this server")
+            return ""
+        if path in OPEN_PATHS or is_page(path) or scope["method"] == "OPTIONS":
+            return ""
+        bearer = headers.get("authorization", "")
+        given = bearer[7:].strip() if bearer[:7].lower() == "bearer " else headers.get("x-api-key")
+        salt = keys.salt(given) if given else None
+        if salt is None:
+            raise ApiError(401, "give the server's key as bearer token", code="invalid_api_key")
+        return salt
+
+    def _is_welcome(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site") != "cross-site" or (
+                headers.get("sec-fetch-mode") == "navigate"
+            )
+        own = origin.lower() in (f"http://{headers['host']}", f"https://{headers['host']}")
+        return own or origin in self._service.settings.allowed_origins
+
+    async def _read(self, scope: Scope, receive: Receive) -> Receive:
+        """The body, read and measured, to be received again."""
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return receive
+        headers, most = Headers(scope=scope), self._service.settings.max_body_bytes
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "send the body as content-type: application/json")
+        length = headers.get("content-length", "0")
+        too_large = ApiError(413, f"the body is larger than {most} bytes")
+        if not length.isdigit() or len(length) > 18 or int(length) > most:
+            raise too_large
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise Gone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise too_large
+            if not message.get("more_body"):
+                break
+        again: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+
+        async def replay() -> Message:
+            return again.pop() if again else await receive()
+
+        return replay
+
+    def _note(self, scope: Scope, reply: _Reply) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", None) or "other"  # names of strangers would fill the memory
+        seconds = time.perf_counter() - reply.started
+        metrics = self._service.metrics
+        metrics.requests.labels(path, str(reply.status)).inc()
+        metrics.seconds.labels(path).observe(seconds)
+        log.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
+
+
+class _Reply:
+    """What goes out, with the headers that everything has."""
+
+    def __init__(self, send: Send, origin: str | None, service: Service) -> None:
+        self._send = send
+        self.started = time.perf_counter()
+        self.status = 0
+        self.foreign = origin if origin in service.settings.allowed_origins else None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers.update(SECURITY)
+            headers.setdefault("cache-control", "no-store")
+            if self.foreign:
+                headers["access-control-allow-origin"] = self.foreign
+                headers["vary"] = "origin"
+        await self._send(message)
+
+
+def is_page(path: str) -> bool:
+    """Whether it is the chat page or a part of it, which the server tells anybody."""
+    return path == "/" or path.startswith("/assets/")
+
+
+def _is_loopback_name(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    return "@" not in host and is_loopback(name or "")
+
+
+async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
+    allowed = {
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": "authorization, content-type, x-api-key",
+        "access-control-max-age": "600",
+    }
+    await Response(status_code=204, headers=allowed)(scope, receive, send)
+
+
+async def _refuse(
+    error: ApiError, path: str, scope: Scope, receive: Receive, reply: _Reply
+) -> None:
+    if reply.status:  # too late: it has begun
+        raise error
+    response = JSONResponse(error.body(dialect_of(path)), error.status, error.headers)
+    await response(scope, receive, reply.send)

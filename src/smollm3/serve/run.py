@@ -1,0 +1,103 @@
+"""The server as a process: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from smollm3.errors import UserError
+from smollm3.infer import Engine
+from smollm3.serve.app import guarded
+from smollm3.serve.service import Service
+from smollm3.serve.settings import Settings, read_keys
+
+log = logging.getLogger("smollm3.serve")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CLEAN_UP = 2.0  # of the grace time, in which the last errors are told
+
+
+def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
+    """Serve what `load` gives until a signal comes. Raises UserError for what would not do, before
+    the model is loaded where that can be known."""
+    keys = read_keys(settings)
+    with listening(settings) as listener, load() as engine:
+        service = Service(engine, settings, keys, name)
+        log.info("%s on %s", service.model, address(listener))
+        Server(service).run([listener])
+    log.info("ended")
+
+
+@contextlib.contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket]:
+    """The bound socket; bound before the model is loaded, as a taken port ends it all."""
+    try:
+        places = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, place = places[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as e:
+        raise UserError(f"host: {settings.host}: {e.strerror or e}") from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+        except OSError as e:
+            raise UserError(
+                f"port: {settings.host} port {settings.port}: {e.strerror or e}; "
+                "give another --port, or 0 for any"
+            ) from None
+        yield listener
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, that ends answers before it ends connections."""
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        super().__init__(
+            uvicorn.Config(
+                guarded(service),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                proxy_headers=False,  # nobody's word on who they are is taken
+                timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+            )
+        )
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service = self._service
+        log.info("ending: %d answers still run", service.gate.running)
+        service.drain()
+        seconds = service.settings.grace_seconds
+        late = max(seconds / 2, seconds - CLEAN_UP)
+        timer = asyncio.get_running_loop().call_later(late, service.end_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would raise them again at the end; here an asked-for end is a good one."""
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

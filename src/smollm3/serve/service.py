@@ -1,0 +1,205 @@
+"""What all dialects share: the engine with its queue, its limits and what runs just now."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from smollm3.errors import UserError
+from smollm3.infer import Engine
+from smollm3.serve.ask import Ask, start
+from smollm3.serve.errors import ApiError, refused
+from smollm3.serve.events import Answering, Collected, Part, StreamEvent, collect
+from smollm3.serve.gate import Gate
+from smollm3.serve.metrics import Metrics, Watch
+from smollm3.serve.settings import Keys, Settings
+
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """The client has hung up."""
+
+
+class Service:
+    """Of one event loop."""
+
+    def __init__(self, engine: Engine, settings: Settings, keys: Keys, model: str) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.keys = keys
+        self.model = settings.name or model
+        self.created = int(time.time())
+        self.gate = Gate(settings.running, settings.queue, settings.queue_seconds)
+        self.metrics = Metrics(engine, self.gate)
+        self.draining = False
+        self._live: set[Answering] = set()
+
+    def check_model(self, name: str | None) -> str:
+        """The name under which a request is answered."""
+        if name is None or name == self.model:
+            return self.model
+        if any(fnmatchcase(name, pattern) for pattern in self.settings.aliases):
+            return name
+        raise ApiError(
+            404,
+            f"the model {name!r:.100} is not here; there is {self.model!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+    @asynccontextmanager
+    async def answering(self, ask: Ask, salt: str) -> AsyncIterator[Answering]:
+        """The answers on their way, once it is their turn; they end with the context."""
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        await self.gate.enter(ask.count)
+        try:
+            try:
+                # In a thread: templates of strangers run in a process, grammars are compiled.
+                started = await asyncio.to_thread(start, ask, self.engine, self.settings, salt)
+            except UserError as e:
+                raise refused(str(e)) from None
+            answering = Answering(ask, started, self.settings.request_seconds)
+            self._live.add(answering)
+            try:
+                yield answering
+            finally:
+                self._live.discard(answering)
+                answering.close()
+                self._count(answering)
+        finally:
+            self.gate.leave(ask.count)
+
+    def _count(self, answering: Answering) -> None:
+        tokens, usage = self.metrics.tokens, answering.usage
+        tokens.labels("prompt").inc(usage.prompt)
+        tokens.labels("cached").inc(usage.cached)
+        tokens.labels("completion").inc(usage.completion)
+
+    def drain(self) -> None:
+        """Take nothing new."""
+        self.draining = True
+
+    def end_all(self) -> None:
+        """What still runs ends with an error that says why."""
+        for answering in list(self._live):
+            answering.abort(ApiError(503, "the server is shutting down", code="shutting_down"))
+
+    async def whole(self, request: Request, ask: Ask) -> tuple[Answering, list[Collected]]:
+        """All answers, unless the client hangs up before."""
+
+        async def work() -> tuple[Answering, list[Collected]]:
+            async with self.answering(ask, salt_of(request)) as answering:
+                watched = self._watched(answering)
+                return answering, await collect(ask.count, watched)
+
+        return await unless_gone(request, work())
+
+    async def streamed(
+        self, request: Request, ask: Ask, tell: Callable[[Answering], Tell]
+    ) -> Response:
+        """An event stream of what `tell` makes of the answers. What is wrong with the request is
+        raised before it begins."""
+        context = self.answering(ask, salt_of(request))
+        answering = await unless_gone(request, context.__aenter__())
+        teller = tell(answering)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            try:
+                async for event in self._watched(answering):
+                    if data := teller.event(event):
+                        yield data
+                yield teller.end()
+            except ApiError as e:
+                yield teller.error(e)
+            except RuntimeError:
+                yield teller.error(ApiError(500, "the engine failed on this request"))
+
+        async def close() -> None:
+            await context.__aexit__(None, None, None)
+
+        return _EventStream(chunks(), close)
+
+    async def _watched(self, answering: Answering) -> AsyncIterator[StreamEvent]:
+        watches = [Watch(self.metrics) for _ in range(answering.ask.count)]
+        async for event in answering:
+            if isinstance(event, Part) and event.step is not None:
+                watches[event.index].token()
+            yield event
+
+
+class Tell:
+    """How a dialect tells a stream."""
+
+    def event(self, event: StreamEvent) -> bytes:
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        raise NotImplementedError
+
+    def error(self, error: ApiError) -> bytes:
+        raise NotImplementedError
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; `close` is called however they end."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(chunks, media_type="text/event-stream")
+        self.headers["x-accel-buffering"] = "no"  # proxies would collect them
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._close()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives, which is cancelled when the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+            with suppress(BaseException):
+                await each
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def salt_of(request: Request) -> str:
+    """Of the key that the guard has found."""
+    salt: str = request.state.salt
+    return salt
+
+
+def new_id(prefix: str) -> str:
+    return prefix + secrets.token_hex(12)
+
+
+def sse(data: str, event: str | None = None) -> bytes:
+    return (f"event: {event}\n" if event else "").encode() + f"data: {data}\n\n".encode()
+
+
+KEEP_ALIVE = b": working\n\n"
+Json = dict[str, Any]

@@ -1,0 +1,116 @@
+"""What a server allows: from the command line and a file, all of it checked before it starts."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from smollm3.errors import UserError
+from smollm3.files import read_text
+from smollm3.spec import Spec
+
+KEY_VARIABLE = "SMOLLM3_API_KEY"
+LEAST_KEY = 16  # characters
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(Spec):
+    """Keys of a configuration file, and the command line's options of the same names."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535, strict=True)] = 8000
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """The model's id in the API; None: from what was loaded."""
+    aliases: tuple[str, ...] = ()
+    """Other ids that mean it; * stands for anything."""
+    api_key_file: str | None = None
+    """Keys, one a line; one more may be in the environment."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages from elsewhere that may use the API."""
+    think: bool = True
+    """Where a request does not say."""
+    max_tokens: Count = 8192
+    """Of an answer, where a request does not say."""
+    running: Count = 64
+    """Answers made at once."""
+    queue: Annotated[int, Field(ge=0, strict=True)] = 256
+    """Answers that wait for their turn."""
+    queue_seconds: Seconds = 60
+    request_seconds: Seconds = 1800
+    grace_seconds: Seconds = 30
+    """After SIGTERM."""
+    max_body_bytes: Count = 4 << 20
+    max_choices: Count = 16
+    max_stops: Count = 16
+    max_logit_bias: Count = 300
+    max_top_logprobs: Count = 20
+    max_tools: Count = 128
+    max_schema_bytes: Count = 64 << 10
+    max_schema_depth: Count = 32
+
+
+class Keys:
+    """The keys that open the server, kept as digests; without any, it is open."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def salt(self, given: str) -> str | None:
+        """What keeps the prefixes of this key apart from others'; None: no key of ours."""
+        digest = _digest(given)
+        found = [hmac.compare_digest(digest, own) for own in self._digests]
+        return digest[:32] if any(found) else None
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(b"smollm3 api key " + key.encode(errors="surrogateescape")).hexdigest()
+
+
+def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> Keys:
+    """Keys from the file and the environment. Raises UserError for weak ones, and where the server
+    would be open to other machines without one."""
+    keys = []
+    if settings.api_key_file is not None:
+        path = Path(settings.api_key_file).expanduser()
+        keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        if not keys:
+            raise UserError(f"{path}: holds no key; write one a line")
+        if path.stat().st_mode & 0o077:
+            raise UserError(f"{path}: others can read it; chmod 600")
+    if environment.get(KEY_VARIABLE):
+        keys.append(environment[KEY_VARIABLE])
+    for key in keys:
+        if len(key) < LEAST_KEY or not (key.isascii() and key.isprintable()) or " " in key:
+            raise UserError(
+                f"api key: at least {LEAST_KEY} letters, digits or signs without blanks; "
+                "openssl rand -hex 24 makes one"
+            )
+    if not keys and not is_loopback(settings.host):
+        raise UserError(
+            f"host: {settings.host} can be reached from other machines, which needs a key: set "
+            f"{KEY_VARIABLE} or api_key_file"
+        )
+    return Keys(keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host: a name or an address, without a port."""
+    name = host.lower().removeprefix("[").removesuffix("]").rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
