@@ -20,6 +20,9 @@ from typing import Any
 from smollm3.errors import UserError
 
 PARTIAL = ".partial"
+UNWRITABLE = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+)
 MAX_JSON_BYTES = 32 << 20  # empty lists cost twenty times their text in memory
 
 
@@ -39,13 +42,13 @@ def fsync_file(path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line."""
+    """Turn a full or read-only disk, or a place where no file can be, into one clear line."""
     try:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: the disk is full; free some space and run again") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if e.errno in UNWRITABLE:
             raise UserError(f"{path}: cannot be written ({e.strerror})") from e
         raise
 

@@ -7,6 +7,8 @@ it; then on a tiny model.
 import asyncio
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -393,6 +395,76 @@ def test_bad_requests_are_refused_and_others_served(make, expected, prompt, para
     assert going.result().ids == expected[1.0][0]
 
 
+# constraints
+
+
+class Spelling:
+    """Even tokens, then 7 and 9 wherever a token is a multiple of 4, at most so many."""
+
+    def __init__(self, most=200):
+        self.ids: list[int] = []
+        self.due: list[int] = []
+        self.most = most
+        self.masks = 0
+
+    @property
+    def finished(self):
+        return len(self.ids) >= self.most
+
+    def mask(self):
+        self.masks += 1
+        allowed = np.zeros(320, bool)
+        allowed[self.due[:1] if self.due else slice(0, 300, 2)] = True
+        return np.packbits(allowed, bitorder="little").view(np.int32)
+
+    def accept(self, token):
+        assert self.due[:1] in ([], [token])
+        self.ids.append(token)
+        self.due = self.due[1:] or ([7, 9] if token % 4 == 0 and not self.due else [])
+
+    def forced(self):
+        return list(self.due)
+
+    def fitting(self, ids):
+        return len(ids)
+
+    def rollback(self, n):
+        raise AssertionError("masks follow what is accepted, so nothing is taken back")
+
+
+@pytest.mark.parametrize("params", [SAMPLED, GREEDY])
+@pytest.mark.parametrize("idle", [True, False])
+def test_constraints_and_guesses_go_together(make, params, idle):
+    """The same answer with masks made beside the model or after it, alone and with guesses."""
+    asked = prompts(8)
+    answers = []
+    for prompt in asked:
+        constraint = Spelling()
+        generation = make(step_drafts=0).submit(prompt, params, constraint=constraint)
+        answers.append(generation.result().ids)
+        assert constraint.ids == answers[-1]
+    whole = [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
+    engine = make(drafter=lambda: Guesses(whole), blocks=20)
+    engine._worker._cpu_is_idle = idle
+    going = [engine.submit(prompt, params, constraint=Spelling()) for prompt in asked]
+    sources = [step.source for generation in going for step in generation]
+    assert [generation.result().ids for generation in going] == answers
+    assert all(sources.count(source) > 20 for source in ("sampled", "draft", "forced"))
+    for generation in going:
+        steps = list(generation)
+        forced = [i for i, step in enumerate(steps) if step.source == "forced"]
+        assert {steps[i].id for i in forced} == {7, 9}
+    drained(engine)
+
+
+def test_a_finished_constraint_ends_the_answer(make):
+    engine = make()
+    answer = engine.submit([1], SAMPLED, constraint=Spelling(5)).result()
+    assert (answer.finish_reason, len(answer.ids)) == ("stop", 5)
+    with pytest.raises(UserError, match="thinking_budget: goes with"):
+        engine.submit([1], SAMPLED, constraint=Spelling(), thinking_budget=3)
+
+
 # cancelling
 
 
@@ -540,6 +612,30 @@ def test_a_dropped_engine_ends_its_thread(tokenizer):
     assert len(threads()) <= len(before)
 
 
+@pytest.mark.parametrize("ending", ["", "1 / 0"])
+def test_a_program_ends_while_its_engine_runs(ending):
+    """At once, without a word of threads, and with the program's own exit code."""
+    program = f"""
+from smollm3.chat import default_template
+from smollm3.infer import Engine, SamplingParams
+from smollm3.tokenizer import Tokenizer
+from tests.fake_backend import FakeBackend
+import time
+engine = Engine(FakeBackend(), Tokenizer.train(["a b"], 280, default_template()))
+engine.backend.fail = lambda batch: time.sleep(0.01)
+going = [engine.submit([i], SamplingParams(max_tokens=300, ignore_eos=True)) for i in range(3)]
+for step in going[0]:
+    break
+{ending}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == bool(ending)
+    assert "hread" not in done.stderr
+    assert done.stderr.count("Traceback") == bool(ending)
+
+
 def test_a_forked_process_is_told(make, monkeypatch):
     engine = make()
     monkeypatch.setattr("os.getpid", lambda: -1)
@@ -620,7 +716,7 @@ def test_a_prefix_that_does_not_fit_is_refused(make, saved, tmp_path):
     save_file({"ids": np.zeros(96, np.int32)}, damaged)
     with pytest.raises(UserError, match="not a saved prefix of this version"):
         same.load_prefix(damaged)
-    origin = {"format": "smollm3 prefix 1", "origin": same._origin(), "salt": ""}
+    origin = {"format": "smollm3 prefix 1", "origin": same.origin(), "salt": ""}
     for bad in (np.zeros(95, np.int32), np.full(96, 300, np.int32), np.zeros((3, 32), np.int32)):
         save_file({"ids": bad, "blocks": np.zeros((3, 128), np.uint8)}, damaged, origin)
         with pytest.raises(UserError, match="do not fit each other"):

@@ -365,8 +365,8 @@ def test_on_the_console(tokenizer, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert shown.err == f"error: {source}:61: prompt: must be a text or a list of token ids\n"
     first, *_, last = shown.out.splitlines()
-    assert first.startswith("61 answers, 1 errors, ")
-    assert last.startswith(f"{out}: 61 answers, 1 errors; 240 tokens in")
+    assert first.startswith("61 answers, 1 of them errors, ")
+    assert last.startswith(f"{out}: 61 answers, 1 of them errors; 240 tokens in")
     assert batch_on_console(StandIn(tokenizer), str(source), out, SETTINGS, 8) == 2
     assert "nothing left to do" in capsys.readouterr().out
 

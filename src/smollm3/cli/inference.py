@@ -112,7 +112,6 @@ def generate(
         raise UserError("give either PROMPT, or both --input FILE and --output FILE")
     if prompt == "-":
         prompt = _standard_input()
-    from smollm3.checkpoint import locate
     from smollm3.infer import SamplingParams, load_engine
     from smollm3.infer.batch import Settings
     from smollm3.infer.batch_console import batch_on_console, generate_on_console
@@ -131,7 +130,7 @@ def generate(
             return
         assert input_file
         assert output
-        settings = settings.of(engine, locate(model))
+        settings = settings.of(engine)
         code = batch_on_console(engine, input_file, output, settings, concurrency)
     sys.exit(code)
 

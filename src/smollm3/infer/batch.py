@@ -9,10 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from smollm3.checkpoint import digest
 from smollm3.errors import UserError
 from smollm3.files import MAX_JSON_BYTES, sha256_json
 from smollm3.infer.answers import Answers
@@ -47,11 +45,9 @@ class Settings:
     system: str | None = None
     model: str = ""
 
-    def of(self, engine: Engine, model: Path) -> Settings:
-        """The same, answered by this engine of the model at that place."""
-        backend = engine.backend
-        parts = (digest(model), engine.config, engine.params, backend.name, backend.cache_type)
-        return replace(self, model=sha256_json(list(map(repr, parts))))
+    def of(self, engine: Engine) -> Settings:
+        """The same, answered by this engine."""
+        return replace(self, model=f"{engine.origin()} {engine.params}")
 
 
 @dataclass(frozen=True)

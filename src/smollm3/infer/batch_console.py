@@ -71,7 +71,7 @@ class BatchView:
 
 
 def summary(tally: Tally) -> str:
-    errors = f", {tally.errors:,} errors" if tally.errors else ""
+    errors = f", {tally.errors:,} of them errors" if tally.errors else ""
     return f"{tally.done:,} answers{errors}"
 
 

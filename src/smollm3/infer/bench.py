@@ -30,7 +30,8 @@ from smollm3.machine import machine
 
 PROMPT = 512  # tokens, or half the context where that is less
 STREAMS = 8
-READ_BYTES = 1 << 30  # at most, of a plain read; no cache holds so much
+# Of a plain read: more than caches hold, no more than a machine can spare.
+LEAST_READ, MOST_READ = 1 << 26, 1 << 30
 PRODUCT = 2048  # rows and columns of the product that prefill is compared with
 
 
@@ -102,13 +103,13 @@ class Bench:
         # Only the last token of a prompt meets the vocabulary.
         vocabulary = 2 * config.vocab_size * config.hidden
         flops = config.flops_per_token(self.prompt) / 3 - vocabulary
-        bound = f"torch's best product, {product / 1e9:,.0f} GFLOP/s"
+        bound = f"{product / 1e9:,.0f} GFLOP/s, torch's best product"
         return replace(prefill, share=prefill.median * flops / product, bound=bound)
 
     def _decode_row(self) -> Row:
         """Interleaved with plain reads: neighbours on the machine slow both."""
         name = "decode, one stream"
-        read = _plain_read(self.engine, min(self.bytes_per_token, READ_BYTES))
+        read = _plain_read(self.engine, min(max(self.bytes_per_token, LEAST_READ), MOST_READ))
         speed, reads = [], []
         self.told(name)
         for _ in range(self.repeat):
@@ -116,7 +117,7 @@ class Bench:
             reads.append(read())
         rate = statistics.median(reads)
         share = statistics.median(speed) * self.bytes_per_token / rate
-        bound = f"a plain read of {units.size(self.bytes_per_token)}, {rate / 1e9:.1f} GB/s"
+        bound = f"{rate / 1e9:.1f} GB/s, a plain read; {units.size(self.bytes_per_token)} a token"
         return Row(name, speed, share=share, bound=bound)
 
     def _long_rows(self) -> Iterator[Row]:
@@ -160,7 +161,8 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def _rate(generations: Sequence[Generation]) -> float:
-    """Tokens a second of all together, from when each has its first until one has its last."""
+    """Tokens a second of all together, from when each has its first until one has its last; where
+    the first is done before the last begins, from the first token of all to the last."""
     times: list[list[float]] = [[] for _ in generations]
 
     def read(n: int) -> None:
@@ -172,7 +174,9 @@ def _rate(generations: Sequence[Generation]) -> float:
     for reader in readers:
         reader.join()
     begin, end = max(t[0] for t in times), min(t[-1] for t in times)
-    return sum(begin < at <= end for t in times for at in t) / max(end - begin, 1e-9)
+    if begin >= end:
+        begin, end = min(t[0] for t in times), max(t[-1] for t in times)
+    return sum(begin < at <= end for t in times for at in t) / (end - begin)
 
 
 def _peak_memory(engine: Engine) -> float:
@@ -217,18 +221,18 @@ def _multiply(a: torch.Tensor) -> None:
 
 
 def start_seconds(model: str, options: Sequence[str]) -> float:
-    """From the start of a process to its first token, once everything is on the disk."""
-    command = [sys.executable, "-m", "smollm3", "generate", model, "x", "--max-tokens", "1"]
-
-    def run() -> None:
-        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE) as process:
-            assert process.stdout
-            process.stdout.read(1)
-        if process.returncode:
-            raise UserError(f"{' '.join(command)} failed; see above")
-
-    run()
-    return _timed(run)
+    """From the start of a process to its first token."""
+    words = ["generate", model, "x", "--max-tokens", "1", *options]
+    command = [sys.executable, "-m", "smollm3", *words]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.read(1)
+        seconds = time.perf_counter() - began
+        process.stdout.read()  # a closed pipe would be an error to it
+    if process.returncode:
+        raise UserError(f"smollm3 {' '.join(words)}: failed, see above")
+    return seconds
 
 
 def bytes_of(path: Path) -> int:
@@ -243,24 +247,31 @@ def bench_on_console(
     start: Callable[[], float],
     title: str,
 ) -> dict[str, Any]:
-    """Measure and show a table; returns the figures with the machine's."""
+    """Measure and show a table; returns the figures with the machine's.
+
+    start: measures a start, when all that is kept on the disk is there and memory is free again.
+    """
     console = Console()
     console = console if console.is_terminal else Console(width=120)
-    with console.status("start") as status:
+    with console.status("") as status:
 
         def told(name: str) -> None:
             status.update(name)
             if not console.is_terminal:
                 console.print(f"> {name}", highlight=False)
 
-        told("start")
-        first = [Row("start of a process to its first token", [start()], "s")]
-        loading = time.perf_counter()
+        told("loading")
         with load() as engine:
-            first.append(Row("of that, loading the model", [time.perf_counter() - loading], "s"))
-            rows = [*first, *make(engine, told).rows()]
+            rows = make(engine, told).rows()
             backend = engine.backend
             about = {"model": title, "engine": backend.name, "cache_type": backend.cache_type}
+        del engine, backend
+        told("start")
+        first = [
+            Row("start of a process to its first token", [start()], "s"),
+            Row("of that, loading the model", [_timed(lambda: load().close())], "s"),
+        ]
+    rows = [*first, *rows]
     console.print(_table(title, rows))
     figures = [{**asdict(row), "median": row.median} for row in rows]
     return {**about, "date": time.strftime("%Y-%m-%d"), "rows": figures, "machine": machine()}

@@ -235,19 +235,19 @@ class Engine:
         ids = self._ids(prompt)
         self._check_room(len(ids))
         self._check_process()
-        return prefix.save(self._worker, ids, salt, Path(path), self._origin())
+        return prefix.save(self._worker, ids, salt, Path(path), self.origin())
 
     def load_prefix(self, path: str | Path) -> list[int]:
         """Put a saved prefix among the computed ones, so that prompts which begin with it (and
         have its salt) start at once. Returns its ids. It is forgotten like others, the least
         recently used first. UserError if it is damaged or not of this model and type of cache."""
         self._check_process()
-        return prefix.load(self._worker, Path(path), self._origin(), self.config.vocab_size)
+        return prefix.load(self._worker, Path(path), self.origin(), self.config.vocab_size)
 
-    def _origin(self) -> str:
-        """What keys and values depend on beside the ids."""
+    def origin(self) -> str:
+        """What keys and values depend on beside the ids, and answers beside the request."""
         if self._identity is None:
-            raise UserError("prefixes can be saved and loaded only for a model that is on disk")
+            raise UserError("what was computed can be kept only for a model that is on disk")
         return f"{self._identity()} {self.config} {self.backend.name} {self.backend.cache_type}"
 
     # checks
