@@ -33,9 +33,13 @@ def test_the_kernels_are_clean(tmp_path, sanitizers, library, tests):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert build.returncode == 0, build.stderr[-3000:]
-    found = subprocess.run(
-        [compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True
-    )
+    # The C++ library too, or the sanitizer does not find what throws.
+    preload = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in (library, "libstdc++.so")
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-s",
          "tests/unit/test_native.py", "-k", tests],
@@ -43,7 +47,7 @@ def test_the_kernels_are_clean(tmp_path, sanitizers, library, tests):
         env={
             **os.environ,
             "PYTHONPATH": str(site),
-            "LD_PRELOAD": found.stdout.strip(),
+            "LD_PRELOAD": " ".join(preload),
             # Python itself frees little at its end; PyTorch's threads are not instrumented.
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
