@@ -504,8 +504,6 @@ def test_on_our_own_server(context, real, tokenizer):
     tokens = chat.page.locator(".glass-answer .token")
     before = tokens.all_inner_texts()
     assert len(before) > 12
-    if chat.page.request.post(f"{real}/v1/completions", data={}).status == 404:
-        pytest.skip("this server has no /v1/completions, which a changed token needs")
     tokens.nth(10).click()
     other = chat.page.locator(".alternatives button:not([disabled])").first
     other.click()

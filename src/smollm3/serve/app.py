@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.serve import basics, openai_chat, page
+from smollm3.serve import basics, openai_chat, openai_text, page
 from smollm3.serve.errors import ApiError, dialect_of, refused
-from smollm3.serve.guard import Guard
-from smollm3.serve.service import Service
+from smollm3.serve.guard import FAULT, GONE, Guard
+from smollm3.serve.service import Gone, Service
 from smollm3.serve.settings import Keys, Settings
 
 
@@ -43,11 +44,15 @@ def routes(service: Service) -> FastAPI:
         docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
         redoc_url=None,
     )
-    for module in (openai_chat, basics):
+    for module in (openai_chat, openai_text, basics):
         app.include_router(module.router(service))
     page.add(app)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(UserError, _asked_wrong)
+    app.add_exception_handler(ApiError, _told)
+    app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(Exception, _fault)
     return app
 
 
@@ -63,6 +68,24 @@ async def _http(request: Request, error: Exception) -> Response:
     response = _reply(request, told)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _asked_wrong(request: Request, error: Exception) -> Response:
+    return _reply(request, refused(str(error)))
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _reply(request, error)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)  # nobody reads it
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """The guard, which sees the error too, writes it down."""
+    return _reply(request, ApiError(500, FAULT))
 
 
 def _reply(request: Request, error: ApiError) -> Response:

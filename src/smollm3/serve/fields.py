@@ -113,6 +113,17 @@ def limit(count: int, most: int, param: str) -> None:
         raise refused(f"{param}: at most {most} here, not {count}", param)
 
 
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+def with_usage(stream: bool, options: StreamOptions | None) -> bool:
+    """Whether a stream tells at its end what was used."""
+    if options is not None and not stream:
+        raise refused("stream_options: only for streams", "stream_options")
+    return options is not None and options.include_usage
+
+
 # Reasoning
 
 

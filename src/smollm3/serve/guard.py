@@ -33,6 +33,8 @@ SECURITY = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
+FAULT = "the server has failed on this request; its log says where"
+GONE = 499  # the client has hung up; for the log and the figures only
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -61,15 +63,15 @@ class Guard:
             else:
                 await self._app(scope, await self._read(scope, receive), reply.send)
         except Gone:
-            reply.status = 499  # nobody reads it
+            reply.status = GONE
         except ApiError as e:
             await _refuse(e, path, scope, receive, reply)
         except Exception as e:
             # Not the message: it may quote what somebody wrote.
             trace = "".join(traceback.format_tb(e.__traceback__))
             log.error("%s %s: %s\n%s", scope["method"], path, type(e).__name__, trace)
-            fault = ApiError(500, "the server has failed on this request; its log says where")
-            await _refuse(fault, path, scope, receive, reply)
+            if not reply.complete:
+                await _refuse(ApiError(500, FAULT), path, scope, receive, reply)
         finally:
             self._note(scope, reply)
 
@@ -149,6 +151,7 @@ class _Reply:
         self._send = send
         self.started = time.perf_counter()
         self.status = 0
+        self.complete = False
         self.foreign = origin if origin in service.settings.allowed_origins else None
 
     async def send(self, message: Message) -> None:
@@ -161,6 +164,8 @@ class _Reply:
                 headers["access-control-allow-origin"] = self.foreign
                 headers["vary"] = "origin"
         await self._send(message)
+        if message["type"] == "http.response.body":
+            self.complete = not message.get("more_body")
 
 
 def is_page(path: str) -> bool:

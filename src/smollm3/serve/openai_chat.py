@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -13,13 +12,14 @@ from pydantic import Field
 from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
 from smollm3.serve.ask import Ask, Prompt
 from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.events import Answering, Collected, End, Part, Quiet, StreamEvent, Usage
+from smollm3.serve.events import Answering, Collected, End, Part, Quiet, StreamEvent
 from smollm3.serve.fields import (
     Body,
     Content,
     Effort,
     Name,
     OpenSampling,
+    StreamOptions,
     Structured,
     TemplateArguments,
     Whole,
@@ -30,10 +30,11 @@ from smollm3.serve.fields import (
     structured_of,
     thinking_of,
     toolbox,
+    with_usage,
 )
 from smollm3.serve.replies import ChatCompletion, replies
-from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, sse
-from smollm3.serve.tokens import chat_logprob, glass_of, glass_prompt, tops
+from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id, sse
+from smollm3.serve.tokens import chat_logprob, glass_of, prompt_detail, tops, usage_of
 
 
 class Function(Body):
@@ -90,10 +91,6 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-class StreamOptions(Body):
-    include_usage: bool = False
-
-
 class ChatBody(OpenSampling):
     """A chat request. user, metadata, safety_identifier and prompt_cache_key are labels, which by
     their definition change no answer."""
@@ -131,8 +128,8 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
         model = service.check_model(body.model)
         ask = ask_of(service, body)
+        usage = with_usage(body.stream, body.stream_options)
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
             return await service.streamed(
                 request, ask, lambda answering: _Teller(service, body, model, answering, usage)
             )
@@ -147,8 +144,6 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
     settings, template = service.settings, body.chat_template_kwargs or TemplateArguments()
     if body.top_logprobs and not body.logprobs:
         raise refused("top_logprobs: needs logprobs: true", "top_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise refused("stream_options: only for streams", "stream_options")
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise refused("max_tokens and max_completion_tokens differ; give one", "max_tokens")
@@ -242,16 +237,6 @@ def _call_id() -> str:
     return new_id("call_")
 
 
-def _usage(usage: Usage) -> Json:
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-
-
 def _completion(
     service: Service, body: ChatBody, model: str, answering: Answering, answers: list[Collected]
 ) -> Json:
@@ -287,16 +272,9 @@ def _completion(
         "created": int(time.time()),
         "model": model,
         "choices": choices,
-        "usage": _usage(answering.usage),
-        **_prompt_detail(service, answering),
+        "usage": usage_of(answering.usage),
+        **prompt_detail(tokenizer, answering),
     }
-
-
-def _prompt_detail(service: Service, answering: Answering) -> Json:
-    if not answering.ask.glass_box:
-        return {}
-    ids = answering.prompts[0]
-    return {"prompt_tokens_detail": glass_prompt(service.engine.tokenizer, ids, answering.cached)}
 
 
 class _Teller(Tell):
@@ -305,7 +283,7 @@ class _Teller(Tell):
     def __init__(
         self, service: Service, body: ChatBody, model: str, answering: Answering, usage: bool
     ) -> None:
-        self._service = service
+        self._tokenizer = service.engine.tokenizer
         self._body = body
         self._answering = answering
         self._with_usage = usage
@@ -322,7 +300,7 @@ class _Teller(Tell):
             return KEEP_ALIVE
         data = b""
         if event.index not in self._begun:
-            extra = {} if self._begun else _prompt_detail(self._service, self._answering)
+            extra = {} if self._begun else prompt_detail(self._tokenizer, self._answering)
             self._begun.add(event.index)
             data = self._chunk(event.index, {"role": "assistant", "content": ""}, **extra)
         if isinstance(event, End):
@@ -331,12 +309,11 @@ class _Teller(Tell):
 
     def _part(self, part: Part) -> bytes:
         """A chunk for each event; what is told of the token goes with the last."""
-        tokenizer = self._service.engine.tokenizer
         extra: Json = {}
         if part.step is not None:
-            extra = glass_of(tokenizer, self._answering.ask, [part.step])
+            extra = glass_of(self._tokenizer, self._answering.ask, [part.step])
             if self._body.logprobs:
-                told = chat_logprob(tokenizer, part.step, self._body.top_logprobs or 0)
+                told = chat_logprob(self._tokenizer, part.step, self._body.top_logprobs or 0)
                 extra["logprobs"] = {"content": [told], "refusal": None}
         deltas = [delta for event in part.events if (delta := _delta(event))]
         if extra and not deltas:
@@ -356,17 +333,16 @@ class _Teller(Tell):
             "finish_reason": finish_reason,
         }
         usage = {"usage": None} if self._with_usage else {}
-        return sse(_text({**self._head, "choices": [choice], **usage, **extra}))
+        return sse({**self._head, "choices": [choice], **usage, **extra})
 
     def end(self) -> bytes:
-        done = sse("[DONE]")
         if not self._with_usage:
-            return done
-        usage = _usage(self._answering.usage)
-        return sse(_text({**self._head, "choices": [], "usage": usage})) + done
+            return DONE
+        usage = usage_of(self._answering.usage)
+        return sse({**self._head, "choices": [], "usage": usage}) + DONE
 
     def error(self, error: ApiError) -> bytes:
-        return sse(_text(error.body("openai")))
+        return sse(error.body("openai"))
 
 
 def _delta(event: Event) -> Json:
@@ -382,7 +358,3 @@ def _delta(event: Event) -> Json:
         case ArgumentsDelta(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
     return {}
-
-
-def _text(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +25,7 @@ from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.settings import Keys, Settings
 
 T = TypeVar("T")
+Json = dict[str, Any]
 
 
 class Gone(Exception):
@@ -197,9 +199,10 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(12)
 
 
-def sse(data: str, event: str | None = None) -> bytes:
-    return (f"event: {event}\n" if event else "").encode() + f"data: {data}\n\n".encode()
+def sse(data: Json, event: str | None = None) -> bytes:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return (f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode()
 
 
+DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": working\n\n"
-Json = dict[str, Any]

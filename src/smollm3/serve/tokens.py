@@ -7,6 +7,7 @@ from typing import Any
 
 from smollm3.infer import Step
 from smollm3.serve.ask import Ask
+from smollm3.serve.events import Answering, Usage
 from smollm3.tokenizer import Tokenizer
 
 GLASS_TOP = 5
@@ -83,3 +84,22 @@ def tops(ask_glass: bool, asked: int) -> int:
 def glass_of(tokenizer: Tokenizer, ask: Ask, steps: Sequence[Step]) -> dict[str, Any]:
     """The extension's field of a chunk or choice, where it was asked for."""
     return {"tokens": [glass_token(tokenizer, s) for s in steps]} if ask.glass_box else {}
+
+
+def prompt_detail(tokenizer: Tokenizer, answering: Answering) -> dict[str, Any]:
+    """The same of the prompt."""
+    if not answering.ask.glass_box:
+        return {}
+    told = glass_prompt(tokenizer, answering.prompts[0], answering.cached)
+    return {"prompt_tokens_detail": told}
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """As OpenAI's older APIs tell it."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }

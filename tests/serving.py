@@ -1,0 +1,148 @@
+"""A server around an engine that says what a script says; in this process or on a socket."""
+
+import contextlib
+import json
+import threading
+
+import uvicorn
+from starlette.testclient import TestClient
+
+from smollm3.infer import Engine
+from smollm3.model import ModelConfig
+from smollm3.serve.app import guarded
+from smollm3.serve.service import Service
+from smollm3.serve.settings import Keys, Settings
+from tests.fake_backend import CONFIG, FakeBackend
+
+SURE = 60.0  # of a logit: the model is certain
+
+
+class ScriptedBackend(FakeBackend):
+    """Says what belongs to the last words of the prompt, and noise where there is nothing. Where a
+    mask has led it elsewhere it looks for the way back: the next place with the same last token."""
+
+    def __init__(self, tokenizer, script, blocks=256, **options) -> None:
+        config = ModelConfig(
+            **{**vars(CONFIG), "vocab_size": tokenizer.vocab_size, "context": 2048}
+        )
+        super().__init__(blocks, config, **options)
+        self.tokenizer = tokenizer
+        self.script = {
+            tuple(tokenizer.encode(words)): tokenizer.encode_markup(text)
+            for words, text in script.items()
+        }
+        self.gate = threading.Event()  # steps wait for it
+        self.gate.set()
+
+    def step(self, batch):
+        self.gate.wait()
+        return super().step(batch)
+
+    def logits_after(self, ids):
+        logits = super().logits_after(ids) / self.spread
+        found = self._line(list(ids))
+        if found is not None:
+            line, said = found
+            logits[self._next(line, said)] = SURE
+        return logits
+
+    def _line(self, ids):
+        """The line that belongs to the latest words, and what was said after them."""
+        best = None
+        for words, line in self.script.items():
+            n = len(words)
+            for end in range(len(ids), n - 1, -1):
+                if tuple(ids[end - n : end]) == words:
+                    if best is None or (end, n) > best[:2]:
+                        best = (end, n, line)
+                    break
+        if best is None:
+            return None
+        end, _, line = best
+        header = self.tokenizer.encode("assistant\n")
+        for at in range(len(ids) - len(header), end - 1, -1):
+            if ids[at : at + len(header)] == header:
+                return line, ids[at + len(header) :]
+        return line, ids[end:]
+
+    def _next(self, line, said):
+        blank = self.tokenizer.encode_markup("<think>\n\n</think>\n")
+        if said[: len(blank)] == blank:
+            said = said[len(blank) :]
+        stop = self.tokenizer.stop_ids[0]
+        if said == line[: len(said)]:
+            return line[len(said)] if len(said) < len(line) else stop
+        after = [i for i, token in enumerate(line) if token == said[-1]]
+        return line[after[0] + 1] if after and after[0] + 1 < len(line) else stop
+
+
+@contextlib.contextmanager
+def speaking(tokenizer, script, **options):
+    """An engine that says `script`."""
+    with Engine(ScriptedBackend(tokenizer, script, **options), tokenizer) as engine:
+        yield engine
+
+
+def local(engine, settings=None, keys=(), **options):
+    """A client of a server in this process."""
+    service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny")
+    client = TestClient(guarded(service), base_url="http://127.0.0.1:8000", **options)
+    client.service = service
+    return client
+
+
+@contextlib.contextmanager
+def listening(engine, settings=None, keys=()):
+    """The address of a server on a socket of this machine."""
+    service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny")
+    config = uvicorn.Config(guarded(service), port=0, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def events(response):
+    """The data of an event stream, and whether it says that it is done."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+    done = lines[-1:] == ["[DONE]"]
+    return [json.loads(line) for line in lines[: -1 if done else None]], done
+
+
+def added_up(chunks):
+    """The choices that a stream of chat chunks adds up to, as of a whole answer."""
+    choices = {}
+    for chunk in chunks:
+        for part in chunk["choices"]:
+            i, delta = part["index"], part["delta"]
+            choice = choices.setdefault(i, {"message": {}, "logprobs": []})
+            message = choice["message"]
+            for key in ("content", "reasoning_content"):
+                if delta.get(key) is not None:
+                    message[key] = message.get(key, "") + delta[key]
+            for call in delta.get("tool_calls", ()):
+                calls = message.setdefault("tool_calls", [])
+                if call["index"] == len(calls):
+                    calls.append({"name": call["function"]["name"], "arguments": ""})
+                calls[call["index"]]["arguments"] += call["function"].get("arguments", "")
+            if part["logprobs"]:
+                choice["logprobs"] += part["logprobs"]["content"]
+            choice["finish_reason"] = part["finish_reason"]
+    return [choices[i] for i in sorted(choices)]
+
+
+def plain(message):
+    """A whole answer's message with what a stream tells of it too."""
+    told = {key: message[key] for key in ("content", "reasoning_content") if message.get(key)}
+    if message.get("tool_calls"):
+        told["tool_calls"] = [call["function"] for call in message["tool_calls"]]
+    return told
