@@ -278,6 +278,8 @@ class Engine:
     def _constraint(
         self, constraint: Spec | Constraint | None, ids: list[int], thinking_budget: int | None
     ) -> Constraint | None:
+        if constraint is None and thinking_budget is None:
+            return None  # and the grammars' tokenizer, over a second for 128,256, is not made
         if constraint is None or isinstance(constraint, Spec):
             return self._constraints.start(constraint, ids, thinking_budget)
         if thinking_budget is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smollm3.checkpoint.config import MAX_LAYERS
 from smollm3.checkpoint.gguf.names import NOPE_EVERY, ROTATED, gguf_name, to_halves
-from smollm3.checkpoint.gguf.reader import Gguf
+from smollm3.checkpoint.gguf.reader import Gguf, open_gguf
 from smollm3.checkpoint.gguf.vocab import read_tokenizer
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig, Yarn, nope_pattern
@@ -28,12 +28,12 @@ YARN_KEYS = (
 
 def load_config(path: Path) -> ModelConfig:
     """The network that the metadata of a GGUF file describes."""
-    return _config(Gguf(path))
+    return _config(open_gguf(path))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer and chat template inside a GGUF file."""
-    return read_tokenizer(Gguf(path))
+    return read_tokenizer(open_gguf(path))
 
 
 def open_weights(
@@ -41,7 +41,7 @@ def open_weights(
 ) -> Callable[[str], Tensor]:
     """Reads the tensors of `shapes`, by our names, as float32 in our row order; a UserError where
     the file holds others."""
-    file = Gguf(path)
+    file = open_gguf(path)
     _check_tensors(file, {gguf_name(name): shape for name, shape in shapes.items()})
 
     def read(name: str) -> Tensor:

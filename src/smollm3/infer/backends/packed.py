@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from smollm3.checkpoint.gguf.names import ROTATED, gguf_name
 from smollm3.checkpoint.gguf.quantize import quantize
 from smollm3.checkpoint.gguf.quants import FORMATS
-from smollm3.checkpoint.gguf.reader import Gguf
+from smollm3.checkpoint.gguf.reader import open_gguf
 from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
@@ -114,7 +114,7 @@ def can_pack(path: Path, dtype: str | None) -> bool:
     """Whether `plan` has a way to compute this checkpoint in this dtype without loss: float16 has
     none, and quantised weights are computed in dtypes of floats by others."""
     if path.is_file():
-        plain = all(t.format in PLAIN for t in Gguf(path).tensors.values())
+        plain = all(t.format in PLAIN for t in open_gguf(path).tensors.values())
         return dtype is None or (plain and dtype in DTYPES)
     stored = set(Weights(path).dtypes.values())
     return dtype in DTYPES and (dtype is not None or stored <= {"float32", "bfloat16"})
@@ -198,7 +198,7 @@ def _forms(types: dict[str, str], dtype: str | None) -> dict[str, str]:
 
 
 def _gguf(path: Path, config: ModelConfig) -> tuple[dict[str, str], Reader, Any, Any]:
-    file = Gguf(path)
+    file = open_gguf(path)
     names = {name: gguf_name(f"{name}.weight") for name in matrix_shapes(config)}
 
     def read(name: str, floats: bool) -> NDArray[Any]:
