@@ -14,7 +14,7 @@ from smollm3.serve.ask import Prompt, can_think
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.fields import Body, TokenId
 from smollm3.serve.metrics import TYPE
-from smollm3.serve.openai_chat import ChatMessage, FunctionTool, message_of
+from smollm3.serve.openai_chat import ChatMessage, FunctionTool, conversation_of
 from smollm3.serve.replies import replies
 from smollm3.serve.service import Json, Service
 
@@ -124,7 +124,6 @@ def _prompt_ids(service: Service, body: TokenizeBody) -> list[int]:
             for tool in body.tools or ()
         ]
         thinking = service.settings.think if body.enable_thinking is None else body.enable_thinking
-        messages = [message_of(i, message) for i, message in enumerate(body.messages)]
-        return Prompt(messages, tools, thinking=thinking).ids(service.engine)
+        return Prompt(conversation_of(body.messages), tools, thinking=thinking).ids(service.engine)
     except UserError as e:
         raise refused(str(e)) from None

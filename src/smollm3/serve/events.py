@@ -239,18 +239,68 @@ def _told(error: BaseException) -> BaseException:
 
 
 @dataclass
-class Call:
-    name: str
-    arguments: str = ""
+class Block:
+    """A stretch of an answer: its reasoning, content or one call (text: its arguments). steps: the
+    tokens of content."""
+
+    kind: Literal["reasoning", "content", "call"]
+    name: str = ""
+    text: str = ""
+    steps: list[Step] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What has been added to a block. opened: it is new. step: the token that brought it."""
+
+    block: Block
+    text: str
+    opened: bool
+    step: Step | None
+
+
+class Blocks:
+    """An answer as its blocks, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.all: list[Block] = []
+
+    def feed(self, part: Part) -> list[Grown]:
+        """What `part` adds. A block is complete once another begins."""
+        grown = []
+        for event in part.events:
+            match event:
+                case ReasoningDelta(text) if text:
+                    block, opened = self._block("reasoning")
+                case ContentDelta(text) if text:
+                    block, opened = self._block("content")
+                    if part.step is not None:
+                        block.steps.append(part.step)
+                case CallStart(_, name):
+                    block, opened, text = self._open(Block("call", name)), True, ""
+                case ArgumentsDelta(_, text) if text:
+                    block, opened = self.all[-1], False
+                case _:
+                    continue
+            block.text += text
+            grown.append(Grown(block, text, opened, part.step))
+        return grown
+
+    def _block(self, kind: Literal["reasoning", "content"]) -> tuple[Block, bool]:
+        if self.all and self.all[-1].kind == kind:
+            return self.all[-1], False
+        return self._open(Block(kind)), True
+
+    def _open(self, block: Block) -> Block:
+        self.all.append(block)
+        return block
 
 
 @dataclass
 class Collected:
-    """An answer in one piece. order: the kinds of its parts, calls by number."""
+    """An answer in one piece. text: as the model wrote it."""
 
-    reasoning: str = ""
-    content: str = ""
-    calls: list[Call] = field(default_factory=list)
+    parts: Blocks = field(default_factory=Blocks)
     steps: list[Step] = field(default_factory=list)
     text: str = ""
     end: End | None = None
@@ -262,16 +312,26 @@ class Collected:
         if event.step is not None:
             self.steps.append(event.step)
             self.text += event.step.text
-        for part in event.events:
-            match part:
-                case ReasoningDelta(text):
-                    self.reasoning += text
-                case ContentDelta(text):
-                    self.content += text
-                case CallStart(_, name):
-                    self.calls.append(Call(name))
-                case ArgumentsDelta(index, text):
-                    self.calls[index].arguments += text
+        self.parts.feed(event)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return self.parts.all
+
+    @property
+    def reasoning(self) -> str:
+        return self._texts("reasoning")
+
+    @property
+    def content(self) -> str:
+        return self._texts("content")
+
+    @property
+    def calls(self) -> list[Block]:
+        return [block for block in self.blocks if block.kind == "call"]
+
+    def _texts(self, kind: str) -> str:
+        return "".join(block.text for block in self.blocks if block.kind == kind)
 
     @property
     def done(self) -> End:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -32,6 +33,7 @@ from smollm3.serve.fields import (
     toolbox,
     with_usage,
 )
+from smollm3.serve.messages import conversation, text_of
 from smollm3.serve.replies import ChatCompletion, replies
 from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id, sse
 from smollm3.serve.tokens import chat_logprob, glass_of, prompt_detail, tops, usage_of
@@ -171,7 +173,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
     return Ask(
         [
             Prompt(
-                [message_of(i, message) for i, message in enumerate(body.messages)],
+                conversation_of(body.messages),
                 box.shown,
                 box.python,
                 thinking.on,
@@ -216,9 +218,14 @@ def _format(service: Service, body: ChatBody) -> Any:
     return format_of(wanted.type, schema, service.settings)
 
 
-def message_of(index: int, message: ChatMessage) -> Json:
-    """A message as templates know them. An author's name is none of SmolLM3's protocol."""
-    given = message.model_dump(exclude_none=True)
+def conversation_of(messages: Sequence[ChatMessage]) -> list[Json]:
+    """As templates know them."""
+    return conversation([_message_of(i, message) for i, message in enumerate(messages)])
+
+
+def _message_of(index: int, message: ChatMessage) -> Json:
+    """An author's name is none of SmolLM3's protocol."""
+    given = message.model_dump(exclude_none=True) | {"content": text_of(message.content)}
     if message.role == "developer":
         given["role"] = "system"
     if message.role != "assistant" and (message.tool_calls or message.reasoning_content):
@@ -252,7 +259,7 @@ def _completion(
                 {
                     "id": _call_id(),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
+                    "function": {"name": call.name, "arguments": call.text},
                 }
                 for call in answer.calls
             ]
