@@ -19,7 +19,7 @@ SURE = 60.0  # of a logit: the model is certain
 
 class ScriptedBackend(FakeBackend):
     """Says what belongs to the last words of the prompt, and noise where there is nothing. Where a
-    mask has led it elsewhere it looks for the way back: the next place with the same last token."""
+    mask has led it elsewhere it goes on where the same was said."""
 
     def __init__(self, tokenizer, script, blocks=256, **options) -> None:
         config = ModelConfig(
@@ -39,11 +39,10 @@ class ScriptedBackend(FakeBackend):
         return super().step(batch)
 
     def logits_after(self, ids):
-        logits = super().logits_after(ids) / self.spread
+        logits = super().logits_after(ids[-8:]) / self.spread
         found = self._line(list(ids))
         if found is not None:
-            line, said = found
-            logits[self._next(line, said)] = SURE
+            logits[self._next(*found)] = SURE
         return logits
 
     def _line(self, ids):
@@ -69,11 +68,17 @@ class ScriptedBackend(FakeBackend):
         blank = self.tokenizer.encode_markup("<think>\n\n</think>\n")
         if said[: len(blank)] == blank:
             said = said[len(blank) :]
-        stop = self.tokenizer.stop_ids[0]
+            end = self.tokenizer.tags["</think>"]
+            if end in line:  # the prompt has closed the reasoning
+                line = line[line.index(end) + 2 :]
+        line = [*line, self.tokenizer.stop_ids[0]]
         if said == line[: len(said)]:
-            return line[len(said)] if len(said) < len(line) else stop
-        after = [i for i, token in enumerate(line) if token == said[-1]]
-        return line[after[0] + 1] if after and after[0] + 1 < len(line) else stop
+            return line[min(len(said), len(line) - 1)]
+        for length in range(min(len(said), 24), 0, -1):
+            for at in range(len(line) - length - 1, -1, -1):
+                if line[at : at + length] == said[-length:]:
+                    return line[at + length]
+        return line[-1]
 
 
 @contextlib.contextmanager

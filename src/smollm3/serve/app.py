@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.serve import basics, openai_chat, openai_text, page
+from smollm3.serve import anthropic, basics, openai_chat, openai_responses, openai_text, page
 from smollm3.serve.errors import ApiError, dialect_of, refused
 from smollm3.serve.guard import FAULT, GONE, Guard
 from smollm3.serve.service import Gone, Service
@@ -44,7 +44,7 @@ def routes(service: Service) -> FastAPI:
         docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
         redoc_url=None,
     )
-    for module in (openai_chat, openai_text, basics):
+    for module in (openai_chat, openai_text, openai_responses, anthropic, basics):
         app.include_router(module.router(service))
     page.add(app)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -67,13 +67,16 @@ class OpenSampling(Sampling):
     glass_box: bool = False
 
 
-def params_of(body: Sampling, settings: Settings, top_logprobs: int = 0) -> SamplingParams:
+def params_of(
+    body: Sampling, settings: Settings, top_logprobs: int = 0, seed: int | None = None
+) -> SamplingParams:
     """Without stop texts and max_tokens, whose meaning depends on the dialect."""
     values: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,
         "logprobs": top_logprobs,
+        "seed": seed or 0,
     }
     limit(top_logprobs, settings.max_top_logprobs, "top_logprobs")
     if isinstance(body, OpenSampling):

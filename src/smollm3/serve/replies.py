@@ -87,6 +87,12 @@ class Response(BaseModel):
     usage: dict[str, Any]
 
 
+class Deleted(BaseModel):
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
 class AnthropicMessage(BaseModel):
     id: str
     type: Literal["message"]

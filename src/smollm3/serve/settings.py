@@ -48,6 +48,9 @@ class Settings(Spec):
     request_seconds: Seconds = 1800
     grace_seconds: Seconds = 30
     """After SIGTERM."""
+    stored_responses: Annotated[int, Field(ge=0, strict=True)] = 1000
+    """Kept for `previous_response_id`, in memory, the newest."""
+    stored_bytes: Count = 64 << 20
     max_body_bytes: Count = 4 << 20
     max_choices: Count = 16
     max_stops: Count = 16

@@ -1,0 +1,322 @@
+"""POST /v1/responses, the answer: output items, whole or as a stream of events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from smollm3.serve import replies as said
+from smollm3.serve.errors import ApiError
+from smollm3.serve.events import Answering, Block, Blocks, End, Grown, Quiet, StreamEvent, Usage
+from smollm3.serve.openai_items import ResponseBody, ask_of
+from smollm3.serve.replies import replies
+from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, salt_of, sse
+from smollm3.serve.stored import Store
+from smollm3.serve.tokens import chat_logprob
+
+_PREFIX = {"reasoning": "rs_", "content": "msg_", "call": "fc_"}
+_FAILED = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    store = Store(service.settings.stored_responses, service.settings.stored_bytes)
+
+    @routes.post("/v1/responses", responses=replies(said.Response, stream=True))
+    async def responses(body: ResponseBody, request: Request) -> Response:
+        """Answer a conversation, as items."""
+        model, salt = service.check_model(body.model), salt_of(request)
+        before: Sequence[Json] = ()
+        if body.previous_response_id is not None:
+            before = _found(store, salt, body.previous_response_id).messages
+        ask, messages = ask_of(service, body, before)
+        answer = _Answer(service, body, model)
+
+        def keep(response: Json) -> Json:
+            if body.store is not False:
+                store.put(salt, [*messages, *answer.messages()], response)
+            return response
+
+        if body.stream:
+            return await service.streamed(
+                request, ask, lambda answering: _Teller(answer, answering, keep)
+            )
+        answering, [collected] = await service.whole(request, ask)
+        answer.take(collected.blocks)
+        return JSONResponse(keep(answer.response(collected.done, answering.usage)))
+
+    @routes.get("/v1/responses/{name}", responses=replies(said.Response))
+    async def get(name: str, request: Request) -> Response:
+        """A response of before, as long as it is kept."""
+        return JSONResponse(_found(store, salt_of(request), name).response)
+
+    @routes.delete("/v1/responses/{name}", responses=replies(said.Deleted))
+    async def delete(name: str, request: Request) -> Response:
+        """Forget a response."""
+        _found(store, salt_of(request), name)
+        store.drop(salt_of(request), name)
+        return JSONResponse({"id": name, "object": "response", "deleted": True})
+
+    return routes
+
+
+def _found(store: Store, salt: str, name: str) -> Any:
+    found = store.get(salt, name)
+    if found is None:
+        raise ApiError(
+            404,
+            f"no response {name!r:.80} is kept here: only the newest are, and not those of others",
+            param="previous_response_id",
+            code="response_not_found",
+        )
+    return found
+
+
+@dataclass
+class _Item:
+    """A block with the names that it has in this API."""
+
+    block: Block
+    id: str
+    call_id: str
+
+    @property
+    def part(self) -> Json:
+        if self.block.kind == "reasoning":
+            return {"type": "reasoning_text", "text": self.block.text}
+        return {"type": "output_text", "text": self.block.text, "annotations": []}
+
+
+class _Answer:
+    """A response: what was asked, and the items so far."""
+
+    def __init__(self, service: Service, body: ResponseBody, model: str) -> None:
+        self._tokenizer = service.engine.tokenizer
+        self._body = body
+        self._model = model
+        self._id = new_id("resp_")
+        self._created = int(time.time())
+        self.items: list[_Item] = []
+
+    def add(self, block: Block) -> _Item:
+        item = _Item(block, new_id(_PREFIX[block.kind]), new_id("call_"))
+        self.items.append(item)
+        return item
+
+    def take(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self.add(block)
+
+    def needs_message(self) -> bool:
+        """Whether nothing was said nor called: then an empty message says so."""
+        return all(item.block.kind == "reasoning" for item in self.items)
+
+    def messages(self) -> list[Json]:
+        """The answer as templates know it."""
+        texts = {"reasoning": "", "content": ""}
+        calls = []
+        for item in self.items:
+            if item.block.kind == "call":
+                function = {"name": item.block.name, "arguments": item.block.text}
+                calls.append({"id": item.call_id, "type": "function", "function": function})
+            else:
+                texts[item.block.kind] += item.block.text
+        message: Json = {"role": "assistant", "content": texts["content"]}
+        if texts["reasoning"]:
+            message["reasoning_content"] = texts["reasoning"]
+        if calls:
+            message["tool_calls"] = calls
+        return [message]
+
+    def logprobs(self, steps: Sequence[Any]) -> list[Json]:
+        if not self._body.with_logprobs:
+            return []
+        return [chat_logprob(self._tokenizer, s, self._body.top_logprobs or 0) for s in steps]
+
+    def part(self, item: _Item) -> Json:
+        told = item.part
+        if item.block.kind == "content":
+            told["logprobs"] = self.logprobs(item.block.steps)
+        return told
+
+    def item(self, item: _Item, status: str = "completed", empty: bool = False) -> Json:
+        block = item.block
+        told: Json = {"id": item.id, "status": status}
+        content = [] if empty else [self.part(item)]
+        match block.kind:
+            case "reasoning":
+                return {**told, "type": "reasoning", "summary": [], "content": content}
+            case "content":
+                return {**told, "type": "message", "role": "assistant", "content": content}
+        call = {"type": "function_call", "call_id": item.call_id, "name": block.name}
+        return {**told, **call, "arguments": "" if empty else block.text}
+
+    def response(self, end: End | None, usage: Usage, error: Json | None = None) -> Json:
+        """end: None while it is being made."""
+        cut = end is not None and end.reason == "length"
+        if end is not None and self.needs_message():
+            self.add(Block("content"))
+        last = len(self.items) - 1
+        status = "incomplete" if cut else "completed" if end else "in_progress"
+        body = self._body
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": "failed" if error else status,
+            "model": self._model,
+            "output": [
+                self.item(item, "incomplete" if cut and i == last else "completed")
+                for i, item in enumerate(self.items)
+            ],
+            "usage": _usage(usage) if end else None,
+            "error": error,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": body.instructions,
+            "previous_response_id": body.previous_response_id,
+            "max_output_tokens": body.max_output_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_logprobs": body.top_logprobs or 0,
+            "tools": [{"parameters": None, "strict": None} | _dump(t) for t in body.tools or ()],
+            "tool_choice": body.choice,
+            "parallel_tool_calls": body.parallel,
+            "text": _dump(body.text) if body.text else {"format": {"type": "text"}},
+            "reasoning": {"effort": body.reasoning.effort if body.reasoning else None},
+            "store": body.store is not False,
+            "truncation": "disabled",
+            "metadata": body.metadata or {},
+            "background": False,
+        }
+
+
+def _dump(body: Any) -> Json:
+    told: Json = body.model_dump(exclude_none=True, by_alias=True)
+    return told
+
+
+def _usage(usage: Usage) -> Json:
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.prompt + usage.completion,
+    }
+
+
+class _Teller(Tell):
+    """Numbered events: each item begins, grows and ends."""
+
+    def __init__(self, answer: _Answer, answering: Answering, keep: Any) -> None:
+        self._answer = answer
+        self._answering = answering
+        self._keep = keep
+        self._blocks = Blocks()
+        self._count = 0
+        self._end: End | None = None
+
+    def event(self, event: StreamEvent) -> bytes:
+        if isinstance(event, Quiet):
+            return KEEP_ALIVE
+        data = self._begin() if self._count == 0 else b""
+        if isinstance(event, End):
+            self._end = event
+            return data
+        for grown in self._blocks.feed(event):
+            data += self._grow(grown)
+        return data
+
+    def _begin(self) -> bytes:
+        response = self._answer.response(None, Usage())
+        return self._tell("response.created", response=response) + self._tell(
+            "response.in_progress", response=response
+        )
+
+    def _grow(self, grown: Grown) -> bytes:
+        data = b""
+        if grown.opened:
+            data = self._close("completed") + self._open(grown.block)
+        if not grown.text:
+            return data
+        match grown.block.kind:
+            case "reasoning":
+                return data + self._on_text("response.reasoning_text.delta", delta=grown.text)
+            case "content":
+                steps = [] if grown.step is None else [grown.step]
+                told = self._answer.logprobs(steps)
+                return data + self._on_text(
+                    "response.output_text.delta", delta=grown.text, logprobs=told
+                )
+        return data + self._on_item("response.function_call_arguments.delta", delta=grown.text)
+
+    def _open(self, block: Block) -> bytes:
+        item = self._answer.add(block)
+        shown = self._answer.item(item, "in_progress", empty=True)
+        data = self._tell("response.output_item.added", output_index=self._place, item=shown)
+        if block.kind == "call":
+            return data
+        part = self._answer.part(item) | {"text": ""}
+        if "logprobs" in part:
+            part["logprobs"] = []
+        return data + self._on_text("response.content_part.added", part=part)
+
+    def _close(self, status: str) -> bytes:
+        """The last item is complete."""
+        if not self._answer.items:
+            return b""
+        item = self._answer.items[-1]
+        text, part = item.block.text, self._answer.part(item)
+        match item.block.kind:
+            case "reasoning":
+                data = self._on_text("response.reasoning_text.done", text=text)
+                data += self._on_text("response.content_part.done", part=part)
+            case "content":
+                told = part["logprobs"]
+                data = self._on_text("response.output_text.done", text=text, logprobs=told)
+                data += self._on_text("response.content_part.done", part=part)
+            case _:
+                data = self._on_item(
+                    "response.function_call_arguments.done", arguments=text, name=item.block.name
+                )
+        shown = self._answer.item(item, status)
+        return data + self._tell("response.output_item.done", output_index=self._place, item=shown)
+
+    @property
+    def _place(self) -> int:
+        return len(self._answer.items) - 1
+
+    def _on_item(self, kind: str, **fields: Any) -> bytes:
+        item = self._answer.items[-1]
+        return self._tell(kind, item_id=item.id, output_index=self._place, **fields)
+
+    def _on_text(self, kind: str, **fields: Any) -> bytes:
+        return self._on_item(kind, content_index=0, **fields)
+
+    def _tell(self, kind: str, **fields: Any) -> bytes:
+        self._count += 1
+        return sse({"type": kind, "sequence_number": self._count - 1, **fields}, kind)
+
+    def end(self) -> bytes:
+        assert self._end is not None
+        cut = self._end.reason == "length"
+        data = b""
+        if self._answer.needs_message():
+            data = self._close("completed") + self._open(Block("content"))
+        data += self._close("incomplete" if cut else "completed")
+        response = self._keep(self._answer.response(self._end, self._answering.usage))
+        return data + self._tell(f"response.{response['status']}", response=response)
+
+    def error(self, error: ApiError) -> bytes:
+        told = {"code": _FAILED.get(error.status, "server_error"), "message": error.message}
+        data = self._begin() if self._count == 0 else b""
+        return data + self._tell(
+            "response.failed", response=self._answer.response(None, Usage(), told)
+        )
