@@ -127,7 +127,8 @@ class Scheduler:
             placed = self._put(sequence, count)
             if placed and sequence.logits_from is not None:
                 logits -= placed.wanted
-        return list(self._plan.values())
+        plan, self._plan = list(self._plan.values()), {}  # it keeps no sequence that ends
+        return plan
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """After a step: keys and values of the first `computed` ids are in place."""
