@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
@@ -42,11 +43,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models", responses=replies(said.Models))
     async def models() -> Response:
-        """What is served: one model."""
-        return JSONResponse({"object": "list", "data": [_model(service)]})
+        """What is served: one model, as OpenAI's and Anthropic's clients want to read it."""
+        ends = {"has_more": False, "first_id": service.model, "last_id": service.model}
+        return JSONResponse({"object": "list", "data": [_model(service)], **ends})
 
-    @routes.get("/v1/models/{name:path}", responses=replies(said.Health))
+    @routes.get("/v1/models/{name:path}", responses=replies(said.Model))
     async def model(name: str) -> Response:
+        """The model, under this name."""
         service.check_model(name)
         return JSONResponse(_model(service) | {"id": name})
 
@@ -107,6 +110,9 @@ def _model(service: Service) -> Json:
         "owned_by": "smollm3",
         "max_model_len": engine.config.context,
         "smollm3": extension,
+        "type": "model",
+        "display_name": service.model,
+        "created_at": datetime.datetime.fromtimestamp(service.created, datetime.UTC).isoformat(),
     }
 
 

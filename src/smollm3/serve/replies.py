@@ -108,9 +108,24 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    smollm3: dict[str, Any]
+    type: Literal["model"]
+    display_name: str
+    created_at: str
+
+
 class Models(BaseModel):
     object: Literal["list"]
-    data: list[dict[str, Any]]
+    data: list[Model]
+    has_more: bool
+    first_id: str
+    last_id: str
 
 
 class Tokens(BaseModel):
@@ -151,6 +166,8 @@ def replies(
     }
     said[200] = {"model": model, "description": "The answer"}
     if stream:
-        events = {"schema": {"type": "string", "description": "Server-sent events"}}
+        fields = {"event": {"type": "string"}, "data": {"type": "string"}}
+        event = {"type": "object", "properties": fields, "description": "One of its events"}
+        events = {"schema": event}
         said[200]["content"] = {"text/event-stream": events}
     return said
