@@ -3,6 +3,7 @@ with a stand-in for the capture; the capture itself where there is a GPU."""
 
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from smollm3.infer.backends import BLOCK
 from smollm3.infer.backends import cuda as cuda_module
 from smollm3.infer.backends.cuda import Graphs, quantize
 from smollm3.infer.backends.torch import TorchBackend
-from smollm3.model import ModelConfig, Transformer, nope_pattern
+from smollm3.infer.shapes import SHAPES
+from smollm3.model import Transformer
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CPU = torch.device("cpu")
@@ -102,12 +104,42 @@ def test_eight_bits():
     ("kind", "dtype", "problem"),
     [
         ("int3", torch.float32, "'int3' is not one of int4, int8"),
-        ("int4", torch.bfloat16, "int4 runs on CUDA in bfloat16, not on cpu in bfloat16"),
+        ("int4", torch.bfloat16, "int4 runs on CUDA, from Ampere on, in bfloat16, not on cpu in b"),
     ],
 )
 def test_what_cannot_be_quantised(kind, dtype, problem):
     with pytest.raises(UserError, match=f"quantize: {problem}"):
         quantize(model(dtype), kind, CPU)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.bfloat16), ((8, 0), torch.half)])
+def test_int4_is_not_for_every_gpu(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with pytest.raises(UserError, match="int4 runs on CUDA, from Ampere on, in bfloat16, not on c"):
+        quantize(model(dtype), "int4", torch.device("cuda"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "weights"), [(None, 6.15e9), ("int8", 3.34e9), ("int4", 2.12e9)])
+def test_the_3b_with_8k_of_context_takes_less_than_8_gb(monkeypatch, kind, weights):
+    """By the sizes of all tensors; what a step takes for itself is far less than what is left."""
+    pytest.importorskip("torchao", reason="needs torchao")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))  # asks torchao
+    config = replace(SHAPES["smollm3-3b"], context=8192)
+    with torch.device("meta"):
+        big = Transformer(config).to(torch.bfloat16)
+    if kind:
+        big = cuda_module._narrowed(big, kind, torch.device("meta"))
+    backend = TorchBackend(big, blocks=8192 // BLOCK)
+    taken = sum(map(size, big.parameters()))
+    assert taken == pytest.approx(weights, rel=0.01)
+    assert taken + backend.k_LPGD.nbytes + backend.v_LPGD.nbytes < 7e9
+
+
+def size(weight) -> int:
+    """Bytes of a tensor, or of those that a quantised one is made of."""
+    parts = getattr(weight, "tensor_data_names", None)
+    return sum(getattr(weight, name).nbytes for name in parts) if parts else weight.nbytes
 
 
 def test_without_torchao(monkeypatch):
@@ -153,12 +185,9 @@ def test_quantised_on_a_gpu(tokenizer, kind):
 @gpu
 @pytest.mark.slow
 def test_the_3b_with_8k_of_context_fits_8_gb():
-    """Random weights of the 3B's shape, in 4 bits: memory at its highest, and its speed."""
+    """Random weights of the 3B's shape, in 4 bits: memory at its highest."""
     pytest.importorskip("torchao", reason="needs torchao")
-    config = ModelConfig(
-        128256, 36, 2048, 16, 4, 128, 11008, nope_pattern(36, 4), rope_theta=5e6, context=8192
-    )
-    big = Transformer(config).to(torch.bfloat16)
+    big = Transformer(replace(SHAPES["smollm3-3b"], context=8192)).to(torch.bfloat16)
     torch.cuda.reset_peak_memory_stats()
     backend = TorchBackend(quantize(big, "int4", torch.device("cuda")), blocks=8192 // BLOCK)
     step(backend, [(0, [1] * 512)], [list(range(16))], [511])

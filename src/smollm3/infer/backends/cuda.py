@@ -138,14 +138,28 @@ def quantize(model: Transformer, kind: str, device: torch.device) -> Transformer
     """The model on `device`, its blocks' weights in 4 or 8 bits (torchao, weight-only), one layer
     after the other: the whole never has to fit in its own dtype.
 
-    int4 is for CUDA, in bfloat16. Embedding and unembedding keep their dtype.
+    int4 is for CUDA from Ampere on, in bfloat16. Embedding and unembedding keep their dtype.
     """
     if kind not in QUANTISED:
         raise UserError(f"quantize: {kind!r} is not one of {', '.join(QUANTISED)}")
     dtype = model.embed.weight.dtype
-    if kind == "int4" and (device.type != "cuda" or dtype != torch.bfloat16):
+    if kind == "int4" and not _has_int4(device, dtype):
         name = str(dtype).removeprefix("torch.")
-        raise UserError(f"quantize: int4 runs on CUDA in bfloat16, not on {device} in {name}")
+        raise UserError(
+            f"quantize: int4 runs on CUDA, from Ampere on, in bfloat16, not on {device} in {name}"
+        )
+    return _narrowed(model, kind, device)
+
+
+def _has_int4(device: torch.device, dtype: torch.dtype) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and dtype == torch.bfloat16
+    )
+
+
+def _narrowed(model: Transformer, kind: str, device: torch.device) -> Transformer:
     with quiet():
         try:
             torchao = importlib.import_module("torchao.quantization")
