@@ -47,22 +47,19 @@ class ScriptedBackend(FakeBackend):
 
     def _line(self, ids):
         """The line that belongs to the latest words, and what was said after them."""
-        best = None
+        header = self.tokenizer.encode("assistant\n")
+        ends = range(len(ids), len(header), -1)
+        said = next((end for end in ends if ids[end - len(header) : end] == header), None)
+        asked = ids if said is None else ids[: said - len(header)]
+        best = (0, 0, None)
         for words, line in self.script.items():
             n = len(words)
-            for end in range(len(ids), n - 1, -1):
-                if tuple(ids[end - n : end]) == words:
-                    if best is None or (end, n) > best[:2]:
-                        best = (end, n, line)
-                    break
-        if best is None:
-            return None
+            ends = range(len(asked), n - 1, -1)
+            end = next((end for end in ends if tuple(asked[end - n : end]) == words), 0)
+            if end and (end, n) > best[:2]:
+                best = (end, n, line)
         end, _, line = best
-        header = self.tokenizer.encode("assistant\n")
-        for at in range(len(ids) - len(header), end - 1, -1):
-            if ids[at : at + len(header)] == header:
-                return line, ids[at + len(header) :]
-        return line, ids[end:]
+        return None if line is None else (line, ids[said or end :])
 
     def _next(self, line, said):
         blank = self.tokenizer.encode_markup("<think>\n\n</think>\n")

@@ -192,8 +192,10 @@ def test_nothing_that_was_said_is_logged(engine, caplog, monkeypatch):
     secret = {"messages": [{"role": "user", "content": "zebra secret"}], "max_tokens": 2}
     assert client.post(CHAT, json=secret).status_code == 200
 
+    text = "zebra in the message"
+
     def fail(batch):
-        raise ValueError("zebra in the message")
+        raise ValueError(text)
 
     monkeypatch.setattr(engine.backend, "fail", fail)
     assert client.post(CHAT, json=secret).status_code == 500

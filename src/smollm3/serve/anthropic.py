@@ -220,10 +220,8 @@ def _toolbox(service: Service, body: CountBody) -> Toolbox:
         raise refused("tool_choice: name goes with type: tool", "tool_choice")
     declared = []
     for tool in tools:
-        shown: Json = {"name": tool.name, "parameters": tool.input_schema}
-        if tool.description is not None:
-            shown["description"] = tool.description
-        declared.append(shown)
+        told = {} if tool.description is None else {"description": tool.description}
+        declared.append({"name": tool.name, **told, "parameters": tool.input_schema})
     kind = {"any": "required", "tool": "named"}.get(choice.type, choice.type)
     strict = any(tool.strict for tool in tools)
     return toolbox(service, declared, (), kind, choice.name, _parallel(body), strict)

@@ -67,9 +67,7 @@ class Guard:
         except ApiError as e:
             await _refuse(e, path, scope, receive, reply)
         except Exception as e:
-            # Not the message: it may quote what somebody wrote.
-            trace = "".join(traceback.format_tb(e.__traceback__))
-            log.error("%s %s: %s\n%s", scope["method"], path, type(e).__name__, trace)
+            log.error("%s %s: %s", scope["method"], path, _trace(e))
             if not reply.complete:
                 await _refuse(ApiError(500, FAULT), path, scope, receive, reply)
         finally:
@@ -166,6 +164,16 @@ class _Reply:
         await self._send(message)
         if message["type"] == "http.response.body":
             self.complete = not message.get("more_body")
+
+
+def _trace(error: BaseException | None) -> str:
+    """Where it comes from, without messages: they may quote what somebody wrote."""
+    told = []
+    while error is not None:
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        told.append(f"{type(error).__name__}\n{trace}")
+        error = error.__cause__
+    return "caused by ".join(told)
 
 
 def is_page(path: str) -> bool:
