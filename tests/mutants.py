@@ -17,6 +17,7 @@ class Mutant(NamedTuple):
 
 U, P, I = "tests/unit/test_", "tests/parity/test_", "tests/invariants/test_"  # noqa: E741
 MODEL = f"{U}model.py"
+SCHEDULER = f"{U}infer_scheduler.py"
 RENDER = f"{U}chat_render.py"
 LOADER = f"{U}data_loader.py"
 LOSSES = f"{U}train_losses.py"
@@ -64,6 +65,22 @@ MUTANTS = [
     Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),
     # inference, merging
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
+    Mutant("salts ignored", "infer/blocks.py", 'salt.encode(errors="surrogatepass")', 'b""', SCHEDULER),
+    Mutant("blocks known by their own ids alone", "infer/blocks.py", "hashlib.blake2b(parent + own,", "hashlib.blake2b(own,", SCHEDULER),
+    Mutant("newest blocks forgotten first", "infer/blocks.py", "self._idle.popitem(last=False)", "self._idle.popitem()", SCHEDULER),
+    Mutant("nothing left to compute of a known prompt", "infer/scheduler.py", "usable = min(sequence.first_wanted, len(sequence.ids) - 1) // BLOCK", "usable = len(sequence.ids) // BLOCK", SCHEDULER),
+    Mutant("the oldest makes room", "infer/scheduler.py", "newest = self.running[-1]", "newest = self.running[0]", SCHEDULER),
+    Mutant("what ended keeps its blocks", "infer/scheduler.py", "self.blocks.release(sequence.blocks)", "pass", SCHEDULER),
+    Mutant("rejected guesses count as computed", "infer/worker.py", "s.start + s.count + max(len(sampled) - 1, 0)", "s.start + s.size", I + "engine.py"),
+    Mutant("wrong guesses accepted", "infer/jobs.py", "if chosen.id != expected:", "if expected is None:", I + "engine.py"),
+    Mutant("a failing step fails nobody", "infer/worker.py", "for s in plan:\n                self._fail(s.sequence, e)", "for s in plan:\n                pass", I + "engine.py"),
+    Mutant("stop text shown", "infer/text.py", "return text[:place]", "return text", f"{U}infer_text.py"),
+    Mutant("half a stop text shown", "infer/text.py", "return text[: len(text) - held]", "return text", f"{U}infer_text.py"),
+    Mutant("a step's requests are kept", "infer/scheduler.py", "plan, self._plan = list(self._plan.values()), {}", "plan = list(self._plan.values())", I + "soak.py"),
+    Mutant("padding writes to a block of somebody", "infer/backends/cuda.py", "self._spare, np.int64)", "0, np.int64)", f"{U}infer_cuda.py"),
+    Mutant("one token sees the place behind it", "infer/backends/torch.py", "torch.arange(max(lengths), device=device) < lengths_S1", "torch.arange(max(lengths), device=device) <= lengths_S1", f"{U}infer_torch.py"),
+    Mutant("a chunk sees ahead", "infer/backends/torch.py", "device=device) > seen_T1", "device=device) > seen_T1 + 1", f"{U}infer_torch.py"),
+    Mutant("top_p counts all tokens", "infer/sampler.py", "total = float(above.sum()) + (top_k - above.size) * kth", "pass", f"{U}infer_sampler.py"),
     Mutant("a thinking budget without end", "infer/thinking.py", "if used < self._tokens or broken:", "if True:", CONSTRAINTS),
     Mutant("tags may be spelled in letters", "infer/grammars.py", """f"/(?s:.+)/ & ~/(?s:.*)({'|'.join(map(_escaped, ends))})(?s:.*)/\"""", '"/(?s:.+)/"', CONSTRAINTS),
     Mutant("only the first stop token ends a constrained answer", "infer/constraints.py", "eos_token=list(self._tokenizer.stop_ids)", "eos_token=self._tokenizer.stop_ids[0]", CONSTRAINTS),
