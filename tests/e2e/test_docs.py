@@ -14,12 +14,15 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+INFERENCE = (ROOT / "docs/inference.md").read_text()
 
 
-def commands():
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text=README):
+    lines = [line for block in blocks("bash", text) for line in block.splitlines()]
     return [line.split("  #")[0].strip() for line in lines if line.startswith("smollm3 ")]
 
 
@@ -73,6 +76,19 @@ def test_python(workplace, code, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     exec(code, {})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_the_page_on_inference(tmp_path, monkeypatch, capsys):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "Rome is"}\n{"prompt": "Paris is"}\n')
+    for command in commands(INFERENCE):
+        process = cli(*shlex.split(command)[1:], cwd=tmp_path, stdin="Hello\n")
+        assert process.returncode == 0, f"{command}\n{process.stderr}"
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    monkeypatch.chdir(tmp_path)
+    for code in blocks("python", INFERENCE):
+        exec(code, {})
+        assert capsys.readouterr().out.strip()
 
 
 def test_links_in_the_documents_lead_somewhere():
