@@ -697,6 +697,22 @@ def test_a_saved_prefix_starts_at_once(make, saved, monkeypatch):
     assert [g.result() and g.cached_tokens for g in cached] == [0, 96]
 
 
+def test_the_thread_rests_while_a_prefix_holds_all_blocks(make, expected):
+    """As one does that is being read from a disk."""
+    engine = make(blocks=9)
+    worker, scheduler = engine._worker, engine._worker._scheduler
+    plans, plan = [], scheduler.plan
+    scheduler.plan = lambda draft: plans.append(draft) or plan(draft)
+    blocks = worker.ask(lambda: [worker.blocks.take() for _ in range(9)]).result()
+    going = [engine.submit(prompt, SAMPLED) for prompt in prompts(12)[:2]]
+    going[1].cancel()
+    time.sleep(0.1)
+    assert len(plans) < 5  # one for each message
+    worker.ask(lambda: worker.blocks.release(blocks)).result()
+    assert going[0].result().ids == expected[1.0][0]
+    drained(engine)
+
+
 def test_a_prefix_that_does_not_fit_is_refused(make, saved, tmp_path):
     _, path, prompt = saved
     other = make(identity=lambda: "weights 2")

@@ -114,6 +114,8 @@ class Worker:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        # Nothing can run before somebody's message: a prefix on its way holds blocks.
+        self._stuck = False
         # While the model runs elsewhere. Where it has all cores itself, a thread beside it takes
         # more than it saves: 0.6 ms of a step of 3.6, for a mask that takes 0.07 between steps.
         self._cpu_is_idle = False
@@ -196,7 +198,8 @@ class Worker:
         """Do what others ask for; wait for that if there is nothing else to do."""
         try:
             while True:
-                self._inbox.get(block=not self._jobs)()
+                self._inbox.get(block=self._stuck or not self._jobs)()
+                self._stuck = False
                 if self._closed:
                     return
         except Empty:
@@ -253,6 +256,7 @@ class Worker:
             return found if all(0 <= token < V for token in found) else []
 
         plan = self._scheduler.plan(guesses)
+        self._stuck = not plan
         for sequence, error in broken.items():
             self._fail(sequence, error)
         return [s for s in plan if s.sequence not in broken]
