@@ -63,9 +63,10 @@ def serve(
     from smollm3.infer import load_engine
 
     settings = read_settings(config, given)
-    level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("smollm3.serve").setLevel(level)
+    logging.getLogger("smollm3.serve").setLevel(logging.INFO)
+    if quiet:
+        logging.getLogger("smollm3.serve.requests").setLevel(logging.WARNING)
     run(lambda: load_engine(model, **engine_options), settings, Path(model).name)
 
 
@@ -79,10 +80,10 @@ def read_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     from smollm3.serve.settings import Settings
 
     raw, lines = parse_yaml(read_text(config), str(config)) if config else ({}, {})
-    if not isinstance(raw, dict | None):
+    if not isinstance(raw, dict):
         raise UserError(f"{config}: must be a mapping of settings, as port: 9000")
     try:
-        return Settings.model_validate((raw or {}) | given)
+        return Settings.model_validate(raw | given)
     except ValidationError as e:
         error = e.errors()[0]
         key = str(error["loc"][0])

@@ -305,7 +305,7 @@ def _block(block: Block) -> Json:
 def _arguments(text: str) -> Json:
     """Of a call that was cut off: what there is, which is what clients make of a stream."""
     try:
-        given = from_json(text, allow_partial="trailing-strings")
+        given = from_json(text, allow_partial=True)
     except ValueError:
         return {}
     return given if isinstance(given, dict) else {}

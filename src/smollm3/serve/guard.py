@@ -21,6 +21,7 @@ from smollm3.serve.service import Gone, Service
 from smollm3.serve.settings import is_loopback
 
 log = logging.getLogger("smollm3.serve")
+requests = logging.getLogger("smollm3.serve.requests")
 CSP = (
     "default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -139,7 +140,7 @@ class Guard:
         metrics = self._service.metrics
         metrics.requests.labels(path, str(reply.status)).inc()
         metrics.seconds.labels(path).observe(seconds)
-        log.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
+        requests.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
 
 
 class _Reply:

@@ -27,9 +27,7 @@ def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     the model is loaded where that can be known."""
     keys = read_keys(settings)
     with listening(settings) as listener, load() as engine:
-        service = Service(engine, settings, keys, name)
-        log.info("%s on %s", service.model, address(listener))
-        Server(service).run([listener])
+        Server(Service(engine, settings, keys, name)).run([listener])
     log.info("ended")
 
 
@@ -79,6 +77,11 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            log.info("%s on %s", self._service.model, address(listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self._service
