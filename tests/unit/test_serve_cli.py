@@ -1,6 +1,9 @@
 """`smollm3 serve`: what is refused before a model is loaded, and the settings in force."""
 
+import json
+import os
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +13,7 @@ from smollm3.cli.serving import read_settings
 from smollm3.errors import UserError
 from smollm3.serve.run import address, listening
 from smollm3.serve.settings import Settings
+from smollm3.serve.vllm import become_vllm, command
 
 
 @pytest.fixture
@@ -74,3 +78,75 @@ def test_what_is_missing_is_named(serve, monkeypatch):
 def test_addresses(host, shown):
     with listening(Settings(host=host, port=0)) as listener:
         assert address(listener).startswith(shown)
+
+
+STAND_IN = """#!{python}
+import json, os, sys
+keys = {{key: os.environ.get(key) for key in ("VLLM_API_KEY", "SMOLLM3_API_KEY")}}
+print(json.dumps([sys.argv[1:], keys]))
+"""
+
+
+@pytest.fixture
+def vllm(tmp_path):
+    """vllm(words...) -> what a stand-in for vLLM was told, or what was refused."""
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(0o755)
+    model = tmp_path / "tiny"
+    model.mkdir()
+
+    def run(*words, model=model, **environment):
+        given = {"PATH": f"{program.parent}:{os.environ['PATH']}", **environment}
+        done = subprocess.run(
+            [sys.executable, "-m", "smollm3", "serve", model, "--engine", "vllm", *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **given},
+            check=False,
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+    return run
+
+
+def test_vllm_is_handed_the_same_model(vllm, tmp_path):
+    key = "k" * 24
+    words, keys = vllm(
+        *["--port", "9", "--alias", "gpt", "--no-think", "--context", "4096"], SMOLLM3_API_KEY=key
+    )
+    assert words[:2] == ["serve", str(tmp_path / "tiny")]
+    at = words.index("--served-model-name")
+    assert words[at + 1 : at + 3] == ["tiny", "gpt"]
+    assert {
+        "--host=127.0.0.1",
+        "--port=9",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser=hermes",
+        "--reasoning-parser=qwen3",
+        "--allowed-origins=[]",
+        "--max-model-len=4096",
+        '--default-chat-template-kwargs={"enable_thinking": false}',
+    } <= set(words)
+    assert key not in " ".join(words)
+    assert keys == {"VLLM_API_KEY": key, "SMOLLM3_API_KEY": None}
+
+
+def test_what_vllm_is_not_told_is_refused(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.touch()
+    plain, told = Settings(), {"name": "x", "settings": Settings(), "options": {}}
+    assert command(tmp_path, "x", plain, {})[0] == "serve"
+    for model, changed, said in (
+        (file, {}, "folder"),
+        (tmp_path, {"settings": Settings(queue=3)}, "queue: is not for vLLM"),
+        (tmp_path, {"settings": Settings(aliases=("a*",))}, "whole names"),
+        (tmp_path, {"options": {"threads": 2}}, "threads: is of our own engines"),
+    ):
+        with pytest.raises(UserError, match=said):
+            command(model, **{**told, **changed})
+    with pytest.raises(UserError, match="no program 'vllm'"):
+        become_vllm(tmp_path, "x", plain, {}, {"PATH": str(tmp_path)})
+    with pytest.raises(UserError, match="needs a key"):
+        become_vllm(tmp_path, "x", Settings(host="0.0.0.0"), {}, {})

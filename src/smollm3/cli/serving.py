@@ -55,6 +55,7 @@ def serve(
     \b
     smollm3 serve runs/nano
     smollm3 serve smollm3-3b --port 9000 --alias "gpt-*"
+    smollm3 serve smollm3-3b --engine vllm     hands over to vLLM, installed apart
     """
     try:
         from smollm3.serve.run import run
@@ -63,6 +64,12 @@ def serve(
     from smollm3.infer import load_engine
 
     settings = read_settings(config, given)
+    if engine_options.get("engine") == "vllm":
+        from smollm3.checkpoint import locate
+        from smollm3.serve.vllm import become_vllm
+
+        options = {key: value for key, value in engine_options.items() if key != "engine"}
+        become_vllm(locate(model), Path(model).name, settings, options)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("smollm3.serve").setLevel(logging.INFO)
     if quiet:
