@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,8 @@ from smollm3.errors import UserError
 from smollm3.serve.run import address, listening
 from smollm3.serve.settings import Settings
 from smollm3.serve.vllm import become_vllm, command
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 @pytest.fixture
@@ -150,3 +155,23 @@ def test_what_vllm_is_not_told_is_refused(tmp_path):
         become_vllm(tmp_path, "x", plain, {}, {"PATH": str(tmp_path)})
     with pytest.raises(UserError, match="needs a key"):
         become_vllm(tmp_path, "x", Settings(host="0.0.0.0"), {}, {})
+
+
+def test_the_deployed_settings_hold():
+    found = read_settings(DEPLOY / "serve.yaml", {})
+    assert found == Settings()
+    unit = (DEPLOY / "smollm3.service").read_text()
+    stop = int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[1])
+    assert stop > found.grace_seconds
+    assert re.search(r"^ExecStart=\S+/smollm3 serve \S+ --config ", unit, re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
+def test_systemd_reads_the_unit(tmp_path):
+    unit = tmp_path / "smollm3.service"
+    text = (DEPLOY / "smollm3.service").read_text()
+    unit.write_text(text.replace("/opt/smollm3/bin/smollm3", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
+    assert "smollm3.service" not in done.stderr, done.stderr
