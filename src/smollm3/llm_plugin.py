@@ -1,0 +1,171 @@
+"""`llm -m smollm3 ...`: a model of the program llm, which loads this as its plugin.
+
+SMOLLM3_MODEL names it as the command line does (a folder, a file, a Hub id, a short name).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import llm
+from llm.parts import (
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+from pydantic import Field
+
+from smollm3.errors import UserError
+
+if TYPE_CHECKING:
+    from smollm3.infer import Engine
+
+VARIABLE = "SMOLLM3_MODEL"
+DEFAULT = "smollm3-3b"
+
+
+@llm.hookimpl
+def register_models(register: Callable[..., None]) -> None:
+    register(SmolLM3())
+
+
+class SmolLM3(llm.Model):
+    """In this process; loaded with the first prompt."""
+
+    model_id = "smollm3"
+    can_stream = True
+    supports_tools = True
+    supports_schema = True
+
+    class Options(llm.Options):
+        """What llm's -o takes."""
+
+        think: bool = Field(True, description="Reason before answering.")
+        thinking_budget: int | None = Field(None, ge=0, description="Tokens of reasoning.")
+        max_tokens: int = Field(8192, ge=1, description="Of an answer.")
+        temperature: float | None = Field(None, description="0 is greedy.")
+        top_p: float | None = Field(None, description="Nucleus.")
+        top_k: int | None = Field(None, description="0 is off.")
+        seed: int = Field(0, description="Of the random numbers.")
+
+    @cached_property
+    def engine(self) -> Engine:
+        from smollm3.infer import load_engine
+
+        return load_engine(os.environ.get(VARIABLE, DEFAULT))
+
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.Response,
+        conversation: llm.Conversation | None,
+    ) -> Iterator[str | StreamEvent]:
+        """llm calls this; a mistake of the user's is a line."""
+        try:
+            yield from self._events(prompt, response)
+        except UserError as e:
+            raise llm.ModelError(str(e)) from None
+
+    def _events(self, prompt: llm.Prompt, response: llm.Response) -> Iterator[StreamEvent]:
+        from smollm3.chat import (
+            ArgumentsDelta,
+            CallEnd,
+            CallStart,
+            ContentDelta,
+            ReasoningDelta,
+            StreamParser,
+        )
+        from smollm3.infer import SamplingParams
+        from smollm3.infer.grammars import THINK, Json, Spec, Tools
+        from smollm3.infer.thinking import reasoning_of
+
+        options, engine = prompt.options, self.engine
+        tools = [_declared(tool) for tool in prompt.tools]
+        constraint: Spec | None = Json(prompt.schema) if prompt.schema else None
+        if tools and constraint:
+            raise UserError("a schema and tools are not supported together")
+        if tools:
+            constraint = Tools(tools)
+        ids = engine.tokenizer.render(
+            _messages(prompt.messages), tools=tools or None, enable_thinking=options.think
+        ).ids
+        params = SamplingParams(
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed,
+        )
+        generation = engine.submit(
+            ids, params, constraint=constraint, thinking_budget=options.thinking_budget
+        )
+        parser = StreamParser(xml=bool(tools))
+        if reasoning_of(engine.tokenizer, ids) == "open":
+            parser.feed(THINK)
+        count = 0
+        try:
+            for events in _fed(parser, generation):
+                for event in events:
+                    match event:
+                        case ReasoningDelta(text):
+                            yield StreamEvent("reasoning", text)
+                        case ContentDelta(text):
+                            yield StreamEvent("text", text)
+                        case CallStart(index, name):
+                            yield StreamEvent("tool_call_name", name, tool_call_id=f"call_{index}")
+                        case ArgumentsDelta(index, text):
+                            yield StreamEvent("tool_call_args", text, tool_call_id=f"call_{index}")
+                        case CallEnd(index, call) if isinstance(call.arguments, dict):
+                            response.add_tool_call(
+                                llm.ToolCall(
+                                    call.name, call.arguments, tool_call_id=f"call_{index}"
+                                )
+                            )
+            count = len(generation.result().ids)
+        finally:
+            generation.cancel()
+        response.set_usage(input=generation.prompt_tokens, output=count)
+
+
+def _fed(parser: Any, generation: Any) -> Iterator[Sequence[Any]]:
+    for step in generation:
+        yield parser.feed(step.text)
+    yield parser.finish()
+
+
+def _declared(tool: Any) -> dict[str, Any]:
+    told = {"description": tool.description} if tool.description else {}
+    schema = tool.input_schema or {"type": "object", "properties": {}}
+    return {"name": tool.name, **told, "parameters": schema}
+
+
+def _messages(given: Sequence[Any]) -> list[dict[str, Any]]:
+    """llm's turns as templates know them."""
+    messages: list[dict[str, Any]] = []
+    for message in given:
+        said: dict[str, Any] = {"role": message.role, "content": ""}
+        for part in message.parts:
+            match part:
+                case TextPart():
+                    said["content"] += part.text
+                case ReasoningPart():
+                    said["reasoning_content"] = said.get("reasoning_content", "") + part.text
+                case ToolCallPart():
+                    function = {"name": part.name, "arguments": json.dumps(part.arguments)}
+                    call = {"id": part.tool_call_id, "type": "function", "function": function}
+                    said.setdefault("tool_calls", []).append(call)
+                case ToolResultPart():
+                    result = {"role": "tool", "tool_call_id": part.tool_call_id}
+                    messages.append({**result, "content": part.output})
+                case _:
+                    raise UserError("attachments are not supported: the model reads texts only")
+        if message.role != "tool":
+            messages.append(said)
+    return messages
