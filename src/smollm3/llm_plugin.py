@@ -86,9 +86,11 @@ class SmolLM3(llm.Model):
         from smollm3.infer.grammars import THINK, Json, Spec, Tools
         from smollm3.infer.thinking import reasoning_of
 
-        options, engine = prompt.options, self.engine
+        options: Any = prompt.options
+        schema: Any = prompt.schema
+        engine = self.engine
         tools = [_declared(tool) for tool in prompt.tools]
-        constraint: Spec | None = Json(prompt.schema) if prompt.schema else None
+        constraint: Spec | None = Json(schema) if schema else None
         if tools and constraint:
             raise UserError("a schema and tools are not supported together")
         if tools:
