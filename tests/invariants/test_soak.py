@@ -155,4 +155,5 @@ def test_memory_stays_where_it_is(native):
         churn(engine, 1000, 200, 40, seed=1)
         grown = resident() - before
         assert engine.stats().preempted > 0
-    assert grown < 3 * MiB  # 0.6 when this was written
+    if "LD_PRELOAD" not in os.environ:  # a sanitizer keeps what is freed for a while
+        assert grown < 3 * MiB  # 0.6 when this was written
