@@ -244,6 +244,22 @@ def test_the_queue_is_bounded_and_in_order():
     run(scene())
 
 
+def test_at_the_end_whoever_waits_is_told():
+    async def scene():
+        gate = Gate(1, 3, 60)
+        await gate.enter(1)
+        waiting = [asyncio.create_task(gate.enter(1)) for _ in range(2)]
+        await asyncio.sleep(0)
+        gate.refuse_waiting(ApiError(503, "over"))
+        for result in await asyncio.gather(*waiting, return_exceptions=True):
+            assert result.status == 503
+        assert (gate.running, gate.waiting) == (1, 0)
+        gate.leave(1)
+        assert gate.running == 0
+
+    run(scene())
+
+
 def test_nobody_waits_too_long():
     async def scene():
         gate = Gate(1, 3, 0.05)

@@ -45,7 +45,7 @@ class Gate:
             async with asyncio.timeout(self._seconds):
                 await turn
         except BaseException as e:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._room += count  # its turn came in the same moment
             elif entry in self._waiting:
                 self._waiting.remove(entry)
@@ -57,6 +57,12 @@ class Gate:
     def leave(self, count: int) -> None:
         self._room += count
         self._admit()
+
+    def refuse_waiting(self, error: ApiError) -> None:
+        """Whoever waits gets this error instead of a turn."""
+        for _, turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(error)
 
     def _admit(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._room:

@@ -94,8 +94,10 @@ class Service:
 
     def end_all(self) -> None:
         """What still runs ends with an error that says why."""
+        error = ApiError(503, "the server is shutting down", code="shutting_down")
+        self.gate.refuse_waiting(error)
         for answering in list(self._live):
-            answering.abort(ApiError(503, "the server is shutting down", code="shutting_down"))
+            answering.abort(error)
 
     async def whole(self, request: Request, ask: Ask) -> tuple[Answering, list[Collected]]:
         """All answers, unless the client hangs up before."""
