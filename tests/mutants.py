@@ -98,6 +98,17 @@ MUTANTS = [
     Mutant("nobody is asked", "agent/loop.py", "if not tool.read_only:", "if False:", f"{U}agent_loop.py"),
     Mutant("half a call is made", "agent/loop.py", "if cut or not message.tool_calls:", "if not message.tool_calls:", f"{U}agent_loop.py"),
     Mutant("unknown arguments pass", "agent/schema.py", '= "forbid"', '= "ignore"', f"{U}agent_tools.py"),
+    # the server
+    Mutant("any name is this machine's", "serve/settings.py", 'name == "localhost" or', 'name or', f"{U}serve_guard.py"),
+    Mutant("any web page is welcome", "serve/guard.py", "return own or origin in", "return bool(origin) or origin in", f"{U}serve_guard.py"),
+    Mutant("forms may be posted", "serve/guard.py", 'if kind != "application/json":', "if False:", f"{U}serve_guard.py"),
+    Mutant("faults quote what was said", "serve/guard.py", 'told.append(f"{type(error).__name__}', 'told.append(f"{error}', f"{U}serve_guard.py"),
+    Mutant("keys share their prefixes", "serve/ask.py", "thinking_budget=ask.thinking_budget, salt=salt", 'thinking_budget=ask.thinking_budget, salt=""', f"{U}serve_guard.py"),
+    Mutant("a queue without end", "serve/gate.py", "if self.waiting + count > self._queue:", "if False:", f"{U}serve_guard.py"),
+    Mutant("stop texts end reasoning", "serve/events.py", "if isinstance(event, ContentDelta) and self._ask.stops:", "if isinstance(event, ContentDelta | ReasoningDelta) and self._ask.stops:", f"{U}serve_chat.py"),
+    Mutant("calls beside the one that was allowed", "serve/events.py", "if isinstance(event, CallEnd) and not self._ask.parallel:", "if False:", f"{U}serve_chat.py"),
+    Mutant("reasoning of a turn before is lost", "serve/openai_items.py", '_add(messages, {"reasoning_content": thought})', "pass", f"{U}serve_turns.py"),
+    Mutant("a prompt is counted for each answer", "serve/events.py", "if answer.index % self.ask.params.n:", "if False:", f"{U}serve_chat.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
 ]  # fmt: skip

@@ -194,3 +194,18 @@ def test_the_glass_box_tells_every_token(client):
     assert all(len(t["top"]) == 5 for t in tokens)
     chunks = streamed(client, "count", glass_box=True, reasoning_effort="none")
     assert [t["id"] for c in chunks for t in c.get("tokens", ())] == [t["id"] for t in tokens]
+
+
+def test_one_call_only_where_no_grammar_sees_to_it(client, monkeypatch):
+    monkeypatch.setattr("smollm3.serve.fields.tools_constraint", lambda *_: None)
+    both = whole(client, "call", tools=[TOOL])["choices"][0]["message"]["tool_calls"]
+    assert len(both) == 2
+    choice = whole(client, "call", tools=[TOOL], parallel_tool_calls=False)["choices"][0]
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_a_prompt_is_counted_once(client):
+    one, two = (whole(client, "count", n=n)["usage"] for n in (1, 2))
+    assert two["prompt_tokens"] == one["prompt_tokens"]
+    assert two["completion_tokens"] == 2 * one["completion_tokens"]
