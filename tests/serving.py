@@ -31,6 +31,7 @@ class ScriptedBackend(FakeBackend):
             tuple(tokenizer.encode(words)): tokenizer.encode_markup(text)
             for words, text in script.items()
         }
+        self.found = {}
         self.gate = threading.Event()  # steps wait for it
         self.gate.set()
 
@@ -51,6 +52,13 @@ class ScriptedBackend(FakeBackend):
         ends = range(len(ids), len(header), -1)
         said = next((end for end in ends if ids[end - len(header) : end] == header), None)
         asked = ids if said is None else ids[: said - len(header)]
+        key = tuple(asked)
+        if said is None or key not in self.found:
+            self.found[key] = self._found(asked)
+        end, line = self.found[key]
+        return None if line is None else (line, ids[said or end :])
+
+    def _found(self, asked):
         best = (0, 0, None)
         for words, line in self.script.items():
             n = len(words)
@@ -58,8 +66,7 @@ class ScriptedBackend(FakeBackend):
             end = next((end for end in ends if tuple(asked[end - n : end]) == words), 0)
             if end and (end, n) > best[:2]:
                 best = (end, n, line)
-        end, _, line = best
-        return None if line is None else (line, ids[said or end :])
+        return best[0], best[2]
 
     def _next(self, line, said):
         blank = self.tokenizer.encode_markup("<think>\n\n</think>\n")

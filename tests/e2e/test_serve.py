@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Literal
 
 import anthropic
@@ -21,6 +22,7 @@ import torch
 
 from smollm3.checkpoint import save_model
 from smollm3.model import ModelConfig, Transformer, nope_pattern
+from smollm3.serve.settings import Settings
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -34,6 +36,7 @@ CONFIG = ModelConfig(
     rope_theta=10_000.0,
     context=2048,
 )
+PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {
     "type": "object",
@@ -109,7 +112,7 @@ def serving(*words, **environment):
 
 @pytest.fixture(scope="module")
 def server(model):
-    with serving(model) as server:
+    with serving(model, "--alias", "smollm3-3b") as server:
         yield server
 
 
@@ -275,6 +278,24 @@ def test_anthropic(claude):
         claude.messages.create(**options, container="x")
     with pytest.raises(anthropic.NotFoundError):
         claude.messages.create(**options | {"model": "claude"})
+
+
+CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CODE, ids=lambda code: re.search(r"(from|import) (\w+)", code)[2])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_guides(server, code, capsys):
+    for package in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        pytest.importorskip(package)
+    assert "http://127.0.0.1:8000" in code
+    exec(code.replace("http://127.0.0.1:8000", server.url), {"__name__": "page"})
+    assert capsys.readouterr().out
+
+
+def test_every_setting_is_documented():
+    for name in Settings.model_fields:
+        assert f"`{name}`" in PAGE, name
 
 
 def running(url):

@@ -138,6 +138,27 @@ def test_vllm_is_handed_the_same_model(vllm, tmp_path):
     assert keys == {"VLLM_API_KEY": key, "SMOLLM3_API_KEY": None}
 
 
+def test_vllm_gets_one_key(tmp_path, monkeypatch):
+    became = []
+    monkeypatch.setattr(os, "execve", lambda *words: became.append(words))
+    program, file, key = tmp_path / "mine", tmp_path / "keys", "k" * 24
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    file.write_text(f"{key}\n")
+    file.chmod(0o600)
+    settings = Settings(api_key_file=str(file), running=9)
+    environment = {"SMOLLM3_VLLM": str(program), "PATH": "/bin"}
+    become_vllm(tmp_path, "x", settings, {}, environment)
+    [(path, words, given)] = became
+    assert path == str(program)
+    assert given["VLLM_API_KEY"] == key
+    assert "--max-num-seqs=9" in words
+    with pytest.raises(UserError, match="one only"):
+        become_vllm(tmp_path, "x", settings, {}, environment | {"SMOLLM3_API_KEY": "o" * 24})
+    become_vllm(tmp_path, "x", Settings(), {}, environment)
+    assert "VLLM_API_KEY" not in became[-1][2]
+
+
 def test_what_vllm_is_not_told_is_refused(tmp_path):
     file = tmp_path / "model.gguf"
     file.touch()
