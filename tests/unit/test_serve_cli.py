@@ -92,36 +92,26 @@ print(json.dumps([sys.argv[1:], keys]))
 """
 
 
-@pytest.fixture
-def vllm(tmp_path):
-    """vllm(words...) -> what a stand-in for vLLM was told, or what was refused."""
-    program = tmp_path / "bin" / "vllm"
-    program.parent.mkdir()
+def test_vllm_is_handed_the_same_model(tmp_path, monkeypatch, capfd):
+    """By a stand-in for its program, which this process would become."""
+    program, model, key = tmp_path / "vllm", tmp_path / "tiny", "k" * 24
     program.write_text(STAND_IN.format(python=sys.executable))
     program.chmod(0o755)
-    model = tmp_path / "tiny"
     model.mkdir()
+    words = ["serve", model, "--engine", "vllm", "--port", 9, "--alias", "gpt", "--no-think"]
+    monkeypatch.setattr(sys, "argv", ["smollm3", *map(str, [*words, "--context", 4096])])
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SMOLLM3_API_KEY", key)
 
-    def run(*words, model=model, **environment):
-        given = {"PATH": f"{program.parent}:{os.environ['PATH']}", **environment}
-        done = subprocess.run(
-            [sys.executable, "-m", "smollm3", "serve", model, "--engine", "vllm", *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **given},
-            check=False,
-        )
-        return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+    def become(_, words, environment):
+        subprocess.run(words, env=environment, check=True)
+        sys.exit(0)
 
-    return run
-
-
-def test_vllm_is_handed_the_same_model(vllm, tmp_path):
-    key = "k" * 24
-    words, keys = vllm(
-        *["--port", "9", "--alias", "gpt", "--no-think", "--context", "4096"], SMOLLM3_API_KEY=key
-    )
-    assert words[:2] == ["serve", str(tmp_path / "tiny")]
+    monkeypatch.setattr(os, "execve", become)
+    with pytest.raises(SystemExit):
+        main()
+    words, keys = json.loads(capfd.readouterr().out)
+    assert words[:2] == ["serve", str(model)]
     at = words.index("--served-model-name")
     assert words[at + 1 : at + 3] == ["tiny", "gpt"]
     assert {

@@ -86,24 +86,24 @@ def test_what_turns_out_too_much_on_the_way(engine, path):
 
 @DIALECTS
 def test_an_answer_that_takes_too_long(engine, path):
-    with local(engine, Settings(request_seconds=0.1)) as client:
+    with local(engine, Settings(request_seconds=0.05)) as client:
         engine.backend.gate.clear()
-        threading.Timer(0.4, engine.backend.gate.set).start()
+        threading.Timer(0.2, engine.backend.gate.set).start()
         response = client.post(path, json=REQUESTS[path])
         assert response.status_code == 504
-        assert "longer than 0.1 s" in message(path, response.json())
+        assert "longer than 0.05 s" in message(path, response.json())
         engine.backend.gate.clear()
-        threading.Timer(0.4, engine.backend.gate.set).start()
+        threading.Timer(0.2, engine.backend.gate.set).start()
         found, _ = events(client.post(path, json=REQUESTS[path] | {"stream": True}))
-        assert "longer than 0.1 s" in message(path, found[-1])
+        assert "longer than 0.05 s" in message(path, found[-1])
 
 
 @DIALECTS
 def test_a_quiet_stream_says_that_it_lives(engine, path, monkeypatch):
-    monkeypatch.setattr(told_by, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(told_by, "QUIET_SECONDS", 0.02)
     with local(engine) as client:
         engine.backend.gate.clear()
-        threading.Timer(0.3, engine.backend.gate.set).start()
+        threading.Timer(0.1, engine.backend.gate.set).start()
         response = client.post(path, json=REQUESTS[path] | {"stream": True})
         assert response.text.startswith(": working\n\n")
 
