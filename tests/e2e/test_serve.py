@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ CONFIG = ModelConfig(
     rope_theta=10_000.0,
     context=2048,
 )
+NODE = Path(__file__).parents[1] / "node"
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {
@@ -278,6 +280,16 @@ def test_anthropic(claude):
         claude.messages.create(**options, container="x")
     with pytest.raises(anthropic.NotFoundError):
         claude.messages.create(**options | {"model": "claude"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("npm"), reason="no Node here")
+def test_openai_from_node(server, tmp_path):
+    folder = shutil.copytree(NODE, tmp_path / "node", ignore=shutil.ignore_patterns("node_modules"))
+    for command in (["npm", "ci", "--no-audit", "--no-fund"], ["node", "suite.mjs", server.url]):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["chat", "structured", "tools", "responses", "others", "stopped"]
 
 
 CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
