@@ -1,6 +1,6 @@
 """One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
 
-Each is (name, file of src/smollm3, what stands there, what it is broken into, the tests that
+Each is (name, file of src/smollm3, or of kernels/ by its path, what stands there, what it is broken into, the tests that
 should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
 """
 
@@ -20,6 +20,7 @@ MODEL = f"{U}model.py"
 SCHEDULER = f"{U}infer_scheduler.py"
 RENDER = f"{U}chat_render.py"
 LOADER = f"{U}data_loader.py"
+NATIVE = f"{U}native.py"
 LOSSES = f"{U}train_losses.py"
 CONSTRAINTS = f"{U}infer_constraints.py"
 
@@ -111,4 +112,13 @@ MUTANTS = [
     Mutant("a prompt is counted for each answer", "serve/events.py", "if answer.index % self.ask.params.n:", "if False:", f"{U}serve_chat.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
+    # the kernels, built again for each
+    Mutant("a query sees the next token", "kernels/src/isa.inl", "a.positions[n] + 1 - block * BLOCK", "a.positions[n] + 2 - block * BLOCK", NATIVE),
+    Mutant("stretches added without their scale", "kernels/src/isa.inl", "*total = *total * old_factor + more_total * factor;", "*total = *total + more_total;", NATIVE),
+    Mutant("a page keeps what was in it", "kernels/src/model.cpp", "if (step.positions[token] % BLOCK) return;", "return;", NATIVE),
+    Mutant("NoPE layers rotate in the kernels", "kernels/src/model.cpp", "if (shape_.uses_rope[layer])", "if (layer >= 0)", NATIVE),
+    Mutant("8 bits around 127", "kernels/src/pack.cpp", "g.q[i] = p[2 + i] + 128;", "g.q[i] = p[2 + i] + 127;", NATIVE),
+    Mutant("pairs of a head stay pairs", "kernels/src/pack.cpp", "if (!pairs) return row;", "return row;", NATIVE),
+    Mutant("a damaged cache of weights is used", "infer/backends/packed.py", "if bytes(data[:blank]) == _header(plan, _checksum(data[blank:])):", "if True:", NATIVE),
+    Mutant("another file's packed weights", "infer/backends/packed.py", "json.dumps([stamp, smollm3_kernels.VERSION, described])", "json.dumps([smollm3_kernels.VERSION, described])", NATIVE),
 ]  # fmt: skip

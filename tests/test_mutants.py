@@ -10,6 +10,7 @@ import pytest
 
 import smollm3
 
+from .kernels import build_kernels
 from .mutants import MUTANTS
 
 SOURCE = Path(smollm3.__file__).parent
@@ -21,19 +22,31 @@ def test_every_mutant_still_applies():
     assert len(MUTANTS) >= 20
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:
-        text = (SOURCE / mutant.file).read_text()
+        text = (where(mutant) / mutant.file).read_text()
         assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places"
         for test in mutant.tests.split():
             assert (ROOT / test).exists(), f"{mutant.name}: no {test}"
 
 
+def where(mutant) -> Path:
+    """What its file is relative to."""
+    return ROOT if mutant.file.startswith("kernels/") else SOURCE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "_"))
 def test_mutant_dies(mutant, tmp_path):
-    copy = tmp_path / "smollm3"
-    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    file = copy / mutant.file
+    name = "kernels" if where(mutant) == ROOT else "smollm3"
+    original, copy = where(mutant), tmp_path / name
+    shutil.copytree(
+        original / "kernels" if name == "kernels" else original,
+        copy,
+        ignore=shutil.ignore_patterns("__pycache__", "build"),
+    )
+    file = tmp_path / mutant.file if name == "kernels" else copy / mutant.file
     file.write_text(file.read_text().replace(mutant.old, mutant.new))
+    if name == "kernels":
+        build_kernels(copy, tmp_path, tmp_path / "build")
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *mutant.tests.split()],
         cwd=ROOT,

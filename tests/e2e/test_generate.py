@@ -81,7 +81,7 @@ def check(smoke, batch, out, kills):
     assert not list(out.parent.glob(".*"))
     tokens = sum(json.loads(x).get("completion_tokens", 0) for x in whole.read_text().splitlines())
     made = int(re.search(r"([\d,]+) tokens in", process.stdout)[1].replace(",", ""))
-    assert done == 0 or made < tokens  # it went on, not over
+    assert done <= 2 or made < tokens  # it went on, not over; two of the answers are errors
 
 
 def test_killed_and_started_again(smoke, batch, tmp_path):

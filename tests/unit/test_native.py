@@ -139,6 +139,19 @@ def test_float32_is_pytorch(folder, isa):
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+def test_a_long_past_is_pytorch(folder):
+    """Sums over stretches of 2,048 tokens, brought to one scale, are the sum over all."""
+    path, model = folder(layers=1, uses_rope=(False,))
+    ids = random_ids(4_200)
+    blocks = -(-len(ids) // BLOCK)
+    backend = NativeBackend(path, model.config, blocks=blocks, cache_type="f32", threads=2)
+    tail = range(4_150, 4_200)
+    found = backend.step(batch((0, ids, list(range(blocks))), wanted=tail))
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]))[0, 4_150:]
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("dtype", "cache", "limit"),

@@ -1,12 +1,12 @@
 """The native backend's own tests under sanitizers: its C++ built again with them."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.kernels import build_kernels
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,22 +21,12 @@ ROOT = Path(__file__).parents[2]
     ids=["address-undefined", "thread"],
 )
 def test_the_kernels_are_clean(tmp_path, sanitizers, library, tests):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    pytest.importorskip("scikit_build_core", reason="builds the kernels without isolation")
     site = tmp_path / "site"
-    build = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
-         "--target", str(site), "-C", f"cmake.define.SANITIZE={sanitizers}",
-         "-C", f"build-dir={tmp_path / 'build'}", str(ROOT / "kernels")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert build.returncode == 0, build.stderr[-3000:]
+    build_kernels(ROOT / "kernels", site, tmp_path / "build", sanitizers)
     # The C++ library too, or the sanitizer does not find what throws.
     preload = [
         subprocess.run(
-            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
         for name in (library, "libstdc++.so")
     ]

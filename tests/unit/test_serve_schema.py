@@ -96,10 +96,12 @@ def good(statuses):
 def test_a_hundred_cases(schema):
     statuses = check(schema, 100)
     assert sum(statuses.values()) >= 90
-    assert {label for label in SHARES if "{name}" not in label} <= good(statuses), statuses
+    # Few made-up cases may all be refused, where there are few.
+    assert {label for label, share in SHARES.items() if share >= 15} <= good(statuses), statuses
 
 
 @pytest.mark.slow
 def test_two_thousand_cases(schema):
     statuses = check(schema, 2000)
     assert sum(statuses.values()) >= 1800, statuses
+    assert {label for label in SHARES if "{name}" not in label} <= good(statuses), statuses
