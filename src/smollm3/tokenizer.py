@@ -97,25 +97,31 @@ class Tokenizer:
     """A tokenizer.json with its chat template.
 
     vocab_size: entries, control tokens included.
-    source: the text of tokenizer.json.  named: spelling of eos_token, pad_token and the like.
+    named: spelling of eos_token, pad_token and the like.
     bos: id that goes before every text, None for SmolLM3.
     stop_ids: tokens that end an answer.  end_of_text_id: ends a document in pretraining.
     """
 
     def __init__(
-        self, source: str, config: dict[str, Any], template: str, stop_ids: Sequence[int] = ()
+        self,
+        source: str | tokenizers.Tokenizer,
+        config: dict[str, Any],
+        template: str,
+        stop_ids: Sequence[int] = (),
     ) -> None:
-        """source: the text of tokenizer.json. config: the content of tokenizer_config.json.
-        stop_ids: those that generation_config.json adds."""
+        """source: the text of tokenizer.json, or what the library makes of it. config: the content
+        of tokenizer_config.json. stop_ids: those that generation_config.json adds."""
+        self._source = source
         try:
-            self._markup = tokenizers.Tokenizer.from_str(source)
+            self._markup = (
+                tokenizers.Tokenizer.from_str(source) if isinstance(source, str) else source
+            )
             self._markup.no_truncation()  # some files keep settings of the program that wrote them
             self._markup.no_padding()
             before = self._markup.encode("").ids  # what the post-processor puts before every text
         except BaseException as e:
             _check_the_librarys(e)
             raise UserError(f"tokenizer.json: not a tokenizer ({e})") from None
-        self.source = source
         self._config = config
         self.template = template
         self.named = {key: _spelling(key, config[key]) for key in _NAMED if config.get(key)}
@@ -234,7 +240,7 @@ class Tokenizer:
 
     def with_template(self, template: str) -> Tokenizer:
         """The same tokenizer with another chat template."""
-        return Tokenizer(self.source, self._config, template, self.stop_ids)
+        return Tokenizer(self._source, self._config, template, self.stop_ids)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the template."""
@@ -246,6 +252,12 @@ class Tokenizer:
             write_atomic(folder / "chat_template.jinja", self.template)
 
     @cached_property
+    def source(self) -> str:
+        """The text of tokenizer.json."""
+        source = self._source
+        return source if isinstance(source, str) else str(source.to_str(pretty=True))
+
+    @cached_property
     def digest(self) -> str:
         """sha256 over everything that decides ids, masks and stops."""
         return sha256_json([self.source, self.named, self.stop_ids, self.template])
@@ -255,6 +267,24 @@ class Tokenizer:
     @cached_property
     def _text(self) -> tokenizers.Tokenizer:
         """The tokenizer without control tokens: no text can become one."""
+        model = self._markup.model
+        added = self._markup.get_added_tokens_decoder().values()
+        runs = [token for token in added if token.content not in self._control]
+        if (
+            isinstance(model, models.BPE)
+            and model.unk_token not in self._control
+            and all(model.token_to_id(token) is None for token in self._control)
+            and all(model.token_to_id(token.content) is not None for token in runs)
+        ):
+            text = tokenizers.Tokenizer(model)  # shared: to build it again takes a second
+            text.normalizer = self._markup.normalizer
+            text.pre_tokenizer = self._markup.pre_tokenizer
+            text.add_tokens(runs)
+            return text
+        return self._text_apart()
+
+    def _text_apart(self) -> tokenizers.Tokenizer:
+        """`_text` with a vocabulary of its own."""
         parts = json.loads(self.source)
         kept = [t for t in parts["added_tokens"] if t["content"] not in self._control]
         parts["added_tokens"] = kept

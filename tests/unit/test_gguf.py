@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import struct
 import sys
 import tracemalloc
@@ -228,6 +229,27 @@ def test_tokenizer_comes_back(file, tokenizer):
     assert back.end_of_text_id == tokenizer.end_of_text_id
     chat = [{"role": "user", "content": "hi <|im_end|>"}, {"role": "assistant", "content": "yes"}]
     assert back.render(chat, date=None).ids == tokenizer.render(chat, date=None).ids
+
+
+def test_control_tokens_at_the_end_need_no_second_vocabulary(
+    file, tokenizer, tmp_path, monkeypatch
+):
+    tokens, types = (
+        Gguf(file).metadata[f"tokenizer.ggml.{key}"][: tokenizer.vocab_size]
+        for key in ("tokens", "token_type")
+    )
+    changes = {
+        "tokenizer.ggml.tokens": (tokens, "ARRAY"),
+        "tokenizer.ggml.token_type": ([int(kind) for kind in types], "ARRAY"),
+    }
+    back = load_tokenizer(edited(file, tmp_path / "exact.gguf", **changes))
+    monkeypatch.setattr(Tokenizer, "_text_apart", None)
+    for text in TEXTS:
+        assert back.encode(text) == tokenizer.encode(text)
+        assert back.encode_markup(text) == tokenizer.encode_markup(text)
+    source = json.loads(tokenizer.source)
+    assert json.loads(back.source)["model"]["vocab"] == source["model"]["vocab"]
+    assert json.loads(back.source)["added_tokens"] == source["added_tokens"]
 
 
 def test_rows_beyond_the_tokenizer_are_named(file):

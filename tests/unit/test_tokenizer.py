@@ -233,9 +233,11 @@ def test_a_llama_folder(llama):
     assert Tokenizer.load(llama / "again").digest == tok.digest
 
 
-def test_control_tokens_among_the_pieces_are_out_of_reach(llama):
+@pytest.mark.parametrize("unknown", [None, "<|end_of_text|>"])
+def test_control_tokens_among_the_pieces_are_out_of_reach(llama, unknown):
     """Without a split, `ignore_merges` would find them as whole words."""
     parts = json.loads((llama / "tokenizer.json").read_text())
+    parts["model"]["unk_token"] = unknown
     parts["pre_tokenizer"] = parts["pre_tokenizer"]["pretokenizers"][1]
     (llama / "tokenizer.json").write_text(json.dumps(parts))
     tok = Tokenizer.load(llama)
@@ -254,6 +256,27 @@ def test_added_runs_of_blanks_are_text(tok, tmp_path):
     assert 390 in tok.encode("a     b")
     rendered = tok.render([{"role": "user", "content": "<     >"}])
     assert 390 in rendered.ids
+
+
+@pytest.mark.parametrize("run", [None, "     "])
+def test_text_by_the_shared_model_is_that_of_one_apart(tok, tmp_path, monkeypatch, run):
+    tok.save(tmp_path)
+    if run:  # among the pieces, before the control tokens
+        parts = json.loads((tmp_path / "tokenizer.json").read_text())
+        first = len(parts["model"]["vocab"])
+        parts["model"]["vocab"][run] = first
+        added = [{**token, "id": token["id"] + 1} for token in parts["added_tokens"]]
+        blanks = {**added[2], "id": first, "content": run}
+        (tmp_path / "tokenizer.json").write_text(
+            json.dumps({**parts, "added_tokens": [blanks, *added]})
+        )
+    tok = Tokenizer.load(tmp_path)
+    apart = tok._text_apart()
+    monkeypatch.setattr(Tokenizer, "_text_apart", None)
+    for text in (*TEXTS[:3], "a     b", *CONTROL, "x<|im_end|>     </think>"):
+        assert tok.encode(text) == apart.encode(text).ids
+    assert not set(tok.encode("".join(CONTROL))) & set(tok._control_ids.values())
+    assert run is None or first in tok.encode("a     b")
 
 
 def test_no_template(tok, tmp_path):

@@ -70,15 +70,23 @@ def read_tokenizer(file: Gguf) -> Tokenizer:
     types = _types(file, len(tokens))
     ends = {tokens[i] for i in stops}
 
-    bpe = tokenizers.Tokenizer(_bpe(file, vocab, ignore_merges=pre in WHOLE_WORDS))
+    added = {
+        token: kind != USER_DEFINED
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in ends
+    }
+    if "" in added:
+        raise file.fail(PREFIX + "tokens", "a control token is empty")
+    # The control tokens behind all others stay out of BPE's vocabulary, as in a tokenizer.json, so
+    # that it serves for text too. Runs of blanks are text.
+    end = len(tokens)
+    while end and tokens[end - 1] in added and (added[tokens[end - 1]] or tokens[end - 1].strip()):
+        end -= 1
+    pieces = {token: vocab[token] for token in tokens[:end]}
+    bpe = tokenizers.Tokenizer(_bpe(file, pieces, ignore_merges=pre in WHOLE_WORDS))
     bpe.pre_tokenizer = SPLITS[pre]()
     bpe.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in ends:
-            if not token:
-                raise file.fail(PREFIX + "tokens", "a control token is empty")
-            special = kind != USER_DEFINED
-            bpe.add_tokens([AddedToken(token, special=special, normalized=False)])
+    bpe.add_tokens([AddedToken(t, special=s, normalized=False) for t, s in added.items()])
     if file.get(PREFIX + "add_bos_token", bool, pre == "llama-bpe"):
         if "bos_token" not in config:
             raise file.fail(PREFIX + "bos_token_id", "missing, but add_bos_token is set")
@@ -88,7 +96,7 @@ def read_tokenizer(file: Gguf) -> Tokenizer:
         )
     template: str = file.get("tokenizer.chat_template", str, "")
     try:
-        return Tokenizer(bpe.to_str(pretty=True), config, template, stops)
+        return Tokenizer(bpe, config, template, stops)
     except UserError as e:
         raise UserError(f"{file.path}: {e}") from None
 
@@ -126,13 +134,16 @@ def _types(file: Gguf, count: int) -> list[int]:
 
 
 def _bpe(file: Gguf, vocab: dict[str, int], ignore_merges: bool) -> models.BPE:
-    merges: list[tuple[str, str]] = []
-    for merge in _strings(file, "merges"):
-        left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= vocab.keys():
-            raise file.fail(PREFIX + "merges", f"{merge!r:.80} is not of two tokens to a third")
-        merges.append((left, right))
-    return models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
+    merges = _strings(file, "merges")
+    pairs = [merge.partition(" ")[::2] for merge in merges]
+    try:
+        return models.BPE(vocab=vocab, merges=pairs, ignore_merges=ignore_merges)
+    except Exception:
+        for merge, (left, right) in zip(merges, pairs, strict=True):
+            if not {left, right, left + right} <= vocab.keys():
+                problem = f"{merge!r:.80} is not of two tokens to a third"
+                raise file.fail(PREFIX + "merges", problem) from None
+        raise
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, vocab_size: int) -> None:
