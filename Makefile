@@ -54,12 +54,20 @@ $(PEERS)/.installed: benchmarks/peers-requirements.txt
 	CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF" $(PEERS)/bin/python -m pip install -r $<
 	touch $@
 
-peers: $(PEERS)/.installed ## build llama.cpp for this machine, and OpenVINO, to measure against
+LLAMA := $(PEERS)/llama.cpp
+$(LLAMA)/bin/llama-server: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pip download -q --no-deps -d $(LLAMA) $$(grep ^llama-cpp-python== benchmarks/peers-requirements.txt) --no-binary :all:
+	tar -xzf $(LLAMA)/*.tar.gz -C $(LLAMA) --strip-components 1
+	cmake -S $(LLAMA)/vendor/llama.cpp -B $(LLAMA) -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_UI=OFF
+	cmake --build $(LLAMA) --target llama-server -j 2
+
+peers: $(LLAMA)/bin/llama-server ## build llama.cpp for this machine, and OpenVINO, to measure against
 
 bench: $(VENV)/.installed-dev peers ## every published number again, into benchmarks/results/
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python -m benchmarks.peers --peers-python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.perplexity --peers-python $(PEERS)/bin/python
+	$(BIN)/python -m benchmarks.serving --llama-server $(LLAMA)/bin/llama-server
 
 docs: $(VENV)/.installed-dev ## run the commands and code of README.md and docs/
 	$(BIN)/python -m pytest -m "" tests/e2e/test_docs.py

@@ -1,8 +1,9 @@
 """Our server and llama.cpp's own on the same file: many streams at once, interleaved, medians.
 
-    python -m benchmarks.serving --llama-server PATH [--quick]
+    make peers       builds llama.cpp's server for this machine, among others
+    python -m benchmarks.serving [--llama-server PATH] [--quick]
 
-PATH is `llama-server`, built on this machine (GGML_NATIVE=ON). Both servers read the same GGUF file
+Both servers read the same GGUF file
 and answer the same prompts by OpenAI's completions API, greedily, every token streamed, no guesses
 ahead. llama.cpp runs at the best of a sweep over its settings. The client, one for both, takes its
 share of the same cores. Writes benchmarks/results/serving.json.
@@ -15,33 +16,38 @@ import asyncio
 import datetime
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.peers import cpu_fields, machine, ratio, refusal, sweep
 
 from smollm3.checkpoint import locate
 from smollm3.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "serving.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "serving.json"
+LLAMA_SERVER = HERE.parent / ".venv-peers" / "llama.cpp" / "bin" / "llama-server"
 MODEL = "smollm2-135m"
 STREAMS = 32
 TOKENS = 96
 CONTEXT = 512  # of a stream
 ROUNDS = 5
-SWEEP: Sequence[Sequence[str]] = (
-    [],
-    ["--flash-attn", "off"],
-    ["--kv-unified"],
-    ["--ubatch-size", "128"],
-    ["--no-repack"],
-)
+# llama.cpp's settings, one axis after the other; the first of each is its default.
+AXES: dict[str, Sequence[Sequence[str]]] = {
+    "flash": ([], ["--flash-attn", "off"]),
+    "unified": ([], ["--kv-unified"]),
+    "ubatch": ([], ["--ubatch-size", "128"]),
+    "repack": ([], ["--no-repack"]),
+    "samplers": ([], ["--samplers", "temperature"]),
+    "kept prompts": ([], ["--cache-ram", "0"]),
+}
 PROMPT = (
     "The lighthouse keeper number {} of the northern coast wrote in his diary every evening. "
     "On that day the wind had turned, the boats stayed in the harbour, and"
@@ -114,87 +120,81 @@ def tokens_a_second(port: int, first: int) -> float:
 
 
 def ours(file: Path, port: int, threads: int) -> list[str]:
-    words = [sys.executable, "-m", "smollm3", "serve", str(file), "--port", str(port), "--quiet"]
-    return [*words, "--no-speculation", "--threads", str(threads)]
+    command = [sys.executable, "-m", "smollm3", "serve", str(file), "--port", str(port), "--quiet"]
+    return [*command, "--no-speculation", "--threads", str(threads)]
 
 
-def theirs(program: str, file: Path, port: int, threads: int, more: Sequence[str]) -> list[str]:
-    words = [program, "-m", str(file), "--port", str(port), "--parallel", str(STREAMS)]
-    words += ["--ctx-size", str(STREAMS * CONTEXT), "--threads", str(threads)]
-    return [*words, "--no-webui", "--cont-batching", *more]
+def theirs(program: Path, file: Path, port: int, threads: int, more: Sequence[str]) -> list[str]:
+    command = [str(program), "-m", str(file), "--port", str(port), "--parallel", str(STREAMS)]
+    command += ["--ctx-size", str(STREAMS * CONTEXT), "--threads", str(threads)]
+    return [*command, "--no-webui", "--cont-batching", *more]
 
 
-def best_settings(program: str, file: Path, threads: int) -> tuple[list[str], dict[str, float]]:
-    """Each setting by itself, and then all those together that helped."""
-    found: dict[str, float] = {}
+def information(program: Path, file: Path) -> dict[str, Any]:
+    """What it says of itself when it starts."""
+    command = [str(program), "-m", str(file), "--port", "8101", "--verbose"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if b"system_info" in line), b"")
+        process.kill()
+    return {"name": "llama.cpp", "vnni": b"AVX512_VNNI = 1" in said}
 
-    def reading(settings: Sequence[str]) -> float:
-        server = Server(theirs(program, file, 8101, threads, settings), 8101)
-        try:
-            best = max(tokens_a_second(8101, 1000 * n) for n in range(3))
-        finally:
-            server.end()
-        found[" ".join(settings) or "its defaults"] = round(best, 1)
-        print(f"llama.cpp {settings}: {best:.0f} tok/s", flush=True)
-        return best
 
-    plain = reading(SWEEP[0])
-    helpful = [setting for setting in SWEEP[1:] if reading(setting) > plain * 1.01]
-    together = [word for setting in helpful for word in setting]
-    if len(helpful) > 1:
-        reading(together)
-    best = max(found, key=lambda name: found[name])
-    return [] if best == "its defaults" else best.split(), found
+def words(settings: Mapping[str, Sequence[str]]) -> list[str]:
+    return [word for each in settings.values() for word in each]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--llama-server", required=True)
+    parser.add_argument("--llama-server", type=Path, default=LLAMA_SERVER)
     parser.add_argument("--quick", action="store_true", help="one round, no sweep")
     options = parser.parse_args()
+    program, quick = options.llama_server, options.quick
+    if not program.exists():
+        raise SystemExit(f"{program}: no such file; run make peers")
     file, threads = locate(MODEL), os.cpu_count() or 1
-    settings, swept = (
-        ([], {}) if options.quick else best_settings(options.llama_server, file, threads)
-    )
+    if why := refusal(cpu_fields().get("flags", "").split(), information(program, file)):
+        raise SystemExit(f"no ratio: {why}")
+
+    def reading(settings: Mapping[str, Sequence[str]]) -> float:
+        server = Server(theirs(program, file, 8101, threads, words(settings)), 8101)
+        try:
+            best = max(tokens_a_second(8101, 1000 * n) for n in range(3))
+        finally:
+            server.end()
+        print(f"llama.cpp {words(settings)}: {best:.0f} tok/s", flush=True)
+        return best
+
+    settings, swept = ({}, []) if quick else sweep(reading, AXES)
     servers = {
         "ours": Server(ours(file, 8100, threads), 8100),
-        "llama.cpp": Server(theirs(options.llama_server, file, 8101, threads, settings), 8101),
+        "llama.cpp": Server(theirs(program, file, 8101, threads, words(settings)), 8101),
     }
     rates: dict[str, list[float]] = {name: [] for name in servers}
     try:
         for server in servers.values():
             tokens_a_second(server.port, 0)  # warms it up
-        for n in range(1 if options.quick else ROUNDS):
+        for n in range(1 if quick else ROUNDS):
             for name, server in servers.items():
                 rates[name].append(tokens_a_second(server.port, 100 * (n + 1)))
                 print(f"{name}: {rates[name][-1]:.0f} tok/s", flush=True)
     finally:
         for server in servers.values():
             server.end()
-    medians = {name: statistics.median(each) for name, each in rates.items()}
-    ratio = medians["ours"] / medians["llama.cpp"]
-    print(f"{STREAMS} streams: {medians} tok/s, {ratio:.2f}x")
-    version = subprocess.run(
-        [options.llama_server, "--version"], capture_output=True, text=True, check=True
-    )
-    told: dict[str, Any] = {
+    found = {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.platform(),
-        "cores": threads,
+        "machine": machine(threads),
         "model": f"{MODEL}, {file.name}",
         "streams": STREAMS,
         "tokens": TOKENS,
-        "rounds": {name: [round(rate, 1) for rate in each] for name, each in rates.items()},
-        "median": {name: round(rate, 1) for name, rate in medians.items()},
-        "ratio": round(ratio, 2),
-        "llama.cpp": {
-            "version": version.stderr.splitlines()[0],
-            "settings": settings,
-            "sweep": swept,
-        },
+        "median": {name: statistics.median(each) for name, each in rates.items()},
+        "rounds": rates,
+        "ratio": ratio(rates["ours"], rates["llama.cpp"], lower_is_better=False),
+        "llama.cpp": {"settings": words(settings), "sweep": swept},
     }
-    if not options.quick:
-        write_json(RESULTS, told)
+    print(json.dumps(found, indent=2))
+    if not quick:
+        write_json(RESULTS, found)
 
 
 if __name__ == "__main__":
