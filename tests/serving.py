@@ -92,18 +92,18 @@ def speaking(tokenizer, script, **options):
         yield engine
 
 
-def local(engine, settings=None, keys=(), **options):
+def local(engine, settings=None, keys=(), agent=None, **options):
     """A client of a server in this process."""
-    service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny")
+    service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny", agent)
     client = TestClient(guarded(service), base_url="http://127.0.0.1:8000", **options)
     client.service = service
     return client
 
 
 @contextlib.contextmanager
-def listening(engine, settings=None, keys=()):
+def listening(engine, settings=None, keys=(), agent=None):
     """The address of a server on a socket of this machine."""
-    service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny")
+    service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny", agent)
     config = uvicorn.Config(guarded(service), port=0, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

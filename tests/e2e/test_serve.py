@@ -114,7 +114,7 @@ def serving(*words, **environment):
 
 @pytest.fixture(scope="module")
 def server(model):
-    with serving(model, "--alias", "smollm3-3b") as server:
+    with serving(model, "--alias", "smollm3-3b", "--python-tools") as server:
         yield server
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from smollm3.agent.tools import ToolError
 from smollm3.infer.terminal import visible
@@ -45,10 +45,15 @@ class Refused(ToolError):
     """The call was not made."""
 
 
+def nobody(request: Request) -> NoReturn:
+    """There is none to ask."""
+    raise Refused(f"{request.name} was not called: it needs a person's consent, none is here")
+
+
 def ask_on_terminal(request: Request) -> Decision:
     """Ask y, n or always; Refused where nobody sits at a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise Refused(f"{request.name} was not called: it needs a person's consent, none is here")
+        nobody(request)
     origin = "The model's code calls" if request.from_code else "The model calls"
     sys.stdout.write(f"{origin} {request.text}\n")
     while True:

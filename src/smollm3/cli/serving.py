@@ -31,6 +31,18 @@ SETTINGS = {
         metavar="ORIGIN",
         help="A web page from elsewhere that may use it, as https://example.org.",
     ),
+    "tools": click.option(
+        "--tool", "tools", multiple=True, metavar="MODULE:NAME", help="A function that it runs."
+    ),
+    "mcp": click.option(
+        "--mcp",
+        multiple=True,
+        metavar="COMMAND",
+        help="An MCP server, or its URL.",
+    ),
+    "python_tools": click.option(
+        "--python-tools", is_flag=True, default=None, help="It runs the model's Python, isolated."
+    ),
     "think": click.option(
         "--think/--no-think", default=None, help="Where a request does not say [think]."
     ),

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
-from pydantic_core import from_json
 
 from smollm3.serve import replies as said
 from smollm3.serve.ask import Ask, Prompt
@@ -22,6 +21,7 @@ from smollm3.serve.events import (
     End,
     Grown,
     Quiet,
+    Ran,
     StreamEvent,
     Usage,
 )
@@ -43,6 +43,7 @@ from smollm3.serve.fields import (
 from smollm3.serve.messages import conversation
 from smollm3.serve.replies import AnthropicError, replies
 from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, sse
+from smollm3.serve.steps import arguments_of
 
 SIGNATURE = "smollm3"  # clients send reasoning back only with one; nothing is read from it
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -299,16 +300,7 @@ def _block(block: Block) -> Json:
         case "content":
             return {"type": "text", "text": block.text}
     call = {"type": "tool_use", "id": new_id("toolu_"), "name": block.name}
-    return {**call, "input": _arguments(block.text)}
-
-
-def _arguments(text: str) -> Json:
-    """Of a call that was cut off: what there is, which is what clients make of a stream."""
-    try:
-        given = from_json(text, allow_partial=True)
-    except ValueError:
-        return {}
-    return given if isinstance(given, dict) else {}
+    return {**call, "input": arguments_of(block.text)}
 
 
 def _usage(usage: Usage) -> Json:
@@ -358,7 +350,7 @@ class _Teller(Tell):
         self._end: End | None = None
 
     def event(self, event: StreamEvent) -> bytes:
-        if isinstance(event, Quiet):
+        if isinstance(event, Quiet | Ran):
             return KEEP_ALIVE
         data = b"" if self._begun else self._begin()
         if isinstance(event, End):

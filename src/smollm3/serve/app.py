@@ -12,9 +12,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.serve import anthropic, basics, openai_chat, openai_responses, openai_text, page
+from smollm3.serve import (
+    anthropic,
+    basics,
+    openai_chat,
+    openai_responses,
+    openai_text,
+    page,
+    tools,
+)
 from smollm3.serve.errors import ApiError, dialect_of, refused
 from smollm3.serve.guard import FAULT, GONE, Guard
 from smollm3.serve.service import Gone, Service
@@ -26,9 +35,11 @@ def create_app(
     settings: Settings | None = None,
     keys: Keys | None = None,
     model: str = "smollm3",
+    agent: Agent | None = None,
 ) -> ASGIApp:
-    """The ASGI application that serves an engine. model: its id, unless the settings name it."""
-    return guarded(Service(engine, settings or Settings(), keys or Keys([]), model))
+    """The ASGI application that serves an engine. model: its id, unless the settings name it.
+    agent: its tools are those that the server runs."""
+    return guarded(Service(engine, settings or Settings(), keys or Keys([]), model, agent))
 
 
 def guarded(service: Service) -> ASGIApp:
@@ -44,7 +55,7 @@ def routes(service: Service) -> FastAPI:
         docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
         redoc_url=None,
     )
-    for module in (openai_chat, openai_text, openai_responses, anthropic, basics):
+    for module in (openai_chat, openai_text, openai_responses, anthropic, basics, tools):
         app.include_router(module.router(service))
     page.add(app)
     app.add_exception_handler(RequestValidationError, _invalid)

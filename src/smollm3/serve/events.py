@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from smollm3.agent import ToolResult
 from smollm3.chat import (
     ArgumentsDelta,
     CallEnd,
@@ -69,11 +70,20 @@ class End:
 
 
 @dataclass(frozen=True)
+class Ran:
+    """The server runs the call that is block number `place` of the answer, or has run it."""
+
+    place: int
+    result: ToolResult | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
 class Quiet:
     """Nothing has happened for a while."""
 
 
-StreamEvent = Part | End | Quiet
+StreamEvent = Part | End | Ran | Quiet
 
 
 class _Answer:
@@ -158,9 +168,13 @@ class _Answer:
 
 
 class Answering:
-    """The answers of one request, as they come: iterate once. Close it, however that ends."""
+    """The answers of one request, as they come: iterate once. Close it, however that ends.
 
-    def __init__(self, ask: Ask, started: Sequence[Started], seconds: float) -> None:
+    seconds: that they may take; left: of these, now."""
+
+    def __init__(
+        self, ask: Ask, started: Sequence[Started], seconds: float, left: float | None = None
+    ) -> None:
         self.ask = ask
         self.prompts = [one.prompt for one in started[:: ask.params.n]]
         self.usage = Usage()
@@ -168,7 +182,9 @@ class Answering:
         self._queue: asyncio.Queue[tuple[_Answer, Step | None] | BaseException] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._pump(answer)) for answer in self._answers]
         late = ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.abort, late)
+        self._timer = asyncio.get_running_loop().call_later(
+            seconds if left is None else left, self.abort, late
+        )
 
     def abort(self, error: ApiError) -> None:
         """End it with this error."""
@@ -241,12 +257,15 @@ def _told(error: BaseException) -> BaseException:
 @dataclass
 class Block:
     """A stretch of an answer: its reasoning, content or one call (text: its arguments). steps: the
-    tokens of content."""
+    tokens of content. result: of a call that the server has run. turn: how often it had run calls
+    before."""
 
     kind: Literal["reasoning", "content", "call"]
     name: str = ""
     text: str = ""
     steps: list[Step] = field(default_factory=list)
+    result: ToolResult | None = None
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -264,6 +283,14 @@ class Blocks:
 
     def __init__(self) -> None:
         self.all: list[Block] = []
+        self._turn = 0
+
+    def ran(self, event: Ran) -> Block:
+        """The block whose call is run. What comes after results is another turn's."""
+        block = self.all[event.place]
+        block.result = event.result
+        self._turn = block.turn + 1
+        return block
 
     def feed(self, part: Part) -> list[Grown]:
         """What `part` adds. A block is complete once another begins."""
@@ -287,11 +314,12 @@ class Blocks:
         return grown
 
     def _block(self, kind: Literal["reasoning", "content"]) -> tuple[Block, bool]:
-        if self.all and self.all[-1].kind == kind:
+        if self.all and (self.all[-1].kind, self.all[-1].turn) == (kind, self._turn):
             return self.all[-1], False
         return self._open(Block(kind)), True
 
     def _open(self, block: Block) -> Block:
+        block.turn = self._turn
         self.all.append(block)
         return block
 
@@ -305,9 +333,12 @@ class Collected:
     text: str = ""
     end: End | None = None
 
-    def add(self, event: Part | End) -> None:
+    def add(self, event: Part | End | Ran) -> None:
         if isinstance(event, End):
             self.end = event
+            return
+        if isinstance(event, Ran):
+            self.parts.ran(event)
             return
         if event.step is not None:
             self.steps.append(event.step)

@@ -211,6 +211,8 @@ def toolbox(
     names = [tool["name"] for tool in declared]
     if len(set(names)) < len(names):
         raise refused("tools: two have the same name", "tools")
+    if python and "python" in names:
+        raise refused("tools: python: with Python that name is taken; rename it", "tools")
     there = bool(declared or python)
     if choice == "named" and name not in [*names, *(["python"] if python else [])]:
         raise refused(f"tool_choice: there is no tool {name!r:.80}", "tool_choice")

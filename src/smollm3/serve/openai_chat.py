@@ -13,7 +13,7 @@ from pydantic import Field
 from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
 from smollm3.serve.ask import Ask, Prompt
 from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.events import Answering, Collected, End, Part, Quiet, StreamEvent
+from smollm3.serve.events import Answering, Collected, End, Part, Quiet, Ran, StreamEvent
 from smollm3.serve.fields import (
     Body,
     Content,
@@ -303,7 +303,7 @@ class _Teller(Tell):
         }
 
     def event(self, event: StreamEvent) -> bytes:
-        if isinstance(event, Quiet):
+        if isinstance(event, Quiet | Ran):
             return KEEP_ALIVE
         data = b""
         if event.index not in self._begun:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from smollm3.agent.loop import PYTHON
+from smollm3.agent.python import declarations
 from smollm3.serve.ask import Ask, Prompt
 from smollm3.serve.errors import refused
 from smollm3.serve.fields import (
@@ -61,6 +64,22 @@ class CallItem(Body):
     status: Status | None = None
 
 
+class Logs(Body):
+    type: Literal["logs"]
+    logs: str
+
+
+class PythonItem(Body):
+    """Python that this server has run."""
+
+    type: Literal["code_interpreter_call"]
+    code: str
+    outputs: list[Logs] | None = None
+    container_id: str | None = None
+    id: str | None = None
+    status: Status | Literal["interpreting", "failed"] | None = None
+
+
 class ResultItem(Body):
     type: Literal["function_call_output"]
     call_id: str
@@ -77,9 +96,25 @@ class ResponseTool(Body):
     strict: bool | None = None
 
 
+class AutoContainer(Body):
+    type: Literal["auto"]
+
+
+class CodeInterpreter(Body):
+    """The server's own Python. container: that of the response before, else a new one; or any
+    name, under which variables are kept until they were unused for ten minutes."""
+
+    type: Literal["code_interpreter"]
+    container: Annotated[str, Field(min_length=1, max_length=200)] | AutoContainer
+
+
 class NamedTool(Body):
     type: Literal["function"]
     name: str
+
+
+class PythonChoice(Body):
+    type: Literal["code_interpreter"]
 
 
 class TextFormat(Body):
@@ -98,7 +133,7 @@ class ReasoningSettings(Body):
     effort: Effort | None = None
 
 
-Item = InputMessage | ReasoningItem | CallItem | ResultItem
+Item = InputMessage | ReasoningItem | CallItem | PythonItem | ResultItem
 
 
 class ResponseBody(Sampling):
@@ -111,8 +146,8 @@ class ResponseBody(Sampling):
     store: bool | None = None
     stream: bool = False
     max_output_tokens: Whole | None = None
-    tools: list[ResponseTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: list[ResponseTool | CodeInterpreter] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | PythonChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
     reasoning: ReasoningSettings | None = None
@@ -138,6 +173,13 @@ class ResponseBody(Sampling):
         return chosen if isinstance(chosen, str) else chosen.model_dump()
 
     @property
+    def interpreter(self) -> CodeInterpreter | None:
+        found = [tool for tool in self.tools or () if isinstance(tool, CodeInterpreter)]
+        if len(found) > 1:
+            raise refused("tools: one code_interpreter is enough", "tools")
+        return found[0] if found else None
+
+    @property
     def parallel(self) -> bool:
         return self.parallel_tool_calls is not False
 
@@ -153,14 +195,16 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
         effort=body.reasoning.effort if body.reasoning else None,
         budget=body.thinking_budget,
     )
-    tools = body.tools or []
-    named = body.tool_choice if isinstance(body.tool_choice, NamedTool) else None
+    tools = [tool for tool in body.tools or () if isinstance(tool, ResponseTool)]
+    named = None
+    if isinstance(body.tool_choice, NamedTool | PythonChoice):
+        named = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else PYTHON
     box = toolbox(
         service,
         [t.model_dump(exclude_none=True, exclude={"type", "strict"}) for t in tools],
-        (),
+        _functions(service) if body.interpreter else (),
         "named" if named else body.choice,
-        named.name if named else None,
+        named,
         body.parallel,
         any(tool.strict for tool in tools),
     )
@@ -171,7 +215,7 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
     first = [{"role": "system", "content": body.instructions}] if body.instructions else []
     params = params_of(body, settings, body.top_logprobs or 0, body.seed)
     ask = Ask(
-        [Prompt(conversation([*first, *said]), box.shown, thinking=thinking.on)],
+        [Prompt(conversation([*first, *said]), box.shown, box.python, thinking.on)],
         params,
         max_tokens=body.max_output_tokens,
         constraint=constraint,
@@ -179,10 +223,19 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
         thinking_budget=thinking.budget if thinking.on else None,
         parallel=body.parallel,
         calls=box.calls,
+        python=bool(box.python),
         seeded=body.seed is not None,
         banned=box.banned,
     )
     return ask, said
+
+
+def _functions(service: Service) -> list[Any]:
+    """What Python of the model may call here."""
+    agent = service.host.agent
+    if agent is None or agent.sandbox is None:
+        raise refused("tools: code_interpreter: this server was started without --python-tools")
+    return declarations(agent.functions)
 
 
 def _messages(given: str | Sequence[Item]) -> list[Json]:
@@ -204,6 +257,12 @@ def _messages(given: str | Sequence[Item]) -> list[Json]:
                 function = {"name": item.name, "arguments": item.arguments}
                 call = {"id": item.call_id, "type": "function", "function": function}
                 _add(messages, {"tool_calls": [call]})
+            case PythonItem():
+                code = {"name": PYTHON, "arguments": json.dumps({"code": item.code})}
+                call = {"id": item.id or "", "type": "function", "function": code}
+                _add(messages, {"tool_calls": [call]})
+                output = "\n".join(part.logs for part in item.outputs or ())
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": output})
             case ResultItem():
                 messages.append(
                     {

@@ -11,16 +11,31 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from smollm3.agent.loop import PYTHON
 from smollm3.serve import replies as said
+from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError
-from smollm3.serve.events import Answering, Block, Blocks, End, Grown, Quiet, StreamEvent, Usage
-from smollm3.serve.openai_items import ResponseBody, ask_of
+from smollm3.serve.events import (
+    Answering,
+    Block,
+    Blocks,
+    End,
+    Grown,
+    Quiet,
+    Ran,
+    StreamEvent,
+    Usage,
+)
+from smollm3.serve.host import PythonRun
+from smollm3.serve.openai_items import CodeInterpreter, ResponseBody, ResponseTool, ask_of
 from smollm3.serve.replies import replies
 from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, salt_of, sse
+from smollm3.serve.steps import arguments_of, messages_of
 from smollm3.serve.stored import Store
 from smollm3.serve.tokens import chat_logprob
 
 _PREFIX = {"reasoning": "rs_", "content": "msg_", "call": "fc_"}
+_CODE = "response.code_interpreter_call"
 _FAILED = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
@@ -32,22 +47,25 @@ def router(service: Service) -> APIRouter:
     async def responses(body: ResponseBody, request: Request) -> Response:
         """Answer a conversation, as items."""
         model, salt = service.check_model(body.model), salt_of(request)
-        before: Sequence[Json] = ()
+        before = None
         if body.previous_response_id is not None:
-            before = _found(store, salt, body.previous_response_id).messages
-        ask, messages = ask_of(service, body, before)
-        answer = _Answer(service, body, model)
+            before = _found(store, salt, body.previous_response_id)
+        ask, messages = ask_of(service, body, before.messages if before else ())
+        container = before.container if before else None
+        run = _python(service, body, salt, ask, container)
+        container = run.container if run else container
+        answer = _Answer(service, body, model, run.container if run else None)
 
         def keep(response: Json) -> Json:
             if body.store is not False:
-                store.put(salt, [*messages, *answer.messages()], response)
+                store.put(salt, [*messages, *answer.messages()], response, container)
             return response
 
         if body.stream:
             return await service.streamed(
-                request, ask, lambda answering: _Teller(answer, answering, keep)
+                request, ask, lambda answering: _Teller(answer, answering, keep), run
             )
-        answering, [collected] = await service.whole(request, ask)
+        answering, [collected] = await service.whole(request, ask, run)
         answer.take(collected.blocks)
         return JSONResponse(keep(answer.response(collected.done, answering.usage)))
 
@@ -66,6 +84,19 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+def _python(
+    service: Service, body: ResponseBody, salt: str, ask: Ask, before: str | None
+) -> PythonRun | None:
+    """What runs the response's Python, if it may be called. before: the container until now."""
+    tool = body.interpreter
+    if tool is None or not ask.python:
+        return None
+    named = tool.container if isinstance(tool.container, str) else before
+    # One that nothing leads back to lives for the request.
+    kept = named is not None or body.store is not False
+    return PythonRun(service.host, salt, named or new_id("cntr_"), kept)
+
+
 def _found(store: Store, salt: str, name: str) -> Any:
     found = store.get(salt, name)
     if found is None:
@@ -80,11 +111,16 @@ def _found(store: Store, salt: str, name: str) -> Any:
 
 @dataclass
 class _Item:
-    """A block with the names that it has in this API."""
+    """A block with the names that it has in this API. container: of a call that is run here."""
 
     block: Block
     id: str
     call_id: str
+    container: str | None = None
+
+    @property
+    def code(self) -> str:
+        return str(arguments_of(self.block.text).get("code", ""))
 
     @property
     def part(self) -> Json:
@@ -96,7 +132,10 @@ class _Item:
 class _Answer:
     """A response: what was asked, and the items so far."""
 
-    def __init__(self, service: Service, body: ResponseBody, model: str) -> None:
+    def __init__(
+        self, service: Service, body: ResponseBody, model: str, container: str | None
+    ) -> None:
+        self._container = container
         self._tokenizer = service.engine.tokenizer
         self._body = body
         self._model = model
@@ -105,7 +144,9 @@ class _Answer:
         self.items: list[_Item] = []
 
     def add(self, block: Block) -> _Item:
-        item = _Item(block, new_id(_PREFIX[block.kind]), new_id("call_"))
+        python = self._container is not None and (block.kind, block.name) == ("call", PYTHON)
+        prefix = "ci_" if python else _PREFIX[block.kind]
+        item = _Item(block, new_id(prefix), new_id("call_"), self._container if python else None)
         self.items.append(item)
         return item
 
@@ -119,20 +160,7 @@ class _Answer:
 
     def messages(self) -> list[Json]:
         """The answer as templates know it."""
-        texts = {"reasoning": "", "content": ""}
-        calls = []
-        for item in self.items:
-            if item.block.kind == "call":
-                function = {"name": item.block.name, "arguments": item.block.text}
-                calls.append({"id": item.call_id, "type": "function", "function": function})
-            else:
-                texts[item.block.kind] += item.block.text
-        message: Json = {"role": "assistant", "content": texts["content"]}
-        if texts["reasoning"]:
-            message["reasoning_content"] = texts["reasoning"]
-        if calls:
-            message["tool_calls"] = calls
-        return [message]
+        return messages_of((item.block, item.call_id) for item in self.items)
 
     def logprobs(self, steps: Sequence[Any]) -> list[Json]:
         if not self._body.with_logprobs:
@@ -148,6 +176,8 @@ class _Answer:
     def item(self, item: _Item, status: str = "completed", empty: bool = False) -> Json:
         block = item.block
         told: Json = {"id": item.id, "status": status}
+        if item.container is not None:
+            return {**told, **self._run(item, empty)}
         content = [] if empty else [self.part(item)]
         match block.kind:
             case "reasoning":
@@ -157,12 +187,23 @@ class _Answer:
         call = {"type": "function_call", "call_id": item.call_id, "name": block.name}
         return {**told, **call, "arguments": "" if empty else block.text}
 
+    def _is_cut(self, item: _Item, cut: bool) -> bool:
+        if item.container is not None:
+            return item.block.result is None
+        return cut and item is self.items[-1]
+
+    def _run(self, item: _Item, empty: bool) -> Json:
+        """Python and what it gave."""
+        result, code = item.block.result, "" if empty else item.code
+        outputs = None if result is None else [{"type": "logs", "logs": result.text}]
+        place = {"type": "code_interpreter_call", "container_id": item.container}
+        return {**place, "code": code, "outputs": outputs}
+
     def response(self, end: End | None, usage: Usage, error: Json | None = None) -> Json:
         """end: None while it is being made."""
         cut = end is not None and end.reason == "length"
         if end is not None and self.needs_message():
             self.add(Block("content"))
-        last = len(self.items) - 1
         status = "incomplete" if cut else "completed" if end else "in_progress"
         body = self._body
         return {
@@ -173,8 +214,8 @@ class _Answer:
             "status": "failed" if error else status,
             "model": self._model,
             "output": [
-                self.item(item, "incomplete" if cut and i == last else "completed")
-                for i, item in enumerate(self.items)
+                self.item(item, "incomplete" if self._is_cut(item, cut) else "completed")
+                for item in self.items
             ],
             "usage": _usage(usage) if end else None,
             "error": error,
@@ -185,7 +226,7 @@ class _Answer:
             "temperature": body.temperature,
             "top_p": body.top_p,
             "top_logprobs": body.top_logprobs or 0,
-            "tools": [{"parameters": None, "strict": None} | _dump(t) for t in body.tools or ()],
+            "tools": [_tool(tool) for tool in body.tools or ()],
             "tool_choice": body.choice,
             "parallel_tool_calls": body.parallel,
             "text": _dump(body.text) if body.text else {"format": {"type": "text"}},
@@ -195,6 +236,12 @@ class _Answer:
             "metadata": body.metadata or {},
             "background": False,
         }
+
+
+def _tool(tool: ResponseTool | CodeInterpreter) -> Json:
+    if isinstance(tool, CodeInterpreter):
+        return _dump(tool)
+    return {"parameters": None, "strict": None} | _dump(tool)
 
 
 def _dump(body: Any) -> Json:
@@ -230,9 +277,22 @@ class _Teller(Tell):
         if isinstance(event, End):
             self._end = event
             return data
+        if isinstance(event, Ran):
+            self._blocks.ran(event)
+            return data + self._ran(event)
         for grown in self._blocks.feed(event):
             data += self._grow(grown)
         return data
+
+    def _ran(self, event: Ran) -> bytes:
+        """Items are the blocks, in their order."""
+        item = self._answer.items[event.place]
+        if event.result is None:
+            code = item.code
+            data = self._on_item(f"{_CODE}_code.delta", item, delta=code)
+            data += self._on_item(f"{_CODE}_code.done", item, code=code)
+            return data + self._on_item(f"{_CODE}.interpreting", item)
+        return self._on_item(f"{_CODE}.completed", item) + self._done(item, "completed")
 
     def _begin(self) -> bytes:
         response = self._answer.response(None, Usage())
@@ -255,12 +315,20 @@ class _Teller(Tell):
                 return data + self._on_text(
                     "response.output_text.delta", delta=grown.text, logprobs=told
                 )
-        return data + self._on_item("response.function_call_arguments.delta", delta=grown.text)
+        item = self._answer.items[-1]
+        if item.container is not None:
+            return data  # its code is told when it is complete
+        return data + self._on_item(
+            "response.function_call_arguments.delta", item, delta=grown.text
+        )
 
     def _open(self, block: Block) -> bytes:
         item = self._answer.add(block)
         shown = self._answer.item(item, "in_progress", empty=True)
-        data = self._tell("response.output_item.added", output_index=self._place, item=shown)
+        place = len(self._answer.items) - 1
+        data = self._tell("response.output_item.added", output_index=place, item=shown)
+        if item.container is not None:
+            return data + self._on_item(f"{_CODE}.in_progress", item)
         if block.kind == "call":
             return data
         part = self._answer.part(item) | {"text": ""}
@@ -269,8 +337,8 @@ class _Teller(Tell):
         return data + self._on_text("response.content_part.added", part=part)
 
     def _close(self, status: str) -> bytes:
-        """The last item is complete."""
-        if not self._answer.items:
+        """The last item is complete; one that is run here is so once it has run."""
+        if not self._answer.items or self._answer.items[-1].container is not None:
             return b""
         item = self._answer.items[-1]
         text, part = item.block.text, self._answer.part(item)
@@ -284,21 +352,23 @@ class _Teller(Tell):
                 data += self._on_text("response.content_part.done", part=part)
             case _:
                 data = self._on_item(
-                    "response.function_call_arguments.done", arguments=text, name=item.block.name
+                    "response.function_call_arguments.done",
+                    item,
+                    arguments=text,
+                    name=item.block.name,
                 )
-        shown = self._answer.item(item, status)
-        return data + self._tell("response.output_item.done", output_index=self._place, item=shown)
+        return data + self._done(item, status)
 
-    @property
-    def _place(self) -> int:
-        return len(self._answer.items) - 1
+    def _done(self, item: _Item, status: str) -> bytes:
+        place, shown = self._answer.items.index(item), self._answer.item(item, status)
+        return self._tell("response.output_item.done", output_index=place, item=shown)
 
-    def _on_item(self, kind: str, **fields: Any) -> bytes:
-        item = self._answer.items[-1]
-        return self._tell(kind, item_id=item.id, output_index=self._place, **fields)
+    def _on_item(self, kind: str, item: _Item, **fields: Any) -> bytes:
+        place = self._answer.items.index(item)
+        return self._tell(kind, item_id=item.id, output_index=place, **fields)
 
     def _on_text(self, kind: str, **fields: Any) -> bytes:
-        return self._on_item(kind, content_index=0, **fields)
+        return self._on_item(kind, self._answer.items[-1], content_index=0, **fields)
 
     def _tell(self, kind: str, **fields: Any) -> bytes:
         self._count += 1
@@ -311,6 +381,9 @@ class _Teller(Tell):
         if self._answer.needs_message():
             data = self._close("completed") + self._open(Block("content"))
         data += self._close("incomplete" if cut else "completed")
+        for item in self._answer.items:
+            if item.container is not None and item.block.result is None:
+                data += self._done(item, "incomplete")
         response = self._keep(self._answer.response(self._end, self._answering.usage))
         return data + self._tell(f"response.{response['status']}", response=response)
 

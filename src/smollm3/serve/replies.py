@@ -128,6 +128,23 @@ class Models(BaseModel):
     last_id: str
 
 
+class OwnTools(BaseModel):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    python: dict[str, Any] | None
+
+
+class ToolResult(BaseModel):
+    type: Literal["result"]
+    content: str
+    ok: bool
+
+
+class Answered(BaseModel):
+    id: str
+    allowed: bool
+
+
 class Tokens(BaseModel):
     tokens: list[int]
     count: int

@@ -8,9 +8,12 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import uvicorn
 
+from smollm3.agent import Agent, load_tools
+from smollm3.agent.sandbox import find_sandbox
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve.app import guarded
@@ -25,10 +28,24 @@ CLEAN_UP = 2.0  # of the grace time, in which the last errors are told
 def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     """Serve what `load` gives until a signal comes. Raises UserError for what would not do, before
     the model is loaded where that can be known."""
-    keys = read_keys(settings)
-    with listening(settings) as listener, load() as engine:
-        Server(Service(engine, settings, keys, name)).run([listener])
+    keys, tools = read_keys(settings), own_tools(settings)
+    with listening(settings) as listener, load() as engine, tools(engine) as agent:
+        Server(Service(engine, settings, keys, name, agent)).run([listener])
     log.info("ended")
+
+
+def own_tools(settings: Settings) -> Callable[[Engine], AbstractContextManager[Agent | None]]:
+    """The tools that the server runs, if any; what they need is looked for before there is an
+    engine. With Python they are functions of it too."""
+    found = [tool for target in settings.tools for tool in load_tools(target)]
+    if settings.python_tools:
+        find_sandbox()
+    if not (found or settings.mcp or settings.python_tools):
+        return lambda _: contextlib.nullcontext()
+    inside = found if settings.python_tools else False
+    return lambda engine: Agent(
+        engine, () if settings.python_tools else found, python_tools=inside, mcp=settings.mcp
+    )
 
 
 @contextlib.contextmanager

@@ -15,14 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve.ask import Ask, start
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.events import Answering, Collected, Part, StreamEvent, collect
 from smollm3.serve.gate import Gate
+from smollm3.serve.host import Host
 from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.settings import Keys, Settings
+from smollm3.serve.steps import Run, Steps
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -35,8 +38,16 @@ class Gone(Exception):
 class Service:
     """Of one event loop."""
 
-    def __init__(self, engine: Engine, settings: Settings, keys: Keys, model: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        keys: Keys,
+        model: str,
+        agent: Agent | None = None,
+    ) -> None:
         self.engine = engine
+        self.host = Host(agent)
         self.settings = settings
         self.keys = keys
         self.model = settings.name or model
@@ -60,18 +71,24 @@ class Service:
         )
 
     @asynccontextmanager
-    async def answering(self, ask: Ask, salt: str) -> AsyncIterator[Answering]:
-        """The answers on their way, once it is their turn; they end with the context."""
+    async def answering(
+        self, ask: Ask, salt: str, run: Run | None = None
+    ) -> AsyncIterator[Answering]:
+        """The answers on their way, once it is their turn; they end with the context. run: makes
+        the calls of Python, upon which the answer goes on."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         await self.gate.enter(ask.count)
         try:
-            try:
-                # In a thread: templates of strangers run in a process, grammars are compiled.
-                started = await asyncio.to_thread(start, ask, self.engine, self.settings, salt)
-            except UserError as e:
-                raise refused(str(e)) from None
-            answering = Answering(ask, started, self.settings.request_seconds)
+            loop = asyncio.get_running_loop()
+            until = loop.time() + self.settings.request_seconds
+
+            def begin(asked: Ask) -> Awaitable[Answering]:
+                return self._begin(asked, salt, until - loop.time())
+
+            answering = await begin(ask)
+            if run is not None:
+                answering = Steps(answering, begin, run)
             self._live.add(answering)
             try:
                 yield answering
@@ -81,6 +98,14 @@ class Service:
                 self._count(answering)
         finally:
             self.gate.leave(ask.count)
+
+    async def _begin(self, ask: Ask, salt: str, left: float) -> Answering:
+        try:
+            # In a thread: templates of strangers run in a process, grammars are compiled.
+            started = await asyncio.to_thread(start, ask, self.engine, self.settings, salt)
+        except UserError as e:
+            raise refused(str(e)) from None
+        return Answering(ask, started, self.settings.request_seconds, left)
 
     def _count(self, answering: Answering) -> None:
         tokens, usage = self.metrics.tokens, answering.usage
@@ -96,25 +121,32 @@ class Service:
         """What still runs ends with an error that says why."""
         error = ApiError(503, "the server is shutting down", code="shutting_down")
         self.gate.refuse_waiting(error)
+        self.host.refuse_waiting()
         for answering in list(self._live):
             answering.abort(error)
 
-    async def whole(self, request: Request, ask: Ask) -> tuple[Answering, list[Collected]]:
+    async def whole(
+        self, request: Request, ask: Ask, run: Run | None = None
+    ) -> tuple[Answering, list[Collected]]:
         """All answers, unless the client hangs up before."""
 
         async def work() -> tuple[Answering, list[Collected]]:
-            async with self.answering(ask, salt_of(request)) as answering:
+            async with self.answering(ask, salt_of(request), run) as answering:
                 watched = self._watched(answering)
                 return answering, await collect(ask.count, watched)
 
         return await unless_gone(request, work())
 
     async def streamed(
-        self, request: Request, ask: Ask, tell: Callable[[Answering], Tell]
+        self,
+        request: Request,
+        ask: Ask,
+        tell: Callable[[Answering], Tell],
+        run: Run | None = None,
     ) -> Response:
         """An event stream of what `tell` makes of the answers. What is wrong with the request is
         raised before it begins."""
-        context = self.answering(ask, salt_of(request))
+        context = self.answering(ask, salt_of(request), run)
         answering = await unless_gone(request, context.__aenter__())
         teller = tell(answering)
 

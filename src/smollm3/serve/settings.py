@@ -40,6 +40,12 @@ class Settings(Spec):
     """Where a request does not say."""
     max_tokens: Count = 8192
     """Of an answer, where a request does not say."""
+    tools: tuple[str, ...] = ()
+    """Functions that the server runs, MODULE:NAME each."""
+    mcp: tuple[str, ...] = ()
+    """MCP servers whose tools it runs, commands or URLs."""
+    python_tools: bool = False
+    """It runs the model's own Python, isolated."""
     running: Count = 64
     """Answers made at once."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 256

@@ -12,11 +12,13 @@ from smollm3.serve.service import Json
 
 @dataclass(frozen=True)
 class Stored:
-    """messages: the conversation up to and with the answer; response: as it was told."""
+    """messages: the conversation up to and with the answer; response: as it was told; container:
+    of its Python."""
 
     messages: Sequence[Json]
     response: Json
     size: int
+    container: str | None = None
 
 
 class Store:
@@ -27,9 +29,15 @@ class Store:
         self._room = size
         self._all: OrderedDict[tuple[str, str], Stored] = OrderedDict()
 
-    def put(self, salt: str, messages: Sequence[Json], response: Json) -> None:
+    def put(
+        self,
+        salt: str,
+        messages: Sequence[Json],
+        response: Json,
+        container: str | None = None,
+    ) -> None:
         size = len(json.dumps([messages, response]))
-        self._all[salt, response["id"]] = Stored(messages, response, size)
+        self._all[salt, response["id"]] = Stored(messages, response, size, container)
         self._room -= size
         while self._all and (len(self._all) > self._count or self._room < 0):
             self._room += self._all.popitem(last=False)[1].size
