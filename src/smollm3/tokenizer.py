@@ -297,7 +297,11 @@ class Tokenizer:
             model["vocab"] |= {token["content"]: token["id"] for token in kept}
             if model.get("unk_token") in self._control:
                 model["unk_token"] = None
-        return tokenizers.Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
+        try:
+            return tokenizers.Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
+        except BaseException as e:
+            _check_the_librarys(e)
+            raise UserError(f"tokenizer.json: its pieces need its control tokens ({e})") from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; a control token spelled in it is ordinary text."""
