@@ -98,17 +98,17 @@ class _Header:
 
     def strings(self, what: str, count: int) -> list[str]:
         """As `string`, for the hundreds of thousands of a vocabulary."""
-        data, at, end, size_at = self.data, self.at, self.end, struct.Struct("<Q").unpack_from
+        data, at, end, number = self.data, self.at, self.end, int.from_bytes
         found: list[str] = []
         try:
             for _ in range(count):
-                (size,) = size_at(data, at)
+                size = number(data[at : at + 8], "little")
                 at += 8
-                if size > min(end - at, STRING_BYTES):
+                if size > end - at or size > STRING_BYTES:
                     raise self.fail(what, f"a string of {size} bytes does not fit")
-                found.append(str(data[at : at + size], "utf-8"))
+                found.append(data[at : at + size].decode())
                 at += size
-        except (struct.error, UnicodeDecodeError) as e:
+        except UnicodeDecodeError as e:
             raise self.fail(what, f"damaged ({e})") from None
         self.at = at
         return found

@@ -62,8 +62,7 @@ def read_tokenizer(file: Gguf) -> Tokenizer:
     """The tokenizer and chat template in `file`; a UserError names the key that does not fit."""
     pre = _pre(file)
     tokens = _strings(file, "tokens")
-    vocab = {token: index for index, token in enumerate(tokens)}
-    if len(vocab) < len(tokens):
+    if len(set(tokens)) < len(tokens):
         raise file.fail(PREFIX + "tokens", "a token appears twice")
     config = {name: tokens[i] for name, key in NAMED.items() if (i := _id(file, key, tokens)) >= 0}
     stops = [i for key in STOPS if (i := _id(file, key, tokens)) >= 0]
@@ -82,7 +81,7 @@ def read_tokenizer(file: Gguf) -> Tokenizer:
     end = len(tokens)
     while end and tokens[end - 1] in added and (added[tokens[end - 1]] or tokens[end - 1].strip()):
         end -= 1
-    pieces = {token: vocab[token] for token in tokens[:end]}
+    pieces = dict(zip(tokens[:end], range(end), strict=True))
     bpe = tokenizers.Tokenizer(_bpe(file, pieces, ignore_merges=pre in WHOLE_WORDS))
     bpe.pre_tokenizer = SPLITS[pre]()
     bpe.decoder = decoders.ByteLevel()
@@ -92,7 +91,8 @@ def read_tokenizer(file: Gguf) -> Tokenizer:
             raise file.fail(PREFIX + "bos_token_id", "missing, but add_bos_token is set")
         bos = config["bos_token"]
         bpe.post_processor = processors.TemplateProcessing(
-            single="BOS $A", special_tokens=[{"id": "BOS", "ids": [vocab[bos]], "tokens": [bos]}]
+            single="BOS $A",
+            special_tokens=[{"id": "BOS", "ids": [tokens.index(bos)], "tokens": [bos]}],
         )
     template: str = file.get("tokenizer.chat_template", str, "")
     try:
@@ -130,7 +130,8 @@ def _types(file: Gguf, count: int) -> list[int]:
         return [NORMAL] * count
     if isinstance(types, str | list) or getattr(types, "shape", None) != (count,):
         raise file.fail(PREFIX + "token_type", f"must be one number for each of {count} tokens")
-    return [int(kind) for kind in types]
+    kinds: list[int] = types.tolist()
+    return kinds
 
 
 def _bpe(file: Gguf, vocab: dict[str, int], ignore_merges: bool) -> models.BPE:
