@@ -111,6 +111,11 @@ MUTANTS = [
     Mutant("calls beside the one that was allowed", "serve/events.py", "if isinstance(event, CallEnd) and not self._ask.parallel:", "if False:", f"{U}serve_chat.py"),
     Mutant("reasoning of a turn before is lost", "serve/openai_items.py", '_add(messages, {"reasoning_content": thought})', "pass", f"{U}serve_turns.py"),
     Mutant("a prompt is counted for each answer", "serve/events.py", "if answer.index % self.ask.params.n:", "if False:", f"{U}serve_chat.py"),
+    Mutant("the server asks nobody", "serve/host.py", "approve = nobody if self._questions is None else self._ask", "approve = lambda _: True", f"{U}serve_tools.py"),
+    Mutant("keys share their interpreters", "serve/host.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
+    Mutant("whoever leaves has not said no", "serve/host.py", "            self._asked.cancel()", "            pass", f"{U}serve_tools.py"),
+    Mutant("interpreters outlive their request", "serve/host.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
+    Mutant("tokens of earlier steps are forgotten", "serve/steps.py", "self.usage += self._now.usage", "self.usage = self._now.usage", f"{U}serve_tools.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
     # the kernels, built again for each

@@ -150,6 +150,9 @@ class Handler(BaseHTTPRequestHandler):
                 model = {"id": "smollm3-3b", "object": "model", "max_model_len": CONTEXT}
                 self.reply(200, {"object": "list", "data": [model]})
             return
+        if path == "/v1/tools":
+            self.reply(200, {"object": "list", "data": [], "python": None})
+            return
         name = path.removeprefix("/assets/")
         file = STATIC / "index.html" if path == "/" else STATIC / "assets" / name
         if "/" in name.strip("/") or not file.is_file():

@@ -3,6 +3,10 @@
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,7 +60,23 @@ def workplace(smoke, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [c for c in commands() if "smollm3 serve" in c])
+@pytest.mark.slow
+def test_a_server_starts(workplace, command):
+    words = [sys.executable, "-m", "smollm3", *shlex.split(command)[1:], "--port", "0"]
+    process = subprocess.Popen(words, cwd=workplace, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        assert " on http://127.0.0.1:" in line, line
+        with urllib.request.urlopen(f"{line.split()[-1]}/v1/models") as response:
+            assert json.load(response)["data"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "smollm3 serve" not in c])
 @pytest.mark.slow
 def test_command(workplace, command):
     process = cli(*shlex.split(command)[1:], cwd=workplace, stdin="Hello\n")

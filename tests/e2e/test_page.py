@@ -516,6 +516,105 @@ def test_on_our_own_server(context, real, tokenizer):
     assert chat.errors == []
 
 
+SAYS = {
+    "burn": '<code>\nerase("a")\n</code>',
+    "sum": "<code>\ntotal = 40 + 2\ntotal\n</code>",
+    "42": "it is **42**",
+    "not allow": "as you wish",
+    "is erased": "gone",
+}
+
+
+@pytest.fixture
+def erased():
+    return []
+
+
+@pytest.fixture
+def tooled(built, tokenizer, erased):
+    """The address of a server that runs Python, in which something can be erased."""
+    agents = pytest.importorskip("smollm3.agent")
+    serving = pytest.importorskip("tests.serving", reason="the server's extra is not installed")
+
+    def erase(name: str) -> str:
+        """Erase something."""
+        erased.append(name)
+        return f"{name} is erased"
+
+    with (
+        serving.speaking(tokenizer, SAYS) as engine,
+        agents.Agent(engine, python_tools=[erase]) as agent,
+        serving.listening(engine, agent=agent) as (url, _),
+    ):
+        yield url
+
+
+@pytest.mark.skipif(STATIC != BUILT, reason="the server shows the page that is built in")
+class TestTheServersTools:
+    @pytest.fixture
+    def chat(self, context, tooled):
+        chat = Page(context.new_page(), tooled)
+        chat.page.keyboard.press("Alt+t")
+        chat.page.keyboard.press("Alt+,")
+        chat.page.fill("[name=temperature]", "0")
+        chat.page.keyboard.press("Escape")
+        yield chat
+        assert chat.errors == []
+
+    def question(self, chat):
+        return chat.page.locator("[role=alertdialog]")
+
+    def test_python_runs_and_the_answer_goes_on(self, chat):
+        chat.ask("sum", wait=False)
+        chat.page.wait_for_selector(".markdown:has-text('it is 42')")
+        assert chat.page.locator(".call .result").inner_text() == "42"
+        assert "done" in chat.page.locator(".call h3").inner_text()
+        assert self.question(chat).count() == 0
+        chat.page.reload()
+        chat.page.wait_for_selector(".call .result")
+
+    def test_what_changes_something_is_asked_about(self, chat, erased):
+        chat.ask("burn", wait=False)
+        question = self.question(chat)
+        question.wait_for()
+        assert "erase" in question.inner_text()
+        assert '"name": "a"' in question.inner_text()
+        assert erased == []
+        question.get_by_text("Do not").click()
+        chat.page.wait_for_selector(".markdown:has-text('as you wish')")
+        assert erased == []
+        assert "did not allow" in chat.page.locator(".call .result").inner_text()
+        chat.settled()
+        chat.ask("burn", wait=False)
+        question.get_by_text("Allow once").click()
+        chat.page.wait_for_selector(".markdown:has-text('gone')")
+        assert erased == ["a"]
+        chat.settled()
+        chat.ask("burn", wait=False)
+        question.get_by_text("Always").click()
+        chat.page.locator(".markdown:has-text('gone')").nth(1).wait_for()
+        chat.settled()
+        chat.ask("burn", wait=False)
+        chat.page.locator(".markdown:has-text('gone')").nth(2).wait_for()
+        assert erased == ["a"] * 3
+
+    def test_to_stop_is_to_refuse(self, chat, erased):
+        chat.ask("burn", wait=False)
+        self.question(chat).wait_for()
+        chat.page.keyboard.press("Escape")
+        chat.page.wait_for_selector(".note:has-text('The call was stopped')")
+        assert self.question(chat).count() == 0
+        assert erased == []
+
+    def test_switched_off_they_are_not_offered(self, chat, erased):
+        chat.page.click("button.toggle:has-text('Tools')")
+        bodies = []
+        chat.page.on("request", lambda request: bodies.append(request.post_data or ""))
+        chat.ask("burn")
+        assert not any("python_tools" in body for body in bodies)
+        assert erased == []
+
+
 # One line each of ui/src: file, what stands there, what it is broken into, the test that notices.
 BREAKAGES = [
     ("markdown.js", "html: false", "html: true", "hostile"),

@@ -38,6 +38,24 @@ export async function models(key) {
   return data;
 }
 
+const NO_FUNCTIONS = "(none but Python's own)"; // templates want some text
+
+/** What the server runs itself: tools called as JSON, functions of the model's Python. */
+export async function serverTools(key) {
+  const { data, python } = await (await request("v1/tools", { headers: headers(key) })).json();
+  const tools = data.map(({ type, function: declared }) => ({ type, function: declared }));
+  const functions = python ? (python.functions.length ? python.functions : [NO_FUNCTIONS]) : [];
+  const names = tools.map((tool) => tool.function.name);
+  return { tools, functions, names: python ? [...names, "python"] : names };
+}
+
+/** A call that the server makes: questions, then the result. */
+export const callTool = (call, conversation, key, signal) =>
+  stream("v1/tools/call", { name: call.name, arguments: JSON.parse(call.arguments), conversation, stream: true }, key, signal);
+
+export const answerQuestion = (id, allow, key) =>
+  request("v1/tools/answer", { method: "POST", headers: headers(key), body: JSON.stringify({ id, allow }) });
+
 /** The text of tokens: one alone may be a part of a character. */
 export async function detokenize(model, tokens, key) {
   const body = JSON.stringify({ model: model.id, tokens });
@@ -91,7 +109,7 @@ function sampling(settings, model) {
   return body;
 }
 
-export function chatBody(settings, model, messages) {
+export function chatBody(settings, model, messages, server) {
   const body = { ...sampling(settings, model), messages };
   if (canThink(model)) {
     body.chat_template_kwargs = { enable_thinking: settings.thinking };
@@ -101,8 +119,9 @@ export function chatBody(settings, model, messages) {
   }
   // Objects are tools called as JSON; texts are functions for the model's own Python.
   const tools = settings.tools.trim() ? JSON.parse(settings.tools) : [];
-  const python = tools.filter((tool) => typeof tool === "string");
-  if (tools.length > python.length) body.tools = tools.filter((tool) => typeof tool !== "string");
+  const python = [...tools.filter((tool) => typeof tool === "string"), ...server.functions];
+  const declared = [...tools.filter((tool) => typeof tool !== "string"), ...server.tools];
+  if (declared.length) body.tools = declared;
   if (python.length) body.chat_template_kwargs = { ...body.chat_template_kwargs, python_tools: python };
   if (settings.glass) body.glass_box = true;
   return body;

@@ -1,13 +1,18 @@
 // The page's state and what can be done to it. Components read `app` and call these functions;
 // `redraw` draws what has changed, at most twelve times a second while an answer streams.
-import { ApiError, chatBody, completionBody, detokenize, models, stream } from "./api.js";
+import { answerQuestion, ApiError, callTool, chatBody, completionBody, detokenize, models, serverTools, stream } from "./api.js";
 import { addNode, fork, isEmptyFailure, newConversation, parseRaw, path, showVersion, siblings, toMessages } from "./conversation.js";
 import * as store from "./store.js";
+
+const NO_TOOLS = { tools: [], functions: [], names: [] };
+const MOST_STEPS = 10; // answers in a row that call the server's tools
 
 export const app = {
   settings: store.loadSettings(),
   models: [],
   model: null,
+  server: NO_TOOLS, // what the server runs itself
+  allowed: new Set(), // "conversation name" of calls that are not asked about again
   problem: null, // why there is no model
   heads: [],
   conversation: null,
@@ -55,6 +60,7 @@ export async function connect() {
     app.models = await models(app.settings.key);
     app.model = app.models.find((model) => model.id === app.settings.model) ?? app.models[0] ?? null;
     if (!app.model) app.problem = { message: "The server has no model." };
+    app.server = await serverTools(app.settings.key);
   } catch (error) {
     app.problem = error;
   }
@@ -169,6 +175,71 @@ export function giveResult(assistant, results) {
   return answer(parent);
 }
 
+/** The server's tools, where they are switched on. */
+const offered = () => (app.settings.server_tools ? app.server : NO_TOOLS);
+
+/** Have the server make the calls of an answer, and answer their results, unless some are not its. */
+async function serve(conversation, node, steps) {
+  const { calls } = node;
+  if (!calls.length || node.state !== "done" || node.finish === "length") return;
+  if (!calls.every((call) => offered().names.includes(call.name))) return;
+  const controller = new AbortController();
+  app.running.set(conversation.id, { conversation, node, controller });
+  delete node.unserved;
+  let parent = node.id;
+  try {
+    for (const call of calls) {
+      node.running = call.id;
+      say(`Running ${call.name}.`);
+      const { content, ok } = await result(conversation, node, call, controller.signal);
+      parent = addNode(conversation, parent, { role: "tool", name: call.name, callId: call.id, content, ok }).id;
+    }
+  } catch (error) {
+    node.unserved = error.name === "AbortError" ? "The call was stopped." : error.message;
+  }
+  delete node.running;
+  delete node.question;
+  app.running.delete(conversation.id);
+  touch(node);
+  await keep(conversation);
+  if (!node.unserved && steps < MOST_STEPS) await answer(parent, conversation, steps + 1);
+}
+
+async function result(conversation, node, call, signal) {
+  let args;
+  try {
+    args = JSON.parse(call.arguments);
+  } catch {
+    args = null;
+  }
+  if (typeof args !== "object" || !args) return { content: "Error: the arguments are not a JSON object", ok: false };
+  for await (const event of callTool(call, conversation.id, app.settings.key, signal)) {
+    if (event.type === "result") return event;
+    if (app.allowed.has(`${conversation.id} ${event.name}`)) {
+      await answerQuestion(event.id, true, app.settings.key);
+      continue;
+    }
+    node.question = event;
+    touch(node);
+    say(`May ${event.name} be called?`);
+  }
+  throw new ApiError("The server did not say what the call gave.");
+}
+
+/** What the user says to a question; "always" holds for this tool in this conversation. */
+export async function decide(node, decision) {
+  const { id, name } = node.question;
+  if (decision === "always") app.allowed.add(`${app.conversation.id} ${name}`);
+  delete node.question;
+  touch(node);
+  redraw();
+  try {
+    await answerQuestion(id, decision !== false, app.settings.key);
+  } catch (error) {
+    say(error.message); // it waits no longer
+  }
+}
+
 export const stop = () => running()?.controller.abort();
 
 function newAnswer(conversation, parent, fields) {
@@ -178,19 +249,19 @@ function newAnswer(conversation, parent, fields) {
   });
 }
 
-function answer(parent) {
-  const conversation = app.conversation;
+async function answer(parent, conversation = app.conversation, steps = 1) {
   const messages = toMessages(conversation, parent);
   const node = newAnswer(conversation, parent, {});
   let body;
   try {
-    body = chatBody(app.settings, app.model, messages);
+    body = chatBody(app.settings, app.model, messages, offered());
   } catch {
     node.state = "failed";
     node.problem = "The tools in the settings are not valid JSON.";
     return keep(conversation);
   }
-  return run(conversation, node, "v1/chat/completions", body, takeChat);
+  await run(conversation, node, "v1/chat/completions", body, takeChat);
+  await serve(conversation, node, steps);
 }
 
 /** Go on from token `at` of an answer with another token in its place: a new version of the answer. */

@@ -117,6 +117,7 @@ function Composer() {
       <Growing id="prompt" value={text} placeholder="Write a message" aria-label="Message" onInput={(event) => setText(event.currentTarget.value)} onKeyDown={keys} />
       <div class="row">
         {canThink(app.model) && <Toggle name="thinking" icon="think" label="Think" title="Reason before answering (Alt + T)" />}
+        {app.server.names.length > 0 && <Toggle name="server_tools" icon="tool" label="Tools" title={`The server may run: ${app.server.names.join(", ")}`} />}
         <Toggle name="glass" icon="glass" label="Glass box" title="Show tokens and their probabilities (Alt + G)" />
         <Context />
         {busy ? (

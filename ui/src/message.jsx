@@ -1,6 +1,6 @@
 // One message of each role.
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { app, forkAt, giveResult, isRunning, retry, say, send, showSibling } from "./app.js";
+import { app, decide, forkAt, giveResult, isRunning, retry, say, send, showSibling } from "./app.js";
 import { readable, siblings } from "./conversation.js";
 import { Glass } from "./glass.jsx";
 import { Icon, IconButton } from "./icons.jsx";
@@ -119,7 +119,25 @@ function Code({ text, language }) {
   return <pre tabindex="0"><code dangerouslySetInnerHTML={{ __html: html }} /></pre>;
 }
 
-function Call({ call, result, value, onInput }) {
+/** A call that may change something waits until the user has said whether it may. */
+function Question({ node }) {
+  const { name, arguments: given, from_code: fromCode } = node.question;
+  const first = useRef(null);
+  useEffect(() => first.current.focus(), []);
+  return (
+    <div class="question" role="alertdialog" aria-label={`May ${name} be called?`}>
+      <p>{fromCode ? "The model's code" : "The model"} wants to call <b>{name}</b>, which may change something.</p>
+      <pre tabindex="0">{JSON.stringify(given, null, 1)}</pre>
+      <div class="row">
+        <button type="button" ref={first} onClick={() => decide(node, false)}>Do not</button>
+        <button type="button" onClick={() => decide(node, "always")}>Always in this conversation</button>
+        <button type="button" class="primary" onClick={() => decide(node, true)}>Allow once</button>
+      </div>
+    </div>
+  );
+}
+
+function Call({ call, result, running, value, onInput }) {
   const { language, text } = readable(call);
   const python = call.name === "python";
   return (
@@ -127,7 +145,7 @@ function Call({ call, result, value, onInput }) {
       <h3>
         <Icon name="tool" />
         {python ? "Python" : call.name}
-        <span class="muted">{result ? (result.ok === false ? "failed" : "done") : "waiting"}</span>
+        <span class="muted">{result ? (result.ok === false ? "failed" : "done") : running ? "running" : "waiting"}</span>
       </h3>
       <Code text={text} language={language} />
       {result && (
@@ -146,7 +164,7 @@ function Call({ call, result, value, onInput }) {
   );
 }
 
-function Calls({ node, results, last }) {
+function Calls({ node, results, last, live }) {
   const [values, setValues] = useState([]);
   const open = last && node.state === "done" && !isRunning() && results.length === 0;
   return (
@@ -159,11 +177,13 @@ function Calls({ node, results, last }) {
     >
       {node.calls.map((call, i) => (
         <Call
-          key={call.id ?? i} call={call} result={results.find((result) => result.callId === call.id)}
+          key={call.id ?? i} call={call} running={live && node.running === call.id} result={results.find((result) => result.callId === call.id)}
           value={values[i] ?? ""}
           onInput={open && ((text) => setValues(Object.assign([...values], { [i]: text })))}
         />
       ))}
+      {live && node.question && <Question key={node.question.id} node={node} />}
+      {node.unserved && <p class="note">{node.unserved}</p>}
       {open && <button class="primary">Send {node.calls.length > 1 ? "results" : "result"}</button>}
     </form>
   );
@@ -197,7 +217,7 @@ export function AssistantMessage({ node, results, last }) {
   const [glass, setGlass] = useState(app.settings.glass);
   const seen = node.tokens?.length > 0;
   const busy = ["waiting", "queued", "streaming"].includes(node.state);
-  const live = busy && app.running.get(app.conversation.id)?.node === node;
+  const live = app.running.get(app.conversation.id)?.node === node;
   const note = NOTES[node.state] ?? NOTES[node.finish] ?? (busy && !live && "The page was closed before this answer ended.");
   return (
     <article class="message assistant" aria-label={node.model || "Assistant"} aria-busy={live}>
@@ -209,7 +229,7 @@ export function AssistantMessage({ node, results, last }) {
           {node.content && <Markdown text={node.content} />}
         </>
       )}
-      {node.calls?.length > 0 && <Calls node={node} results={results} last={last} />}
+      {node.calls?.length > 0 && <Calls node={node} results={results} last={last} live={live} />}
       {live && node.state === "waiting" && <p class="pending"><span class="dots" aria-hidden="true"><i /><i /><i /></span><span class="hidden">Waiting for the model</span></p>}
       {live && node.state === "queued" && <p class="pending queued" role="status">The server is busy. Asking again in {node.wait} s.</p>}
       {node.state === "failed" && <Problem node={node} />}

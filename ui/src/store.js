@@ -11,6 +11,7 @@ export const DEFAULTS = {
   thinking: true,
   glass: false,
   tools: "",
+  server_tools: true,
   system: "",
   theme: "system",
   key: "",
