@@ -113,7 +113,6 @@ MUTANTS = [
     Mutant("a prompt is counted for each answer", "serve/events.py", "if answer.index % self.ask.params.n:", "if False:", f"{U}serve_chat.py"),
     Mutant("the server asks nobody", "serve/host.py", "approve = nobody if self._questions is None else self._ask", "approve = lambda _: True", f"{U}serve_tools.py"),
     Mutant("keys share their interpreters", "serve/host.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
-    Mutant("whoever leaves has not said no", "serve/host.py", "            self._asked.cancel()", "            pass", f"{U}serve_tools.py"),
     Mutant("interpreters outlive their request", "serve/host.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
     Mutant("tokens of earlier steps are forgotten", "serve/steps.py", "self.usage += self._now.usage", "self.usage = self._now.usage", f"{U}serve_tools.py"),
     # the runner

@@ -174,8 +174,10 @@ class TestResponses:
         assert len(outputs(response)) <= 2
         assert response["output"][-1]["type"] == "message"
 
-    def test_tokens_count_together(self, client):
+    def test_tokens_count_together(self, client, engine):
         whole = ask(client)["usage"]["output_tokens"]
+        texts = (SCRIPT["count"], SCRIPT["42"])
+        assert whole == sum(len(engine.tokenizer.encode_markup(text)) + 1 for text in texts)
         cut = ask(client, max_output_tokens=whole - 3)
         assert cut["status"] == "incomplete"
         assert cut["usage"]["output_tokens"] == whole - 3
