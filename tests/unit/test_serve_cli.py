@@ -174,6 +174,7 @@ def test_the_deployed_settings_hold():
     unit = (DEPLOY / "smollm3.service").read_text()
     stop = int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[1])
     assert stop > found.grace_seconds
+    assert "landlock_restrict_self" in unit  # else nothing could hold the model's Python
     assert re.search(r"^ExecStart=\S+/smollm3 serve \S+ --config ", unit, re.MULTILINE)
 
 
