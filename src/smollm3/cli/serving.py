@@ -111,4 +111,5 @@ def read_settings(config: Path | None, given: dict[str, Any]) -> Settings:
         if error["type"] == "extra_forbidden":
             known = suggestion(key, Settings.model_fields)
             raise UserError(f"{where}: no such setting{known}") from None
-        raise UserError(f"{where}: {error['msg']}, not {error['input']!r}") from None
+        said = error["msg"].replace("tuple", "list")
+        raise UserError(f"{where}: {said}, not {error['input']!r}") from None
