@@ -376,7 +376,7 @@ class TestFinding:
         monkeypatch.setattr(sandbox, "probe", probe)
         monkeypatch.setattr(sandbox.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(
-            UserError, match="pydantic-monty, or take the risk with --unsafe-python"
+            UserError, match="pydantic-monty, or, in a chat, take the risk with --unsafe-python"
         ):
             sandbox.find_sandbox()
 

@@ -82,7 +82,7 @@ def find_sandbox() -> Sandbox:
     raise UserError(
         "the model's Python cannot be isolated on this computer "
         f"({'; '.join(problems)}); install bubblewrap or pip install pydantic-monty, "
-        "or take the risk with --unsafe-python-tools"
+        "or, in a chat, take the risk with --unsafe-python-tools"
     )
 
 
