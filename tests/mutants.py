@@ -1,7 +1,7 @@
 """One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
 
-Each is (name, file of src/smollm3, or of kernels/ by its path, what stands there, what it is broken into, the tests that
-should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
+Each is (name, file of src/smollm3 or, by its path, of kernels/, what stands there, what it is
+broken into, the tests that should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
 """
 
 from typing import NamedTuple

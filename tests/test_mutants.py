@@ -15,6 +15,7 @@ from .mutants import MUTANTS
 
 SOURCE = Path(smollm3.__file__).parent
 ROOT = Path(__file__).parents[1]
+KERNELS = ROOT / "kernels"
 
 
 def test_every_mutant_still_applies():
@@ -22,30 +23,28 @@ def test_every_mutant_still_applies():
     assert len(MUTANTS) >= 20
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:
-        text = (where(mutant) / mutant.file).read_text()
+        tree, file = place(mutant)
+        text = (tree / file).read_text()
         assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places"
         for test in mutant.tests.split():
             assert (ROOT / test).exists(), f"{mutant.name}: no {test}"
 
 
-def where(mutant) -> Path:
-    """What its file is relative to."""
-    return ROOT if mutant.file.startswith("kernels/") else SOURCE
+def place(mutant) -> tuple[Path, str]:
+    """The tree that is copied, and the file in it."""
+    file = mutant.file.removeprefix("kernels/")
+    return (SOURCE if file == mutant.file else KERNELS), file
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "_"))
 def test_mutant_dies(mutant, tmp_path):
-    name = "kernels" if where(mutant) == ROOT else "smollm3"
-    original, copy = where(mutant), tmp_path / name
-    shutil.copytree(
-        original / "kernels" if name == "kernels" else original,
-        copy,
-        ignore=shutil.ignore_patterns("__pycache__", "build"),
-    )
-    file = tmp_path / mutant.file if name == "kernels" else copy / mutant.file
+    tree, name = place(mutant)
+    copy = tmp_path / tree.name
+    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("__pycache__", "build"))
+    file = copy / name
     file.write_text(file.read_text().replace(mutant.old, mutant.new))
-    if name == "kernels":
+    if tree == KERNELS:
         build_kernels(copy, tmp_path, tmp_path / "build")
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *mutant.tests.split()],

@@ -19,24 +19,10 @@ import httpx2
 import openai
 import pydantic
 import pytest
-import torch
 
-from smollm3.checkpoint import save_model
-from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.serve.settings import Settings
+from tests.noise import save_noise
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    layers=2,
-    hidden=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn=48,
-    uses_rope=nope_pattern(2, 2),
-    rope_theta=10_000.0,
-    context=2048,
-)
 NODE = Path(__file__).parents[1] / "node"
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 HI = [{"role": "user", "content": "hi"}]
@@ -51,14 +37,8 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def model(tokenizer, tmp_path_factory):
     """A folder with a model that says noise."""
-    network = Transformer(CONFIG)
-    network.init_weights(0)
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.ndim == 2:
-                weight.mul_(6)
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    save_model(network, tokenizer, folder)
+    save_noise(folder, tokenizer)
     return str(folder)
 
 

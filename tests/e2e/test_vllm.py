@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from smollm3 import SamplingParams, load_engine
-from smollm3.checkpoint import save_model
-from smollm3.model import ModelConfig, Transformer, nope_pattern
+from smollm3.model import nope_pattern
+from tests.noise import save_noise
 
 OWN = Path(__file__).parents[2] / ".venv-vllm/bin/vllm"
 PROGRAM = os.environ.get("SMOLLM3_VLLM") or shutil.which("vllm") or (OWN if OWN.exists() else None)
@@ -30,15 +30,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def model(tokenizer, tmp_path_factory):
     """A folder with a model that says noise; its heads are of a size that vLLM knows."""
-    network = Transformer(
-        ModelConfig(
-            vocab_size=tokenizer.vocab_size, layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32,
-            ffn=192, uses_rope=nope_pattern(4, 4), rope_theta=10_000.0, context=2048,
-        )
-    )  # fmt: skip
-    network.init_weights(0)
     folder = tmp_path_factory.mktemp("vllm") / "tiny"
-    save_model(network, tokenizer, folder)
+    save_noise(
+        folder, tokenizer, spread=1, vocab_size=tokenizer.vocab_size, layers=4, hidden=128,
+        head_dim=32, ffn=192, uses_rope=nope_pattern(4, 4),
+    )  # fmt: skip
     return folder
 
 

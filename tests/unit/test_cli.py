@@ -9,39 +9,18 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
+from tests.noise import CONFIG, save_noise
 
-from smollm3.checkpoint import save_model
 from smollm3.cli import main
 from smollm3.errors import UserError
 from smollm3.infer import bench
-from smollm3.model import ModelConfig, Transformer, nope_pattern
-
-CONFIG = ModelConfig(
-    vocab_size=300,
-    layers=2,
-    hidden=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn=48,
-    uses_rope=nope_pattern(2, 2),
-    rope_theta=10_000.0,
-    context=1024,
-)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer, tmp_path_factory):
     """A folder with a model that says different things."""
-    network = Transformer(CONFIG)
-    network.init_weights(0)
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.ndim == 2:
-                weight.mul_(6)
     folder = tmp_path_factory.mktemp("model")
-    save_model(network, tokenizer, folder)
+    save_noise(folder, tokenizer, context=1024)
     return str(folder)
 
 

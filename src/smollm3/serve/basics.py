@@ -12,7 +12,7 @@ from pydantic import Field
 from smollm3.errors import UserError
 from smollm3.serve import replies as said
 from smollm3.serve.ask import Prompt, can_think
-from smollm3.serve.errors import ApiError, refused
+from smollm3.serve.errors import refused
 from smollm3.serve.fields import Body, TokenId
 from smollm3.serve.metrics import TYPE
 from smollm3.serve.openai_chat import ChatMessage, FunctionTool, conversation_of
@@ -78,8 +78,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/ready", responses=replies(said.Health))
     async def ready() -> Response:
         """It takes requests."""
-        if service.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        service.check_open()
         return JSONResponse({"status": "ready"})
 
     @routes.get("/metrics", response_class=Response)

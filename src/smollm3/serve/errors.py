@@ -64,3 +64,7 @@ def dialect_of(path: str) -> Dialect:
 def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that is wrong."""
     return ApiError(400, message, param=param, code=code)
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down")

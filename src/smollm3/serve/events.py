@@ -26,7 +26,7 @@ from smollm3.infer.grammars import END_THINK, THINK
 from smollm3.infer.text import StopTexts
 from smollm3.infer.worker import CLOSED
 from smollm3.serve.ask import Ask, Started
-from smollm3.serve.errors import ApiError, refused
+from smollm3.serve.errors import ApiError, refused, shutting_down
 
 Reason = Literal["stop", "length", "tool_calls"]
 QUIET_SECONDS = 10.0  # without an event, after which a stream says that it lives
@@ -250,7 +250,7 @@ class Answering:
 def _told(error: BaseException) -> BaseException:
     """A request may turn out to be too much only on the way."""
     if str(error) == CLOSED:
-        return ApiError(503, "the server is shutting down", code="shutting_down")
+        return shutting_down()
     return refused(str(error)) if isinstance(error, UserError) else error
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -19,7 +19,7 @@ from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve.ask import Ask, start
-from smollm3.serve.errors import ApiError, refused
+from smollm3.serve.errors import ApiError, refused, shutting_down
 from smollm3.serve.events import Answering, Collected, Part, StreamEvent, collect
 from smollm3.serve.gate import Gate
 from smollm3.serve.host import Host
@@ -57,6 +57,11 @@ class Service:
         self.draining = False
         self._live: set[Answering] = set()
 
+    def check_open(self) -> None:
+        """Raises ApiError once nothing new is taken."""
+        if self.draining:
+            raise shutting_down()
+
     def check_model(self, name: str | None) -> str:
         """The name under which a request is answered."""
         if name is None or name == self.model:
@@ -76,8 +81,7 @@ class Service:
     ) -> AsyncIterator[Answering]:
         """The answers on their way, once it is their turn; they end with the context. run: makes
         the calls of Python, upon which the answer goes on."""
-        if self.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        self.check_open()
         await self.gate.enter(ask.count)
         try:
             loop = asyncio.get_running_loop()
@@ -119,7 +123,7 @@ class Service:
 
     def end_all(self) -> None:
         """What still runs ends with an error that says why."""
-        error = ApiError(503, "the server is shutting down", code="shutting_down")
+        error = shutting_down()
         self.gate.refuse_waiting(error)
         self.host.refuse_waiting()
         for answering in list(self._live):
@@ -164,7 +168,7 @@ class Service:
         async def close() -> None:
             await context.__aexit__(None, None, None)
 
-        return _EventStream(chunks(), close)
+        return EventStream(chunks(), close)
 
     async def _watched(self, answering: Answering) -> AsyncIterator[StreamEvent]:
         watches = [Watch(self.metrics) for _ in range(answering.ask.count)]
@@ -174,20 +178,15 @@ class Service:
             yield event
 
 
-class Tell:
+class Tell(Protocol):
     """How a dialect tells a stream."""
 
-    def event(self, event: StreamEvent) -> bytes:
-        raise NotImplementedError
-
-    def end(self) -> bytes:
-        raise NotImplementedError
-
-    def error(self, error: ApiError) -> bytes:
-        raise NotImplementedError
+    def event(self, event: StreamEvent) -> bytes: ...
+    def end(self) -> bytes: ...
+    def error(self, error: ApiError) -> bytes: ...
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     """Server-sent events; `close` is called however they end."""
 
     def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:

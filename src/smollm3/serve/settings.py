@@ -88,6 +88,11 @@ def _digest(key: str) -> str:
 
 
 def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> Keys:
+    """As `key_texts`, of which only digests are kept."""
+    return Keys(key_texts(settings, environment))
+
+
+def key_texts(settings: Settings, environment: Mapping[str, str]) -> list[str]:
     """Keys from the file and the environment. Raises UserError for weak ones, and where the server
     would be open to other machines without one."""
     keys = []
@@ -111,7 +116,7 @@ def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
             f"host: {settings.host} can be reached from other machines, which needs a key: set "
             f"{KEY_VARIABLE} or api_key_file"
         )
-    return Keys(keys)
+    return keys
 
 
 def is_loopback(host: str) -> bool:

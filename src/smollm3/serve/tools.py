@@ -7,11 +7,10 @@ and sends the results with its next request.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from smollm3.agent import Tool
@@ -24,7 +23,7 @@ from smollm3.serve.fields import Body
 from smollm3.serve.guard import FAULT
 from smollm3.serve.host import Question
 from smollm3.serve.replies import replies
-from smollm3.serve.service import DONE, Json, Service, salt_of, sse, unless_gone
+from smollm3.serve.service import DONE, EventStream, Json, Service, salt_of, sse, unless_gone
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -67,28 +66,25 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/tools/call", responses=replies(said.ToolResult, stream=True))
     async def call(body: CallBody, request: Request) -> Response:
         """Make a call of the model. In a stream: questions, each to be answered, and the result."""
-        if service.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        service.check_open()
         made, salt = ToolCall(body.name, body.arguments), salt_of(request)
         if not body.stream:
             result = await unless_gone(request, host.result(made, salt, body.conversation))
             return JSONResponse(_result(result.text, result.ok))
         events = host.call(made, salt, body.conversation, ask=True)
-        first = await unless_gone(
-            request, anext(events)
-        )  # what is wrong with the request is said before it begins
+        # What is wrong with the request is said before the stream begins.
+        first = await unless_gone(request, anext(events))
 
         async def told() -> AsyncIterator[bytes]:
-            async with aclosing(events):
-                yield _event(first)
-                try:
-                    async for event in events:
-                        yield _event(event)
-                except Exception:
-                    yield sse(ApiError(500, FAULT).body("openai"))
+            yield _event(first)
+            try:
+                async for event in events:
+                    yield _event(event)
+            except Exception:
+                yield sse(ApiError(500, FAULT).body("openai"))
             yield DONE
 
-        return StreamingResponse(told(), media_type="text/event-stream")
+        return EventStream(told(), events.aclose)
 
     @routes.post("/v1/tools/answer", responses=replies(said.Answered))
     async def answer(body: AnswerBody, request: Request) -> Response:

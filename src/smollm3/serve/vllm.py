@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3.errors import UserError
-from smollm3.serve.settings import KEY_VARIABLE, Settings, read_keys
+from smollm3.serve.settings import KEY_VARIABLE, Settings, key_texts
 
 PROGRAM = "SMOLLM3_VLLM"  # names another program than the `vllm` on PATH
 _SETTINGS = frozenset(
@@ -29,7 +29,9 @@ def become_vllm(
     """This process becomes vLLM's server of a model folder. Raises UserError for what that cannot
     do, or where there is no vLLM."""
     words = command(model, name, settings, options)
-    keys = read_keys(settings, environment)
+    keys = key_texts(settings, environment)
+    if len(keys) > 1:
+        raise UserError("api key: vLLM takes one from the environment; give one only")
     program = environment.get(PROGRAM, "vllm")
     found = shutil.which(program, path=environment.get("PATH"))
     if found is None:
@@ -40,7 +42,7 @@ def become_vllm(
     given = dict(environment)
     given.pop(KEY_VARIABLE, None)
     if keys:
-        given["VLLM_API_KEY"] = _one_key(settings, environment)
+        given["VLLM_API_KEY"] = keys[0]  # where nobody's `ps` shows it
     os.execve(found, [found, *words], given)
 
 
@@ -72,14 +74,3 @@ def command(model: Path, name: str, settings: Settings, options: Mapping[str, An
     if not settings.think:
         words.append('--default-chat-template-kwargs={"enable_thinking": false}')
     return words + [f"{_OPTIONS[key]}={value}" for key, value in options.items()]
-
-
-def _one_key(settings: Settings, environment: Mapping[str, str]) -> str:
-    """vLLM takes one from the environment, where nobody's `ps` shows it."""
-    keys = [environment[KEY_VARIABLE]] if environment.get(KEY_VARIABLE) else []
-    if settings.api_key_file is not None:
-        text = Path(settings.api_key_file).expanduser().read_text()
-        keys += [line.strip() for line in text.splitlines() if line.strip()]
-    if len(keys) > 1:
-        raise UserError("api key: vLLM takes one from the environment; give one only")
-    return keys[0]

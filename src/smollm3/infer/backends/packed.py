@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -38,7 +39,6 @@ from smollm3.model import ModelConfig
 Bytes = NDArray[np.uint8]
 CACHE_BYTES = 32 << 30  # the whole cache; the 3B model at 4 bits takes 1.9 GB
 SMALL = 64 << 20  # models up to this are packed at every start, in less than a second
-PAGE = 4096
 PROBE = 1 << 20  # one page in so many bytes goes into the checksum
 DTYPES = (None, "float32", "bfloat16", "q8_0", "q4_0")
 PLAIN = ("F32", "F16", "BF16")
@@ -332,7 +332,7 @@ def _mapped(file: Path, plan: Plan) -> dict[str, Bytes] | None:
                     found[name] = data[at : at + part.size]
                     at += part.size
                 # Pages are there when the first step wants them, all of them.
-                Thread(target=data[::PAGE].max, daemon=True).start()
+                Thread(target=data[::PAGESIZE].max, daemon=True).start()
                 return found
         file.unlink()
     except OSError:
