@@ -81,7 +81,7 @@ class Terminal:
         self.stream.feed(data)
         return bool(data)
 
-    def until(self, seen, seconds=10):
+    def until(self, seen, seconds=60):
         """Read until `seen`, a text on the screen or a function of the lines, is there."""
         test = seen if callable(seen) else lambda lines: seen in "\n".join(lines)
         end = time.monotonic() + seconds

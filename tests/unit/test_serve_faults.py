@@ -1,6 +1,7 @@
 """What goes wrong on the way is told in each dialect's words; streams say that they live."""
 
 import threading
+import time
 
 import httpx2
 import pytest
@@ -10,7 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 from tests.serving import Settings, events, listening, local, speaking
 
 from smollm3.errors import UserError
-from smollm3.serve import events as told_by
+from smollm3.serve import answering as told_by
 from smollm3.serve import page
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "ignore_eos": True}
@@ -84,16 +85,28 @@ def test_what_turns_out_too_much_on_the_way(engine, path):
         assert message(path, response.json()) == "does not fit"
 
 
+def open_gate(engine, service, seconds):
+    """So long after the answer that comes has begun."""
+
+    def work():
+        while not service._live:
+            time.sleep(0.005)
+        time.sleep(seconds)
+        engine.backend.gate.set()
+
+    threading.Thread(target=work, daemon=True).start()
+
+
 @DIALECTS
 def test_an_answer_that_takes_too_long(engine, path):
     with local(engine, Settings(request_seconds=0.05)) as client:
         engine.backend.gate.clear()
-        threading.Timer(0.2, engine.backend.gate.set).start()
+        open_gate(engine, client.service, 0.2)
         response = client.post(path, json=REQUESTS[path])
         assert response.status_code == 504
         assert "longer than 0.05 s" in message(path, response.json())
         engine.backend.gate.clear()
-        threading.Timer(0.2, engine.backend.gate.set).start()
+        open_gate(engine, client.service, 0.2)
         found, _ = events(client.post(path, json=REQUESTS[path] | {"stream": True}))
         assert "longer than 0.05 s" in message(path, found[-1])
 
@@ -103,7 +116,7 @@ def test_a_quiet_stream_says_that_it_lives(engine, path, monkeypatch):
     monkeypatch.setattr(told_by, "QUIET_SECONDS", 0.02)
     with local(engine) as client:
         engine.backend.gate.clear()
-        threading.Timer(0.1, engine.backend.gate.set).start()
+        open_gate(engine, client.service, 0.1)
         response = client.post(path, json=REQUESTS[path] | {"stream": True})
         assert response.text.startswith(": working\n\n")
 
