@@ -16,6 +16,7 @@ from smollm3.agent import Agent, load_tools
 from smollm3.agent.sandbox import find_sandbox
 from smollm3.errors import UserError
 from smollm3.infer import Engine
+from smollm3.serve import page
 from smollm3.serve.app import guarded
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings, read_keys
@@ -99,6 +100,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             log.info("%s on %s", self._service.model, address(listener))
+        if missing := page.how_to_get():
+            log.info("%s", missing)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self._service
