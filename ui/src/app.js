@@ -1,7 +1,7 @@
 // The server, the conversations, and the other tabs of this page.
 import { ApiError, models, serverTools } from "./api.js";
 import { fork, headOf, newConversation, receive, setField, showVersion, siblings, unsavedOf } from "./conversation.js";
-import { draftOf, forgetDrafts, setDraft, watchDrafts } from "./drafts.js";
+import { draftOf, forgetDrafts, watchDrafts } from "./drafts.js";
 import { app, redraw, set, toast, watchSettings } from "./state.js";
 import * as store from "./store.js";
 
@@ -171,10 +171,8 @@ const heard = {
     redraw();
   },
   removed({ id }) {
-    const text = app.conversation.id === id ? draftOf(id) : null;
     if (app.conversation.id === id) toast("This conversation was deleted in another tab.");
     forget(id);
-    if (text) setDraft(app.conversation.id, text);
   },
   answering({ id }) {
     app.elsewhere.set(id, Date.now());

@@ -1,4 +1,4 @@
-"""The chat page in headless Chromium, on a scripted server."""
+"""What a person does on the chat page: asks, reads, stops, edits, looks into the glass box."""
 
 import dataclasses
 import json
@@ -13,113 +13,9 @@ import pytest
 
 from smollm3.infer import Engine
 
-from ..fake_backend import CONFIG, FakeBackend
-from .mock_openai import BUILT, STATIC, Mock
-
-UI = Path(__file__).resolve().parents[2] / "ui"
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SECONDS = 20_000  # milliseconds that anything may take
-pytestmark = pytest.mark.xdist_group("page")
-
-
-@pytest.fixture(scope="session")
-def built() -> Path:
-    """The page's files, built where they are older than their source."""
-    if STATIC == BUILT:
-        done = subprocess.run(
-            [sys.executable, UI / "page.py"],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert "build failed" not in done.stderr
-        if done.returncode:
-            pytest.skip(done.stderr.strip().splitlines()[-1])
-    return STATIC
-
-
-@pytest.fixture(scope="module")
-def browser(built):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not here (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def mock():
-    with Mock() as server:
-        yield server
-
-
-class Page:
-    """A person in front of the page."""
-
-    def __init__(self, page, url: str) -> None:
-        self.page = page
-        self.errors: list[str] = []
-        page.set_default_timeout(SECONDS)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "console",
-            lambda m: self.errors.append(m.text) if "Content Security" in m.text else None,
-        )
-        page.goto(url)
-        page.wait_for_selector(".empty button:not([disabled])")
-
-    def ask(self, text: str, wait: bool = True) -> None:
-        self.page.fill("#prompt", text)
-        self.page.press("#prompt", "Enter")
-        if wait:
-            self.settled()
-
-    def settled(self) -> None:
-        """No answer is being made, and the last is shown with its figures."""
-        self.page.wait_for_selector("[aria-label='Stop']", state="detached")
-        self.page.locator(".assistant .actions").last.wait_for()
-
-    def listed(self, count: int) -> None:
-        """That many conversations are in the list."""
-        for i, state in ((count - 1, "attached"), (count, "detached")):
-            self.page.locator(".list li").nth(i).wait_for(state=state)
-
-    @property
-    def answers(self) -> list[str]:
-        return self.page.locator(".assistant .markdown").all_inner_texts()
-
-    @property
-    def questions(self) -> list[str]:
-        return self.page.locator(".bubble").all_inner_texts()
-
-
-@pytest.fixture
-def context(browser):
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def chat(context, mock):
-    page = Page(context.new_page(), mock.url)
-    yield page
-    assert page.errors == []
+from ...fake_backend import CONFIG, FakeBackend
+from ..mock_openai import BUILT, STATIC
+from .conftest import SECONDS, UI, Page
 
 
 def test_thinking_is_folded_with_its_length_and_time(chat, mock):
