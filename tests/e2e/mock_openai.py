@@ -88,7 +88,7 @@ def token(i: int, text: str) -> dict:
 
 def counted(said: str) -> str:
     """The answer to "count": known, different for each, half a second to two."""
-    return " ".join(f"{said.split()[-1]}.{i}" for i in range(10 + len(said) % 3 * 20))
+    return " ".join(f"{said.rsplit(maxsplit=1)[-1]}.{i}" for i in range(10 + len(said) % 3 * 20))
 
 
 WORDS: dict[int, str] = {}  # the vocabulary: what was written so far

@@ -68,7 +68,7 @@ function Field({ name, label, hint, ...rest }) {
     <label class="field">
       <span>{label}</span>
       <input name={name} value={wrong?.text ?? app.settings[name]} onInput={onInput} {...rest} />
-      {wrong ? <small class="bad" role="alert">{wrong.why} {app.settings[name]} is used.</small> : hint && <small>{hint}</small>}
+      {wrong ? <small class="bad" role="alert">{wrong.why} Until then {app.settings[name] || "none"} is used.</small> : hint && <small>{hint}</small>}
     </label>
   );
 }

@@ -30,6 +30,8 @@ def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     """Serve what `load` gives until a signal comes. Raises UserError for what would not do, before
     the model is loaded where that can be known."""
     keys, tools = read_keys(settings), own_tools(settings)
+    if missing := page.how_to_get():
+        log.info("%s", missing)
     with listening(settings) as listener, load() as engine, tools(engine) as agent:
         Server(Service(engine, settings, keys, name, agent)).run([listener])
     log.info("ended")
@@ -100,8 +102,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             log.info("%s on %s", self._service.model, address(listener))
-        if missing := page.how_to_get():
-            log.info("%s", missing)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self._service

@@ -3,10 +3,13 @@ says where the browser keeps nothing."""
 
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from .conftest import Page, journals, stored, tab_at
+from .conftest import UI, Page, journals, stored, tab_at
 
 DEAF = "window.BroadcastChannel = class { postMessage() {} };"
 BLOCKED = """
@@ -286,7 +289,34 @@ def test_numbers_that_do_not_do_are_named(chat):
     chat.page.keyboard.press("Alt+,")
     chat.page.fill("[name=temperature]", "3")
     said = chat.page.locator(".field:has([name=temperature]) [role=alert]")
-    assert re.search(r"0\.6 is used", said.inner_text())
+    assert re.search(r"Until then 0\.6 is used", said.inner_text())
     chat.page.fill("[name=temperature]", "0.5")
     said.wait_for(state="detached")
 
+
+def test_the_join_of_two_copies():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not here")
+    script, source = Path(__file__).with_name("join.test.mjs"), UI / "src" / "conversation.js"
+    done = subprocess.run(
+        [node, script, source], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "6000 triples\n"
+
+
+def test_an_old_journal_takes_nothing_back(chat):
+    chat.ask("echo one")
+    before = stored(chat.page)
+    old = [{**node, "content": "", "version": 1} for node in before.values()]
+    head = chat.page.url.split("#")[1]
+    late = {"id": head, "title": "late", "system": "", "leaf": None, "updated": 1, "stamps": {}}
+    chat.page.evaluate(
+        "text => { localStorage['smollm3.journal.gone'] = text }",
+        json.dumps({"head": late, "nodes": old}),
+    )
+    chat.page.reload()
+    chat.page.wait_for_selector(".markdown:has-text('You said: echo one')")
+    assert stored(chat.page) == before
+    assert journals(chat.page) == 0

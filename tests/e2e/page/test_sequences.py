@@ -230,7 +230,8 @@ class Person:
         page.goto(place)
         page.wait_for_selector(".composer")
         page.wait_for_function(
-            "text => document.querySelector('#prompt').value === text", arg=self.drafts.get(name, "")
+            "text => document.querySelector('#prompt').value === text",
+            arg=self.drafts.get(name, ""),
         )
 
 
