@@ -1,8 +1,8 @@
 """Puts the chat page into the package: `python ui/page.py`, or `make ui`.
 
 npm builds it where npm is. Without npm, or where npm cannot get its packages, a page that is there
-stays, and otherwise the one in the newest wheel in dist/ is copied. If this is killed at any moment,
-the page is the one before or the new one, never a part of one.
+stays, and otherwise the one in the newest wheel in dist/ is copied. If this is killed at any
+moment, the page is the one before or the new one, never a part of one.
 
 Exit code 0: there is a page of this source. 1: there is none, or an older one; a line says why.
 """

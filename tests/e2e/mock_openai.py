@@ -230,12 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         said = messages[-1]["content"]
         asked = said.lower()
         thinks = body["chat_template_kwargs"]["enable_thinking"]
-        if "busy" in asked and self.server.refusals:
-            self.server.refusals -= 1
-            self.reply(429, {"error": {"message": "The queue is full."}}, Retry_After=1)
-            return None
-        if "wrong" in asked:
-            self.reply(400, {"error": {"message": "max_tokens: 10 is more than the context holds"}})
+        if self.turned_away(asked):
             return None
         turns = [
             ("<|im_start|>", f"{m['role']}", "\n", m["content"], "<|im_end|>", "\n")
@@ -273,15 +268,15 @@ class Handler(BaseHTTPRequestHandler):
         if "tool" in asked or "weekdays" in asked:
             return self.call(body, asked, len(prompt), reasoning)
         text = GLASS if self.asks_glass else ANSWER
-        pace = None
+        pace = {"slow": 0.01, "count": 0.008}.get(asked.split(" ")[0])
         if "attack" in asked:
             text = ATTACK.format(port=self.server.server_address[1])
         elif "slow" in asked:
-            text, pace = "word " * 2000, 0.01
+            text = "word " * 2000
         elif "echo" in asked:
             text = f"You said: {said}. There were {len(messages)} messages."
         elif "count" in asked:
-            text, pace = counted(said), 0.008
+            text = counted(said)
         elif "hold" in asked:
             self.say("content", "As far as this,")
             self.server.goes_on.wait(30)
@@ -291,6 +286,16 @@ class Handler(BaseHTTPRequestHandler):
             return None
         self.say("content", text, "</think>\n" if thinks else "", pace)
         return self.end("stop", len(prompt), reasoning)
+
+    def turned_away(self, asked):
+        if "busy" in asked and self.server.refusals:
+            self.server.refusals -= 1
+            self.reply(429, {"error": {"message": "The queue is full."}}, Retry_After=1)
+            return True
+        if "wrong" in asked:
+            self.reply(400, {"error": {"message": "max_tokens: 10 is more than the context holds"}})
+            return True
+        return False
 
     def call(self, body, asked, prompt, reasoning):
         name, arguments = "weather", {"city": "Paris", "unit": "°C"}

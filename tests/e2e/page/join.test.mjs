@@ -21,7 +21,7 @@ const choose = (list) => list[Math.floor(random() * list.length)];
 const joined = (...copies) => copies.reduce((a, b) => join(a, b));
 
 let checked = 0;
-for (let history = 0; history < 300; history++) {
+for (let history = 0; history < 100; history++) {
   const first = tabs[0].newConversation("system");
   const copies = [first, structuredClone(first), structuredClone(first)];
   const snapshots = [];

@@ -303,7 +303,7 @@ def test_the_join_of_two_copies():
         [node, script, source], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "6000 triples\n"
+    assert done.stdout == "2000 triples\n"
 
 
 def test_an_old_journal_takes_nothing_back(chat):

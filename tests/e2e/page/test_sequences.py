@@ -137,7 +137,7 @@ class Person:
         url = tab.page.url
         crashed = []
         for other in self.tabs:  # one process may have several
-            other.page.once("crash", lambda page: crashed.append(page))
+            other.page.once("crash", lambda page: crashed.append(page))  # noqa: PLW0108 (playwright's)
         with pytest.raises(Exception, match="crash"):
             tab.page.goto("chrome://crash")
         tab.page.close()
@@ -251,13 +251,12 @@ def play(browser, mock, seed: int, steps: int) -> None:
         context.close()
 
 
-def test_nothing_is_lost_whatever_happens(browser, mock):
-    for seed in range(4):
-        play(browser, mock, seed, 14)
+@pytest.mark.parametrize("seed", range(1000, 1004))
+def test_nothing_is_lost(browser, mock, seed):
+    play(browser, mock, seed, 14)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(10))
-def test_nothing_is_lost_in_two_hundred_sequences(browser, mock, block):
-    for seed in range(100 + 20 * block, 120 + 20 * block):
-        play(browser, mock, seed, 14)
+@pytest.mark.parametrize("seed", range(200))
+def test_nothing_is_lost_in_two_hundred_sequences(browser, mock, seed):
+    play(browser, mock, seed, 14)
