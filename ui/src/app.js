@@ -1,6 +1,6 @@
 // The server, the conversations, and the other tabs of this page.
 import { ApiError, models, serverTools } from "./api.js";
-import { fork, headOf, newConversation, receive, setField, showVersion, siblings, unsavedOf } from "./conversation.js";
+import { fork, headOf, newConversation, receive, renew, setField, showVersion, siblings, unsavedOf } from "./conversation.js";
 import { draftOf, forgetDrafts, watchDrafts } from "./drafts.js";
 import { app, redraw, set, toast, watchSettings } from "./state.js";
 import * as store from "./store.js";
@@ -91,12 +91,25 @@ export async function keep(conversation = app.conversation) {
   redraw();
   try {
     const names = await store.save(conversation);
+    if (names === null) return goOnAnew(conversation);
     if (app.unkept) toast("What you write is kept again.");
     app.unkept = false;
     tell({ type: "changed", id, names });
   } catch (error) {
     notKept(error);
   }
+  return undefined;
+}
+
+/** Another tab deleted it and this one did not hear of it: what is written since is not lost. */
+function goOnAnew(conversation) {
+  const job = app.running.get(conversation.id);
+  app.running.delete(conversation.id);
+  app.heads = app.heads.filter((head) => head.id !== conversation.id);
+  renew(conversation);
+  if (job) app.running.set(conversation.id, job);
+  toast("This conversation was deleted in another tab; it goes on as a new one.");
+  return keep(conversation);
 }
 
 function notKept(error) {
@@ -128,9 +141,9 @@ function forget(id) {
 export async function removeConversation(id) {
   forget(id);
   forgetDrafts(id);
+  tell({ type: "removed", id }); // first, so that a tab that answers in it stops
   try {
     await store.remove(id);
-    tell({ type: "removed", id });
   } catch {
     toast("The browser did not delete this conversation; it is back after a reload.", { bad: true });
   }

@@ -121,6 +121,12 @@ export function fork(conversation, leaf) {
   return withNodes(conversation, structuredClone(path(conversation, leaf)), leaf);
 }
 
+/** Under a new name, with all that it has still to be stored. */
+export function renew(conversation) {
+  conversation.id = uid();
+  putBack(conversation, Object.values(conversation.nodes));
+}
+
 /** A new conversation that has these messages, all of them still to be stored. */
 function withNodes({ title, system }, nodes, leaf) {
   const copy = newConversation(system);

@@ -76,10 +76,13 @@ export async function load(id, names = null) {
   return { ...head.result, nodes: Object.fromEntries(found.map((node) => [node.id, node])) };
 }
 
-const put = (head, nodes) =>
-  within("readwrite", (heads, messages) => {
+/** False where the conversation was deleted. */
+async function put(head, nodes) {
+  let there = true;
+  await within("readwrite", (heads, messages) => {
     heads.get(head.id).onsuccess = ({ target: { result: old } }) => {
-      if (old?.removed) return;
+      there = !old?.removed;
+      if (!there) return;
       heads.put(old ? joinHeads(old, head) : head);
       for (const node of nodes) {
         const key = [head.id, node.id];
@@ -89,18 +92,24 @@ const put = (head, nodes) =>
       }
     };
   });
+  return there;
+}
 
-/** Store what changed. Returns the ids of those messages; what could not be stored stays to be. */
+/**
+ * Store what changed. Returns the ids of those messages, or null where the conversation was deleted;
+ * what could not be stored stays to be.
+ */
 export async function save(conversation) {
   const nodes = takeUnsaved(conversation);
+  let there;
   try {
-    await put(headOf(conversation), nodes);
+    there = await put(headOf(conversation), nodes);
   } catch (error) {
     putBack(conversation, nodes);
     throw error;
   }
   if (!unsavedOf(conversation).length) removeJournal(`${JOURNAL}${TAB}.${conversation.id}`);
-  return nodes.map((node) => node.id);
+  return there ? nodes.map((node) => node.id) : null;
 }
 
 export const remove = (id) =>

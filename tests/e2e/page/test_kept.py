@@ -186,6 +186,21 @@ def test_deleted_in_another_tab_it_stays_deleted(chat, context):
         assert stored(tab.page) == {}
 
 
+def test_what_is_written_in_a_deleted_conversation_goes_on_in_a_new_one(chat, context):
+    chat.ask("echo one")
+    deaf = tab_at(context, chat.page.url, DEAF)
+    chat.page.once("dialog", lambda dialog: dialog.accept())
+    chat.page.hover(".list li.here")
+    chat.page.click(".list li.here [aria-label^=Delete]")
+    chat.listed(0)
+    deaf.ask("echo two")
+    toast(deaf.page, "goes on as a new one")
+    deaf.page.reload()
+    deaf.page.wait_for_selector(".bubble:has-text('echo two')")
+    assert deaf.questions == ["echo one", "echo two"]
+    deaf.listed(1)
+
+
 def test_conversations_of_the_page_before_are_taken_over(context, mock):
     page = context.new_page()
     page.goto(f"{mock.url}/assets/icon.svg")

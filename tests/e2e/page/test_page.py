@@ -507,6 +507,13 @@ BREAKAGES = [
     ("app.js", "await store.save(conversation)", "[]", "reload"),
     ("answers.js", "old.tokens.slice(0, at)", "old.tokens.slice(0, at + 1)", "glass_box"),
     ("api.js", "enable_thinking: settings.thinking", "enable_thinking: true", "no_think"),
+    ("store.js", "!known || later(known, node) === node", "true", "old_journal"),
+    ("store.js", "heads.put({ id, removed: true })", "heads.delete(id)", "deleted"),
+    ("answers.js", "const safe = writeJournal(conversation)", "const safe = true", "moment"),
+    ("app.js", "if (unsavedOf(conversation).length) keep(conversation)", "", "outlives"),
+    ("drafts.js", "  write(PREFIX + place, text);", "", "draft_stays"),
+    ("app.js", 'tell({ type: "changed", id, names })', "", "two_tabs"),
+    ("message.jsx", "|| copyBySelection(text)", "", "copying"),
     ("message.jsx", "send(draft, place, node.parent)", "send(draft, place, node.id)", "edit"),
 ]
 
@@ -522,7 +529,7 @@ def test_a_broken_page_is_noticed(browser, file, old, new, test, tmp_path):
     (ui / "src" / file).write_text(source.replace(old, new))
     subprocess.run(["node", "build.mjs", str(out)], cwd=ui, check=True, timeout=120)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__, "-k", f"{test} and not broken"],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", Path(__file__).parent, "-k", f"{test} and not broken"],
         env={**os.environ, "SMOLLM3_PAGE": str(out)},
         capture_output=True,
         text=True,
