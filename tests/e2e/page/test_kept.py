@@ -309,16 +309,43 @@ def test_numbers_that_do_not_do_are_named(chat):
     said.wait_for(state="detached")
 
 
-def test_the_join_of_two_copies():
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not here")
-    script, source = Path(__file__).with_name("join.test.mjs"), UI / "src" / "conversation.js"
-    done = subprocess.run(
-        [node, script, source], capture_output=True, text=True, timeout=120, check=False
+SOURCE = UI / "src" / "conversation.js"
+NODE = shutil.which("node")
+
+
+def join_of(source: Path):
+    script = Path(__file__).with_name("join.test.mjs")
+    return subprocess.run(
+        [NODE, script, source], capture_output=True, text=True, timeout=120, check=False
     )
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not here")
+def test_the_join_of_two_copies():
+    done = join_of(SOURCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "2000 triples\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NODE is None, reason="node is not here")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (" || (n === m && by > other)", ""),
+        ("n > m ||", "n >= m ||"),
+        ("if (a.removed || b.removed)", "if (a.removed)"),
+        ("Math.max(a.updated, b.updated)", "a.updated"),
+        ("nodes[node.id] ? later(nodes[node.id], node) : node", "node"),
+        ("node.version = (node.version ?? 0) + 1;", ""),
+    ],
+)
+def test_a_broken_join_is_noticed(old, new, tmp_path):
+    text = SOURCE.read_text()
+    assert text.count(old) == 1
+    broken = tmp_path / "conversation.mjs"
+    broken.write_text(text.replace(old, new))
+    assert "AssertionError" in join_of(broken).stderr
 
 
 def test_an_old_journal_takes_nothing_back(chat):

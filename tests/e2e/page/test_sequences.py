@@ -110,12 +110,17 @@ class Person:
 
     def reload(self) -> None:
         self.look_at(tab := self.tab())
+        url = tab.page.url
         if self.mock.gone:
             with pytest.raises(Exception, match="ERR_"):
                 tab.page.reload()
             self.back()
-        tab.page.reload()
-        tab.page.wait_for_selector(".empty button:not([disabled]), .bubble")
+            self.tabs.remove(tab)
+            tab.page.close()  # it shows the browser's own page
+            self.open(url)
+        else:
+            tab.page.reload()
+            tab.page.wait_for_selector(".empty button:not([disabled]), .bubble")
 
     def look_at(self, tab: Page) -> None:
         """What is shown when a page is loaded again must all be there afterwards."""
@@ -227,8 +232,7 @@ class Person:
 
     def check_shown(self, page, place: str) -> None:
         name = place.split("#")[1]
-        page.goto(place)
-        page.wait_for_selector(".composer")
+        page.evaluate("name => { location.hash = name }", name)
         page.wait_for_function(
             "text => document.querySelector('#prompt').value === text",
             arg=self.drafts.get(name, ""),
