@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,14 @@ def stored(page) -> dict:
         db.close();
         return Object.fromEntries(nodes.map((node) => [node.id, node]));
     }""")
+
+
+def until(page, holds) -> None:
+    """Wait until it holds; fails where it never does."""
+    end = time.monotonic() + SECONDS / 1000
+    while not holds():
+        assert time.monotonic() < end
+        page.wait_for_timeout(30)
 
 
 def journals(page) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import UI, Page, journals, stored, tab_at
+from .conftest import UI, Page, journals, stored, tab_at, until
 
 DEAF = "window.BroadcastChannel = class { postMessage() {} };"
 BLOCKED = """
@@ -80,7 +80,7 @@ def test_an_answer_is_seen_and_stopped_from_another_tab(chat, context, mock):
     assert mock.broken_off.wait(5) or mock.goes_on.set() is None
 
 
-@pytest.mark.parametrize("how", ["reload", "close", "crash"])
+@pytest.mark.parametrize("how", ["reload", "crash", pytest.param("close", marks=pytest.mark.slow)])
 def test_what_came_of_an_answer_outlives_its_page(chat, context, mock, how):
     chat.ask("hold it", wait=False)
     chat.page.wait_for_selector(".markdown:has-text('As far as this,')")
@@ -88,9 +88,8 @@ def test_what_came_of_an_answer_outlives_its_page(chat, context, mock, how):
     if how == "reload":
         chat.page.reload()  # at once: what the last second brought is in the journal
     else:
-        chat.page.wait_for_function("window.indexedDB")
-        while "As far as this," not in texts(chat.page, "assistant"):  # each second it is stored
-            chat.page.wait_for_timeout(50)
+        # Each second it is stored.
+        until(chat.page, lambda: "As far as this," in texts(chat.page, "assistant"))
     if how == "close":
         chat.page.close()
         chat.page = tab_at(context, url).page
@@ -116,8 +115,7 @@ def test_a_message_is_safe_from_the_moment_it_is_sent(chat, mock):
     chat.page.reload()
     chat.page.wait_for_selector(".bubble:has-text('echo two')")
     assert chat.questions == ["echo one", "echo two"]
-    while journals(chat.page):
-        chat.page.wait_for_timeout(20)
+    until(chat.page, lambda: not journals(chat.page))
 
 
 def test_a_draft_stays_with_its_conversation(chat, context):
@@ -149,6 +147,7 @@ def test_a_draft_stays_with_its_conversation(chat, context):
     assert prompt.input_value() == ""
 
 
+@pytest.mark.slow
 def test_an_edit_and_a_result_are_drafts_too(chat, mock):
     chat.ask("use a tool")
     chat.page.fill(".result-entry textarea", "21 degrees")
@@ -186,6 +185,7 @@ def test_deleted_in_another_tab_it_stays_deleted(chat, context):
         assert stored(tab.page) == {}
 
 
+@pytest.mark.slow
 def test_what_is_written_in_a_deleted_conversation_goes_on_in_a_new_one(chat, context):
     chat.ask("echo one")
     deaf = tab_at(context, chat.page.url, DEAF)
@@ -201,6 +201,7 @@ def test_what_is_written_in_a_deleted_conversation_goes_on_in_a_new_one(chat, co
     deaf.listed(1)
 
 
+@pytest.mark.slow
 def test_conversations_of_the_page_before_are_taken_over(context, mock):
     page = context.new_page()
     page.goto(f"{mock.url}/assets/icon.svg")
@@ -245,6 +246,7 @@ def test_a_browser_that_keeps_nothing_says_so(browser, mock):
     context.close()
 
 
+@pytest.mark.slow
 def test_a_full_store_says_so_and_goes_on_when_there_is_room(context, mock):
     context.add_init_script(FULL)
     chat = Page(context.new_page(), mock.url)
@@ -300,6 +302,7 @@ def test_copying_works_over_plain_http_and_is_seen(browser, mock):
     context.close()
 
 
+@pytest.mark.slow
 def test_numbers_that_do_not_do_are_named(chat):
     chat.page.keyboard.press("Alt+,")
     chat.page.fill("[name=temperature]", "3")
