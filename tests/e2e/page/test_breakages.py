@@ -45,7 +45,7 @@ def test_a_broken_page_is_noticed(browser, file, old, new, test, tmp_path):
         env={**os.environ, "SMOLLM3_PAGE": str(out)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout[-1000:]

@@ -140,15 +140,21 @@ class Person:
     def crash(self) -> None:
         tab = self.tab()
         url = tab.page.url
-        crashed = []
-        for other in self.tabs:  # one process may have several
-            other.page.once("crash", lambda page: crashed.append(page))  # noqa: PLW0108 (playwright's)
         with pytest.raises(Exception, match="crash"):
             tab.page.goto("chrome://crash")
         tab.page.close()
-        self.tabs = [t for t in self.tabs if t is not tab and t.page not in crashed]
+        self.tabs.remove(tab)
+        self.tabs = [  # one process may have several
+            other for other in self.tabs if self.lives(other)
+        ]
         self.back()
         self.open(url)
+
+    def lives(self, tab: Page) -> bool:
+        try:
+            return tab.page.evaluate("true")
+        except Exception:
+            return False
 
     def second(self) -> None:
         if len(self.tabs) < 3:
