@@ -5,6 +5,7 @@ Logits are the same bits alone, batched, in chunks, after a prefix hit, on any n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
