@@ -10,7 +10,7 @@ from smollm3.data.spec import Source
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, nope_pattern
 from smollm3.spec import Spec
-from smollm3.train.spec import TrainStage, Weight
+from smollm3.train.spec import Parallel, TrainStage, Weight
 
 
 class ModelShape(Spec):
@@ -102,6 +102,7 @@ class Recipe(Spec):
     seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, gt=0)
     threads: int = Field(default=1, gt=0)
+    parallel: Parallel = Parallel()
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Source] = Field(default_factory=dict)

@@ -3,7 +3,6 @@
 from smollm3.train.followers import Followers, follow
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.loop import train
-from smollm3.train.optimizer import save_optimizer
 from smollm3.train.stop import Stopped
 from smollm3.train.world import World
 
@@ -15,6 +14,5 @@ __all__ = [
     "TrainResult",
     "World",
     "follow",
-    "save_optimizer",
     "train",
 ]

@@ -36,6 +36,21 @@ class Optimizer(Spec):
     weight_decay: float = Field(default=0.1, ge=0)
 
 
+class Parallel(Spec):
+    """How the ranks share the work; their product is the number of processes.
+
+    shard: ranks that share weights, gradients and moments (FSDP), each with its own rows.
+    replicate: such groups that hold the same (HSDP); absent: as many as there are processes for.
+    tp: ranks that share each product (tensor parallel). cp: ranks that share each row's tokens
+    (context parallel). All 1: every process holds the whole model.
+    """
+
+    replicate: int | None = Field(default=None, gt=0)
+    shard: int = Field(default=1, gt=0)
+    tp: int = Field(default=1, gt=0)
+    cp: int = Field(default=1, gt=0)
+
+
 class TrainStage(Spec):
     """Pretraining, long context, mid-training, SFT and preference are spellings of this.
 
@@ -44,6 +59,11 @@ class TrainStage(Spec):
     mixture: source -> weight, in tokens (in pairs for preference losses); divided by their sum.
     batch: rows (or pairs) in one optimizer step, over all ranks. micro_batch: rows in one
     forward pass of one rank (absent: all at once). Exactly one of tokens, steps and epochs.
+    recompute: what the backward pass computes again instead of keeping it. selective: all but
+    matrix products and attention; full: all but each block's input.
+    save_every: steps between states, of which the newest two stay, and for ever those of every
+    keep_every-th step.
+    parallel: instead of the recipe's, where a stage needs another split.
     """
 
     kind: Literal["train"]
@@ -66,7 +86,10 @@ class TrainStage(Spec):
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    parallel: Parallel | None = None
     save_every: int = Field(default=200, gt=0)
+    keep_every: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainStage:

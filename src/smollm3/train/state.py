@@ -1,14 +1,19 @@
 """Train states: everything a run needs to go on, in folders that are whole or absent.
 
-`state/step-N/` holds tensors.safetensors (weights, optimizer) and state.json (progress, the
-job's digest, the environment, the tensors' checksum). The two newest are kept: one is good even
-while the next is written, and if the newest is damaged later.
+`state/step-N/` holds the weights and the optimizer in safetensors files and state.json (progress,
+the job's digest, the environment, the files' checksums). A model that every rank holds whole is
+one file, tensors.safetensors; of a sharded one each rank writes its shards (`sharded_state.py`).
+Either is read into any number of ranks. The two newest are kept: one is good even while the next
+is written, and if the newest is damaged later.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from smollm3.errors import UserError
 from smollm3.files import new_folder, read_json, sha256_file, write_json
 from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.guard import Guard
+from smollm3.train.parts import fill
 
 KEPT = 2
 TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"
@@ -39,12 +45,29 @@ class Progress:
     resumed_under: list[dict[str, list[Any]]] = field(default_factory=list)
 
 
-def environment(threads: int, processes: int, precision: str, compiled: bool) -> dict[str, Any]:
-    """What, beside the job, decides the bits of the result."""
+@dataclass(frozen=True)
+class Description:
+    """What state.json says beside the checksums. job: its digest."""
+
+    progress: Progress
+    job: str
+    environment: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Make the files of `folder` a state."""
+        content = asdict(self) | {"files": checksums(sorted(folder.glob("*.safetensors")))}
+        write_json(folder / DESCRIPTION, content)
+
+
+def environment(
+    threads: int, processes: int, precision: str, compiled: bool, layout: str | None = None
+) -> dict[str, Any]:
+    """What, beside the job, decides the bits of the result. layout: of a sharded model."""
     return {
         "torch": torch.__version__,
         "threads": threads,
         "processes": processes,
+        "layout": layout,
         "precision": precision,
         "compile": compiled,
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -57,26 +80,20 @@ def folder_of(states: Path, step: int) -> Path:
 
 
 def save(
-    states: Path,
-    progress: Progress,
-    tensors: dict[str, Tensor],
-    job: str,
-    environment: dict[str, Any],
+    states: Path, description: Description, tensors: dict[str, Tensor], keep_every: int | None
 ) -> None:
-    """Add the state of `progress.step`; afterwards drop all but the newest two."""
-    with new_folder(folder_of(states, progress.step)) as folder:
+    """Add the state of the description's step; afterwards drop old ones."""
+    with new_folder(folder_of(states, description.progress.step)) as folder:
         write_tensors(folder / TENSORS, tensors)
-        write_json(
-            folder / DESCRIPTION,
-            {
-                "progress": asdict(progress),
-                "job": job,
-                "environment": environment,
-                "sha256": sha256_file(folder / TENSORS),
-            },
-        )
+        description.write(folder)
+    drop_old(states, keep_every)
+
+
+def drop_old(states: Path, keep_every: int | None) -> None:
+    """Leave the newest two, and those of every `keep_every`-th step."""
     for old in _newest_first(states)[KEPT:]:
-        shutil.rmtree(old)
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old)
 
 
 def find(
@@ -92,8 +109,8 @@ def find(
             content = read_json(folder / DESCRIPTION)
             progress, before = _progress(content["progress"]), dict(content["environment"])
             same_job = content["job"] == job
-            damaged = content["sha256"] != sha256_file(folder / TENSORS)
-        except (UserError, KeyError, TypeError, OSError):
+            damaged = content["files"] != checksums(folder / name for name in content["files"])
+        except (UserError, KeyError, TypeError, AttributeError, OSError):
             damaged = True
         if damaged:
             warn(f"{folder}: damaged; going on from the state before it")
@@ -109,10 +126,33 @@ def find(
     return None
 
 
-def read(states: Path, step: int) -> tuple[Progress, dict[str, Tensor]]:
-    """A state that `find` has found good."""
+def read(states: Path, step: int, tensors: dict[str, Tensor]) -> Progress:
+    """A state that `find` has found good. Of `tensors`, those that it has are set, what of each
+    lies on this rank; the others are taken out."""
     folder = folder_of(states, step)
-    return _progress(read_json(folder / DESCRIPTION)["progress"]), read_tensors(folder / TENSORS)
+    progress = _progress(read_json(folder / DESCRIPTION)["progress"])
+    if (folder / TENSORS).exists():
+        stored = read_tensors(folder / TENSORS)
+        for name in tensors.keys() - stored.keys():
+            del tensors[name]
+        fill(tensors, lambda name, shape, part: stored[name][part])
+        return progress
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    for name in tensors.keys() - reader.read_metadata().state_dict_metadata.keys():
+        del tensors[name]
+    with warnings.catch_warnings():  # that it runs in one process: it does, each rank reads its own
+        warnings.simplefilter("ignore", UserWarning)
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    return progress
+
+
+def checksums(files: Iterable[Path]) -> dict[str, str]:
+    """sha256 of each file by its name, several at a time: hashing runs without Python's lock."""
+    files = list(files)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip((file.name for file in files), pool.map(sha256_file, files), strict=True))
 
 
 def _progress(content: dict[str, Any]) -> Progress:
@@ -140,4 +180,8 @@ def _note_environment(
 def _newest_first(states: Path) -> list[Path]:
     """Finished states; a partial one that a killed process left starts with a dot."""
     folders = [f for f in states.glob("step-*") if f.name.removeprefix("step-").isdigit()]
-    return sorted(folders, key=lambda f: int(f.name.removeprefix("step-")), reverse=True)
+    return sorted(folders, key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
