@@ -51,6 +51,12 @@ from smollm3.train.recompute import apply_recompute
 from smollm3.train.spec import TrainStage
 from smollm3.train.world import World
 
+# Its name up to PyTorch 2.12 was the second one.
+_all_gather: Any = (
+    getattr(collectives, "all_gather_single_autograd", None)
+    or collectives.all_gather_tensor_autograd
+)
+
 
 class Sharded:
     """The ranks as a mesh, and what each does with its part of the model."""
@@ -162,9 +168,8 @@ class Sharded:
     def _gather(self, x_BT: Tensor) -> Tensor:
         """[B, own columns, ...] of every cp rank as [B, all columns, ...] in the row's order."""
         assert self.cp_group is not None
-        by_rank = collectives.all_gather_tensor_autograd(
-            x_BT.contiguous(), 0, self.cp_group
-        ).unflatten(0, (self.layout_.cp, x_BT.shape[0]))
+        by_rank = _all_gather(x_BT.contiguous(), 0, self.cp_group)
+        by_rank = by_rank.unflatten(0, (self.layout_.cp, x_BT.shape[0]))
         # Rank c has chunks c and 2·cp-1-c: first all first halves, then the second ones backwards.
         early, late = by_rank.chunk(2, dim=2)
         return torch.cat([*early, *late.flip(0)], dim=1)
@@ -202,7 +207,7 @@ def _tensor_parallel(config: ModelConfig) -> dict[str, ParallelStyle]:
 
 def _all_columns(norm: Any, inputs: Any, h_BTE: DTensor) -> Tensor:
     """The last states on every tp rank; each makes the logits of its part of the vocabulary."""
-    return h_BTE.redistribute(placements=[Replicate()]).to_local()
+    return h_BTE.redistribute(placements=[Replicate()]).to_local().clone()  # FSDP wants no view
 
 
 class _AddColumns(torch.autograd.Function):
