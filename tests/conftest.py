@@ -48,7 +48,9 @@ def make_job(tokenizer, tmp_path_factory):
             shards[name] = str(data.prepare(name, source, tokenizer, folder, seed=0).folder)
         return shards[name]
 
-    def make(work, *, seed=0, parent=None, moments=None, start=None, parallel=None, **stage) -> TrainJob:
+    def make(
+        work, *, seed=0, parent=None, moments=None, start=None, parallel=None, **stage
+    ) -> TrainJob:
         defaults = {
             "kind": "train",
             "mixture": {"web": 2, "maths": 1},

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from smollm3 import checkpoint
-from smollm3.train import Followers, World, train
+from smollm3.checkpoint import published_name
+from smollm3.checkpoint.weights import Weights
+from smollm3.train import ProcessGroup, WorkerGroup, train
 
 # 20 steps; a batch that 4 groups of ranks divide, rows that 2·cp·tp divide.
 STAGES = {
@@ -51,7 +52,7 @@ def alone(make_job, tmp_path_factory):
     def of(kind):
         if kind not in results:
             job = make_job(tmp_path_factory.mktemp("alone"), **STAGES[kind])
-            model = train(job, World.single()).model
+            model = train(job, ProcessGroup.single()).model
             results[kind] = losses(job), {n: p.detach() for n, p in model.named_parameters()}
         return results[kind]
 
@@ -63,21 +64,21 @@ def check(followers, make_job, alone, folder, kind, parallel):
     result = followers.train(job)
     expected, weights = alone(kind)
     assert losses(job) == pytest.approx(expected, abs=1e-5, rel=1e-5)
-    read = checkpoint.weights.Weights(result.written)
+    read = Weights(result.written)
     for name, weight in weights.items():
-        written = read[checkpoint.published_name(name)]
+        written = read[published_name(name)]
         torch.testing.assert_close(written, weight, atol=3e-5, rtol=0, msg=name)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    with Followers(2, tmp_path_factory.mktemp("two")) as followers:
+    with WorkerGroup(2, tmp_path_factory.mktemp("two")) as followers:
         yield followers
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    with Followers(4, tmp_path_factory.mktemp("four")) as followers:
+    with WorkerGroup(4, tmp_path_factory.mktemp("four")) as followers:
         yield followers
 
 

@@ -76,7 +76,7 @@ class Forward:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """Compile each block, in one graph; alike as they are, it is done once with RoPE, once without."""
+    """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE."""
     for block in model.blocks:
         block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
 

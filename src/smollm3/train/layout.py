@@ -20,14 +20,14 @@ class Layout:
     tp: int = 1
 
     @staticmethod
-    def of(parallel: Parallel, world: int) -> Layout:
-        """`parallel` on `world` processes, or a UserError."""
+    def of(parallel: Parallel, group: int) -> Layout:
+        """`parallel` on `group` processes, or a UserError."""
         group = parallel.shard * parallel.cp * parallel.tp
-        replicate = parallel.replicate or max(1, world // group)
+        replicate = parallel.replicate or max(1, group // group)
         layout = Layout(replicate, parallel.shard, parallel.cp, parallel.tp)
-        if layout.size != world:
+        if layout.size != group:
             raise UserError(
-                f"parallel: {layout} are {layout.size} processes, but there are {world}; start "
+                f"parallel: {layout} are {layout.size} processes, but there are {group}; start "
                 f"{layout.size} (torchrun --nproc-per-node) or change parallel"
             )
         return layout

@@ -20,17 +20,18 @@ from smollm3.data.batch import Batch
 from smollm3.errors import UserError
 from smollm3.model import Transformer
 from smollm3.train import optimizer as optimizers
-from smollm3.train import schedule, state
+from smollm3.train import schedule
+from smollm3.train import training_checkpoint as checkpoints
 from smollm3.train.forward import slices
-from smollm3.train.guard import PATIENCE
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.layout import Layout
+from smollm3.train.loss_spike import PATIENCE
 from smollm3.train.losses import PREFERENCE_METRICS, LossSums, language_modelling, preference
 from smollm3.train.metrics import MetricsLog
+from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import references
 from smollm3.train.replicated import Replicated
 from smollm3.train.stop import Stopped, StopSignals
-from smollm3.train.world import World
 
 if TYPE_CHECKING:
     from smollm3.train.parallel import Sharded
@@ -40,63 +41,63 @@ Warn = Callable[[str], None]
 
 
 def train(
-    job: TrainJob, world: World, on_step: OnStep | None = None, warn: Warn | None = None
+    job: TrainJob, group: ProcessGroup, on_step: OnStep | None = None, warn: Warn | None = None
 ) -> TrainResult:
     """Run `job`, or what is left of it; every rank calls this.
 
-    Rank 0 leaves metrics.jsonl and state/ in job.work. on_step gets each step and how many
+    Rank 0 writes metrics.jsonl and checkpoints/ in job.work. on_step gets each step and how many
     there are in all; warn gets lines about what went differently than a user expects.
-    Raises Stopped after SIGINT or SIGTERM, with the state saved; UserError for bad input, a
-    run that the guard gave up, or a rank that died.
+    Raises Stopped after SIGINT or SIGTERM, with a training checkpoint saved; UserError for
+    bad input, too many loss spikes in a row, or a rank that died.
     """
     torch.set_num_threads(job.threads)
-    trainer = Trainer(job, world, warn or logging.getLogger(__name__).warning)
+    trainer = Trainer(job, group, warn or logging.getLogger(__name__).warning)
     trainer.run(on_step or (lambda record, steps: None))
     return trainer.result()
 
 
-def parallelism(job: TrainJob, world: World) -> Replicated | Sharded:
+def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
     """How the ranks share a job: on CPUs whole models where the recipe asks for nothing else."""
-    layout = Layout.of(job.parallel, world.size)
-    if layout.whole and world.device.type == "cpu":
-        return Replicated(world, job.stage)
+    layout = Layout.of(job.parallel, group.size)
+    if layout.whole and group.device.type == "cpu":
+        return Replicated(group, job.stage)
     from smollm3.train.parallel import Sharded  # its imports take seconds
 
     layout.check(job.model, job.stage)
-    return Sharded(world, job.stage, layout)
+    return Sharded(group, job.stage, layout)
 
 
 class Trainer:
     """A job between its steps."""
 
-    def __init__(self, job: TrainJob, world: World, warn: Warn) -> None:
-        self.job, self.stage, self.world = job, job.stage, world
-        self.states_folder = Path(job.work) / "state"
+    def __init__(self, job: TrainJob, group: ProcessGroup, warn: Warn) -> None:
+        self.job, self.stage, self.group = job, job.stage, group
+        self.folder = Path(job.work) / "checkpoints"
         shards = {name: Shard.open(Path(folder)) for name, folder in job.shards.items()}
         pad_id = load_tokenizer(job.tokenizer).pad_id
         self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id)
         schedule.check(job.stage.lr, self.loader.steps)
-        if world.leads:
-            self._tell_lengths(warn)
+        if group.is_main_process:
+            self._warn_of_lengths(warn)
 
-        self.parallel = parallelism(job, world)
-        self.environment = state.environment(
-            job.threads, world.size, job.stage.precision, job.stage.compile, self.parallel.layout
+        self.parallel = parallelism(job, group)
+        self.environment = checkpoints.environment(
+            job.threads, group.size, job.stage.precision, job.stage.compile, self.parallel.layout
         )
-        self.progress = state.Progress()
+        self.progress = checkpoints.Progress()
         self.model, self.optimizer = self._begin(shards, warn)
         self.forward = self.parallel.forward(self.model)
         self.references = (
-            references(job, shards, self.loader, world, self.parallel, warn)
+            references(job, shards, self.loader, group, self.parallel, warn)
             if job.stage.is_preference
             else None
         )
         # Beside the gradients: loss, weight, stop flag, and the loss's own metrics.
         self.metric_names = PREFERENCE_METRICS if job.stage.is_preference else ()
         self.gradients = self.parallel.gradients(self.model, 3 + len(self.metric_names))
-        self.states = self.parallel.states(self.states_folder, job.stage.keep_every)
+        self.checkpoints = self.parallel.checkpoints(self.folder, job.stage.keep_every)
 
-    def _tell_lengths(self, warn: Warn) -> None:
+    def _warn_of_lengths(self, warn: Warn) -> None:
         context = self.stage.context
         for name, n in self.loader.truncated.items():
             warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
@@ -104,30 +105,34 @@ class Trainer:
             warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
-        """Model and optimizer from the newest good state, or from the job's beginnings."""
+        """Model and optimizer from the newest good checkpoint, or from where the job starts."""
         found, self.digest = None, ""
-        if self.world.leads:
+        if self.group.is_main_process:
             self.digest = self.job.digest(shards)
-            found = state.find(self.states_folder, self.digest, self.environment, warn)
-        step = self.world.broadcast_text(str(found.step) if found else "")
+            found = checkpoints.find(self.folder, self.digest, self.environment, warn)
+        step = self.group.broadcast_text(str(found.step) if found else "")
         model = self.parallel.model(self.job.model, None if step else self.job.initial_weights())
         optimizer = optimizers.adamw(model, self.stage.optimizer)
         if step:
             weights: dict[str, Tensor] = {f"model/{n}": p for n, p in model.named_parameters()}
             tensors = weights | optimizers.empty_tensors(model)
-            progress = state.read(self.states_folder, int(step), tensors)
+            progress = checkpoints.read(self.folder, int(step), tensors)
             self.progress = found or progress
             moments = {name: tensor for name, tensor in tensors.items() if name not in weights}
-            folder = state.folder_of(self.states_folder, int(step))
+            folder = checkpoints.folder_of(self.folder, int(step))
             optimizers.set_tensors(optimizer, model, moments, folder)
         elif self.job.optimizer:
             optimizers.load(optimizer, model, Path(self.job.optimizer))
         return model, optimizer
 
     def run(self, on_step: OnStep) -> None:
-        """All remaining steps, with their rows and states."""
+        """All remaining steps, with their metrics rows and checkpoints."""
         steps, done = self.loader.steps, self.progress.step
-        log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done) if self.world.leads else None
+        log = (
+            MetricsLog(Path(self.job.work) / "metrics.jsonl", done)
+            if self.group.is_main_process
+            else None
+        )
         with StopSignals() as signals, log or nullcontext():
             for k in range(done, steps):
                 record, stopping = self.step(k, stop=signals.received is not None)
@@ -139,12 +144,12 @@ class Trainer:
                         log.sync()
                     self._save()
                 if stopping:
-                    self.states.finish()
+                    self.checkpoints.finish()
                     raise Stopped(k + 1, signals.received or signal.SIGTERM)
-            self.states.finish()
+            self.checkpoints.finish()
 
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
-        """Batch k and its update; also whether any rank was told to stop."""
+        """Batch k and its update; also whether any rank was asked to stop."""
         started = time.perf_counter()
         batch = self.loader.batch(k, self.parallel.row_rank, self.parallel.row_ranks)
         self.gradients.zero()
@@ -160,13 +165,13 @@ class Trainer:
                 others[i] += metric
         others[2] = float(stop)
         norm, total, weight, stops, *sums_ = self.gradients.sum()
-        # A batch without weight gives NaN, which the guard skips.
+        # A batch without weight gives NaN, whose update is skipped.
         loss, grad_norm = (total / weight, norm / weight) if weight else (math.nan, math.nan)
         lr = schedule.learning_rate(self.stage.lr, k, self.loader.steps)
-        skipped = not self.progress.guard.accepts(loss, grad_norm)
+        skipped = not self.progress.loss_spike_guard.accepts(loss, grad_norm)
         if not skipped:
             self._update(lr, weight, grad_norm)
-        elif self.progress.guard.gives_up:
+        elif self.progress.loss_spike_guard.gives_up:
             raise UserError(self._given_up(k, loss, grad_norm))
 
         seconds = time.perf_counter() - started
@@ -183,7 +188,7 @@ class Trainer:
         metrics: dict[str, Any] = {
             "steps": progress.step,
             "loss": progress.loss,
-            "skipped": progress.guard.skipped,
+            "skipped": progress.loss_spike_guard.skipped,
             "seconds": progress.seconds,
             "tokens_per_second": sum(used.values()) / progress.seconds,
         }
@@ -231,4 +236,6 @@ class Trainer:
             f"model/{name}": p for name, p in self.model.named_parameters()
         }
         tensors |= optimizers.tensors_of(self.optimizer, self.model)
-        self.states.save(state.Description(self.progress, self.digest, self.environment), tensors)
+        self.checkpoints.save(
+            checkpoints.Description(self.progress, self.digest, self.environment), tensors
+        )

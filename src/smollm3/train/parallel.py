@@ -43,13 +43,13 @@ from smollm3.data import Loader
 from smollm3.data.batch import Batch
 from smollm3.files import publish
 from smollm3.model import ModelConfig, Transformer
-from smollm3.train import state
+from smollm3.train import training_checkpoint
 from smollm3.train.forward import Forward, compile_blocks
 from smollm3.train.layout import Layout
 from smollm3.train.parts import Read, fill_model, local
+from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
 from smollm3.train.spec import TrainStage
-from smollm3.train.world import World
 
 # Its name up to PyTorch 2.12 was the second one.
 _all_gather: Any = (
@@ -61,11 +61,11 @@ _all_gather: Any = (
 class Sharded:
     """The ranks as a mesh, and what each does with its part of the model."""
 
-    def __init__(self, world: World, stage: TrainStage, layout: Layout) -> None:
-        self.world, self.stage = world, stage
+    def __init__(self, group: ProcessGroup, stage: TrainStage, layout: Layout) -> None:
+        self.group, self.stage = group, stage
         self.layout_, self.layout = layout, str(layout)
-        self.row_rank, self.row_ranks = layout.row_rank(world.rank), layout.rows
-        kind = world.device.type
+        self.row_rank, self.row_ranks = layout.row_rank(group.rank), layout.rows
+        kind = group.device.type
         self.mesh = init_device_mesh(
             kind,
             (layout.replicate, layout.shard * layout.cp, layout.tp),
@@ -111,15 +111,15 @@ class Sharded:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "hidden")
-        model.to_empty(device=self.world.device)
+        model.to_empty(device=self.group.device)
         return fill_model(model, read) if read is not None else model
 
     def forward(self, model: Transformer) -> Forward:
         return Forward(
             model,
             self.stage,
-            self.world.device,
-            lambda width: self.layout_.columns(self.world.rank, width),
+            self.group.device,
+            lambda width: self.layout_.columns(self.group.rank, width),
             self._gather if self.layout_.cp > 1 else None,
             autocast=False,
         )
@@ -127,7 +127,7 @@ class Sharded:
     def gradients(self, model: Transformer, others: int) -> ShardGradients:
         # Ranks that computed the very same sums: of a preference loss also those of one row.
         copies = self.layout_.tp * (self.layout_.cp if self.stage.is_preference else 1)
-        return ShardGradients(model, others, self.world, copies)
+        return ShardGradients(model, others, self.group, copies)
 
     def losses(self) -> AbstractContextManager[object]:
         """Around a loss and its backward pass: logits lie on the ranks by vocabulary."""
@@ -141,15 +141,15 @@ class Sharded:
         return loader.batch(k, self.row_rank, self.row_ranks)
 
     def add_dealt_(self, sums: Tensor) -> None:
-        self.world.all_reduce_(sums)
+        self.group.all_reduce_(sums)
         sums /= self.layout_.tp * self.layout_.cp
 
-    def states(self, folder: Path, keep_every: int | None) -> AsyncStates:
-        return AsyncStates(folder, keep_every, self.world)
+    def checkpoints(self, folder: Path, keep_every: int | None) -> AsyncCheckpoints:
+        return AsyncCheckpoints(folder, keep_every, self.group)
 
     def write(self, model: Transformer, moments: dict[str, Tensor], folder: Path) -> Path | None:
         """All ranks together write `folder`: the weights by their published names, the moments."""
-        if self.world.leads:
+        if self.group.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         weights = {checkpoint.published_name(n): p for n, p in model.named_parameters()}
@@ -159,8 +159,8 @@ class Sharded:
                 {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()},
                 lambda name, tensors=tensors: _whole(tensors[name]),  # type: ignore[misc]
                 stem=stem,
-                writer=self.world.rank,
-                writers=self.world.size,
+                writer=self.group.rank,
+                writers=self.group.size,
             )
         dist.barrier()
         return folder
@@ -231,10 +231,10 @@ def _whole(tensor: Tensor) -> Tensor:
 class ShardGradients:
     """FSDP has added up the gradients as they were made; the sums here are the rest."""
 
-    def __init__(self, model: Transformer, others: int, world: World, copies: int) -> None:
+    def __init__(self, model: Transformer, others: int, group: ProcessGroup, copies: int) -> None:
         self.parameters = list(model.parameters())
-        self.world, self.copies = world, copies
-        self.others = torch.zeros(others, device=world.device)
+        self.group, self.copies = group, copies
+        self.others = torch.zeros(others, device=group.device)
 
     def zero(self) -> None:
         self.others.zero_()
@@ -247,7 +247,7 @@ class ShardGradients:
         held = torch.tensor([_holders(p) for p in self.parameters], device=norms.device)
         square = (norms.double().square() / held).sum()[None]
         sums = torch.cat([square, self.others.double() / self.copies])
-        self.world.all_reduce_(sums)
+        self.group.all_reduce_(sums)
         sums[0].sqrt_()
         values: list[float] = sums.tolist()
         return values
@@ -265,49 +265,51 @@ def _holders(parameter: Tensor) -> int:
     return holders
 
 
-class AsyncStates:
+class AsyncCheckpoints:
     """Each rank copies its shards and goes on training while a thread writes them."""
 
-    def __init__(self, folder: Path, keep_every: int | None, world: World) -> None:
-        self.folder, self.keep_every, self.world = folder, keep_every, world
+    def __init__(self, folder: Path, keep_every: int | None, group: ProcessGroup) -> None:
+        self.folder, self.keep_every, self.group = folder, keep_every, group
         # A group of its own: the writing threads talk while training does.
-        self.group = dist.new_group(backend="gloo")
+        self.own_group = dist.new_group(backend="gloo")
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
 
-    def save(self, description: state.Description, tensors: dict[str, Tensor]) -> None:
-        """Begin to write a state, after the one before it."""
+    def save(
+        self, description: training_checkpoint.Description, tensors: dict[str, Tensor]
+    ) -> None:
+        """Begin to write a checkpoint, after the one before it."""
         self.finish()
-        final = state.folder_of(self.folder, description.progress.step)
+        final = training_checkpoint.folder_of(self.folder, description.progress.step)
         partial = final.with_name(f".{final.name}.partial")
-        if self.world.leads:
+        if self.group.is_main_process:
             partial.mkdir(parents=True, exist_ok=True)
             for left in partial.iterdir():
                 left.unlink()
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        dist.barrier(self.group)
+        dist.barrier(self.own_group)
         written = dcp.async_save(
             copies,
             storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True),
-            process_group=self.group,
+            process_group=self.own_group,
         )
         self.pending = self.pool.submit(self._publish, written, description, partial, final)
 
     def _publish(
-        self, written: Any, description: state.Description, partial: Path, final: Path
+        self, written: Any, description: training_checkpoint.Description, partial: Path, final: Path
     ) -> None:
-        written.result()  # every rank's files: the leader's save ends when it has heard of all
-        if self.world.leads:
+        written.result()  # every rank's files: the main process's save ends when it has heard of all
+        if self.group.is_main_process:
             description.write(partial)
             publish(partial, final)
-            state.drop_old(self.folder, self.keep_every)
+            training_checkpoint.delete_old(self.folder, self.keep_every)
 
     def finish(self) -> None:
-        """Every state is on the disk when this returns, on all ranks."""
+        """Every checkpoint is on the disk when this returns, on all ranks."""
         if self.pending is not None:
             self.pending.result()
             self.pending = None
-            dist.barrier(self.group)
+            dist.barrier(self.own_group)
 
 
 def start_alone(device: torch.device) -> None:

@@ -17,8 +17,8 @@ from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.forward import slices
 from smollm3.train.job import TrainJob
 from smollm3.train.losses import log_probs
+from smollm3.train.process_group import ProcessGroup
 from smollm3.train.replicated import Replicated
-from smollm3.train.world import World
 
 if TYPE_CHECKING:
     from smollm3.train.parallel import Sharded
@@ -42,7 +42,7 @@ def references(
     job: TrainJob,
     shards: dict[str, Shard],
     loader: Loader,
-    world: World,
+    group: ProcessGroup,
     parallel: Replicated | Sharded,
     warn: Callable[[str], None],
 ) -> References:
@@ -65,20 +65,20 @@ def references(
     )
     data = Path(next(iter(job.shards.values()))).parent
     path = data / f"reference-{key[:16]}.safetensors"
-    sums_P2 = _stored(path, len(pairs), warn) if world.leads else None
-    if not world.broadcast_text("stored" if sums_P2 is not None else ""):
-        sums_P2 = _compute(job, loader, world, parallel, pairs)
-        if world.leads:
+    sums_P2 = _stored(path, len(pairs), warn) if group.is_main_process else None
+    if not group.broadcast_text("stored" if sums_P2 is not None else ""):
+        sums_P2 = _compute(job, loader, group, parallel, pairs)
+        if group.is_main_process:
             _store(path, sums_P2)
     elif sums_P2 is None:
         sums_P2 = read_tensors(path)["sums"]
-    return References(pairs, sums_P2.to(world.device))
+    return References(pairs, sums_P2.to(group.device))
 
 
 def _compute(
     job: TrainJob,
     loader: Loader,
-    world: World,
+    group: ProcessGroup,
     parallel: Replicated | Sharded,
     pairs: Sequence[Pair],
 ) -> Tensor:
@@ -86,7 +86,7 @@ def _compute(
     has the whole model, batches are dealt out whole, so the number of ranks changes no bit."""
     forward = parallel.forward(model := parallel.model(job.model, job.initial_weights()))
     row = {pair: i for i, pair in enumerate(pairs)}
-    sums_P2 = torch.zeros(len(pairs), 2, device=world.device)
+    sums_P2 = torch.zeros(len(pairs), 2, device=group.device)
     seen: set[Pair] = set()
     for k in range(loader.steps):
         new = set(loader.batch(k).pairs) - seen

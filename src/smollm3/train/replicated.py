@@ -11,12 +11,12 @@ from torch import Tensor
 from smollm3.data import Loader
 from smollm3.data.batch import Batch
 from smollm3.model import ModelConfig, Transformer
-from smollm3.train import state
+from smollm3.train import training_checkpoint
 from smollm3.train.forward import Forward, compile_blocks
 from smollm3.train.parts import Read, fill_model
+from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
 from smollm3.train.spec import TrainStage
-from smollm3.train.world import World
 
 
 class Replicated:
@@ -24,13 +24,13 @@ class Replicated:
 
     layout: str | None = None
 
-    def __init__(self, world: World, stage: TrainStage) -> None:
-        self.world, self.stage = world, stage
-        self.row_rank, self.row_ranks = world.rank, world.size
+    def __init__(self, group: ProcessGroup, stage: TrainStage) -> None:
+        self.group, self.stage = group, stage
+        self.row_rank, self.row_ranks = group.rank, group.size
 
     def model(self, config: ModelConfig, read: Read | None) -> Transformer:
         """read: the weights; None: they come later."""
-        model = Transformer(config).to(self.world.device)
+        model = Transformer(config).to(self.group.device)
         if read is not None:
             fill_model(model, read)
         apply_recompute(model, self.stage.recompute)
@@ -39,10 +39,10 @@ class Replicated:
         return model
 
     def forward(self, model: Transformer) -> Forward:
-        return Forward(model, self.stage, self.world.device)
+        return Forward(model, self.stage, self.group.device)
 
     def gradients(self, model: Transformer, others: int) -> FlatGradients:
-        return FlatGradients(model, others, self.world)
+        return FlatGradients(model, others, self.group)
 
     def losses(self) -> AbstractContextManager[object]:
         """Around a loss and its backward pass."""
@@ -53,14 +53,14 @@ class Replicated:
 
     def deal(self, loader: Loader, k: int) -> Batch | None:
         """What of batch k this rank computes alone: all of it, or nothing."""
-        return loader.batch(k) if k % self.world.size == self.world.rank else None
+        return loader.batch(k) if k % self.group.size == self.group.rank else None
 
     def add_dealt_(self, sums: Tensor) -> None:
         """Sum over the ranks what they computed of the dealt batches."""
-        self.world.all_reduce_(sums)
+        self.group.all_reduce_(sums)
 
-    def states(self, folder: Path, keep_every: int | None) -> States:
-        return States(folder, keep_every, self.world)
+    def checkpoints(self, folder: Path, keep_every: int | None) -> Checkpoints:
+        return Checkpoints(folder, keep_every, self.group)
 
     def write(self, model: Transformer, moments: dict[str, Tensor], folder: Path) -> Path | None:
         """Nothing to write together."""
@@ -73,8 +73,8 @@ class FlatGradients:
     One sum over the ranks then moves everything, and norm and scale are one operation each.
     """
 
-    def __init__(self, model: Transformer, others: int, world: World) -> None:
-        self.world = world
+    def __init__(self, model: Transformer, others: int, group: ProcessGroup) -> None:
+        self.group = group
         parameters = list(model.parameters())
         sizes = [p.numel() for p in parameters]
         self.flat = torch.zeros(sum(sizes) + others, device=parameters[0].device)
@@ -87,7 +87,7 @@ class FlatGradients:
 
     def sum(self) -> list[float]:
         """Add up the ranks: the norm of all gradients, and the others. One copy to the host."""
-        self.world.all_reduce_(self.flat)
+        self.group.all_reduce_(self.flat)
         norm = torch.linalg.vector_norm(self.all)[None]
         sums: list[float] = torch.cat([norm, self.others]).tolist()
         return sums
@@ -96,15 +96,17 @@ class FlatGradients:
         self.all.mul_(factor)
 
 
-class States:
-    """The leader writes whole tensors while the others wait at the next sum."""
+class Checkpoints:
+    """The main process writes whole tensors while the others wait at the next sum."""
 
-    def __init__(self, folder: Path, keep_every: int | None, world: World) -> None:
-        self.folder, self.keep_every, self.world = folder, keep_every, world
+    def __init__(self, folder: Path, keep_every: int | None, group: ProcessGroup) -> None:
+        self.folder, self.keep_every, self.group = folder, keep_every, group
 
-    def save(self, description: state.Description, tensors: dict[str, Tensor]) -> None:
-        if self.world.leads:
-            state.save(self.folder, description, tensors, self.keep_every)
+    def save(
+        self, description: training_checkpoint.Description, tensors: dict[str, Tensor]
+    ) -> None:
+        if self.group.is_main_process:
+            training_checkpoint.save(self.folder, description, tensors, self.keep_every)
 
     def finish(self) -> None:
-        """Every state is on the disk when this returns."""
+        """Every checkpoint is on the disk when this returns."""

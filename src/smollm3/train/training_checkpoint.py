@@ -1,10 +1,10 @@
-"""Train states: everything a run needs to go on, in folders that are whole or absent.
+"""Training checkpoints: all that a run needs to resume, in folders that are whole or absent.
 
-`state/step-N/` holds the weights and the optimizer in safetensors files and state.json (progress,
-the job's digest, the environment, the files' checksums). A model that every rank holds whole is
-one file, tensors.safetensors; of a sharded one each rank writes its shards (`sharded_state.py`).
-Either is read into any number of ranks. The two newest are kept: one is good even while the next
-is written, and if the newest is damaged later.
+`checkpoints/step-N/` holds the weights and the optimizer state in safetensors files and
+trainer_state.json (progress, the job's digest, the environment, the files' checksums). A model that
+every rank holds whole is one file, tensors.safetensors; of a sharded one each rank writes its parts
+(`parallel.py`). Either is read by any number of ranks. The two newest are kept: one is good even
+while the next is written, and if the newest is damaged later.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor
 from smollm3.errors import UserError
 from smollm3.files import new_folder, read_json, sha256_file, write_json
 from smollm3.tensors import read_tensors, write_tensors
-from smollm3.train.guard import Guard
+from smollm3.train.loss_spike import LossSpikeGuard
 from smollm3.train.parts import fill
 
 KEPT = 2
-TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"
+TENSORS, DESCRIPTION = "tensors.safetensors", "trainer_state.json"
 
 
 @dataclass
@@ -41,20 +41,20 @@ class Progress:
     step: int = 0
     loss: float | None = None
     seconds: float = 0.0
-    guard: Guard = field(default_factory=Guard)
+    loss_spike_guard: LossSpikeGuard = field(default_factory=LossSpikeGuard)
     resumed_under: list[dict[str, list[Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What state.json says beside the checksums. job: its digest."""
+    """What trainer_state.json says beside the checksums. job: its digest."""
 
     progress: Progress
     job: str
     environment: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Make the files of `folder` a state."""
+        """Make the safetensors files of `folder` a checkpoint."""
         content = asdict(self) | {"files": checksums(sorted(folder.glob("*.safetensors")))}
         write_json(folder / DESCRIPTION, content)
 
@@ -75,36 +75,36 @@ def environment(
     }
 
 
-def folder_of(states: Path, step: int) -> Path:
-    return states / f"step-{step}"
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step}"
 
 
 def save(
-    states: Path, description: Description, tensors: dict[str, Tensor], keep_every: int | None
+    checkpoints: Path, description: Description, tensors: dict[str, Tensor], keep_every: int | None
 ) -> None:
-    """Add the state of the description's step; afterwards drop old ones."""
-    with new_folder(folder_of(states, description.progress.step)) as folder:
+    """Add the checkpoint of the description's step; afterwards delete old ones."""
+    with new_folder(folder_of(checkpoints, description.progress.step)) as folder:
         write_tensors(folder / TENSORS, tensors)
         description.write(folder)
-    drop_old(states, keep_every)
+    delete_old(checkpoints, keep_every)
 
 
-def drop_old(states: Path, keep_every: int | None) -> None:
+def delete_old(checkpoints: Path, keep_every: int | None) -> None:
     """Leave the newest two, and those of every `keep_every`-th step."""
-    for old in _newest_first(states)[KEPT:]:
+    for old in _newest_first(checkpoints)[KEPT:]:
         if not keep_every or _step(old) % keep_every:
             shutil.rmtree(old)
 
 
 def find(
-    states: Path, job: str, environment: dict[str, Any], warn: Callable[[str], None]
+    checkpoints: Path, job: str, environment: dict[str, Any], warn: Callable[[str], None]
 ) -> Progress | None:
-    """The progress of the newest good state, or None.
+    """The progress of the newest good checkpoint, or None.
 
-    Damaged states are named to `warn` and removed. A state of another job is a UserError.
+    Damaged checkpoints are named to `warn` and removed. One of another job is a UserError.
     What is different in today's `environment` is named to `warn` and noted in the progress.
     """
-    for folder in _newest_first(states):
+    for folder in _newest_first(checkpoints):
         try:
             content = read_json(folder / DESCRIPTION)
             progress, before = _progress(content["progress"]), dict(content["environment"])
@@ -113,23 +113,23 @@ def find(
         except (UserError, KeyError, TypeError, AttributeError, OSError):
             damaged = True
         if damaged:
-            warn(f"{folder}: damaged; going on from the state before it")
+            warn(f"{folder}: damaged; resuming from the checkpoint before it")
             shutil.rmtree(folder)
             continue
         if not same_job:
             raise UserError(
-                f"{folder}: the state of another job (other settings or inputs); "
-                f"delete {states} to start anew"
+                f"{folder}: the checkpoint of another job (other settings or inputs); "
+                f"delete {checkpoints} to start anew"
             )
         _note_environment(progress, before, environment, folder, warn)
         return progress
     return None
 
 
-def read(states: Path, step: int, tensors: dict[str, Tensor]) -> Progress:
-    """A state that `find` has found good. Of `tensors`, those that it has are set, what of each
-    lies on this rank; the others are taken out."""
-    folder = folder_of(states, step)
+def read(checkpoints: Path, step: int, tensors: dict[str, Tensor]) -> Progress:
+    """A checkpoint that `find` has found good. Of `tensors`, those that it has are set, what of
+    each lies on this rank; the others are taken out."""
+    folder = folder_of(checkpoints, step)
     progress = _progress(read_json(folder / DESCRIPTION)["progress"])
     if (folder / TENSORS).exists():
         stored = read_tensors(folder / TENSORS)
@@ -156,7 +156,7 @@ def checksums(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _progress(content: dict[str, Any]) -> Progress:
-    return Progress(**content | {"guard": Guard(**content["guard"])})
+    return Progress(**content | {"loss_spike_guard": LossSpikeGuard(**content["loss_spike_guard"])})
 
 
 def _note_environment(
@@ -177,9 +177,9 @@ def _note_environment(
         progress.resumed_under.append(changed)
 
 
-def _newest_first(states: Path) -> list[Path]:
-    """Finished states; a partial one that a killed process left starts with a dot."""
-    folders = [f for f in states.glob("step-*") if f.name.removeprefix("step-").isdigit()]
+def _newest_first(checkpoints: Path) -> list[Path]:
+    """Finished checkpoints; a partial one that a killed process left starts with a dot."""
+    folders = [f for f in checkpoints.glob("step-*") if f.name.removeprefix("step-").isdigit()]
     return sorted(folders, key=_step, reverse=True)
 
 
