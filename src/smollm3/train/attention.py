@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,8 @@ def flash() -> Callable[..., Tensor]:
     )
     if "enable_gqa" in known:
         options["enable_gqa"] = True
-    return partial(varlen_attn, **options)  # type: ignore[arg-type]
+    attend: Callable[..., Any] = varlen_attn
+    return partial(attend, **options)
 
 
 @torch.library.custom_op("smollm3::one_by_one", mutates_args=())
@@ -158,7 +160,7 @@ def _segment_backward(
     """With P = softmax(QK'/sqrt(D)) and O = PV: dV = P'dO, dP = dO V', and by softmax's own
     derivative dS = P * (dP - rowsum(P * dP)); then dQ = dS K/sqrt(D), dK = dS'Q/sqrt(D)."""
     G, R, scale = k_SGD.shape[1], q_NHD.shape[1] // k_SGD.shape[1], q_NHD.shape[2] ** -0.5
-    q_GRND, grad_GRND = (x.float().unflatten(1, (G, R)).movedim(0, 2) for x in (q_NHD, grad_NHD))
+    q_GRND, grad_GRND = (x.float().view(len(x), G, R, -1).movedim(0, 2) for x in (q_NHD, grad_NHD))
     k_G1SD, v_G1SD = (x.float().movedim(0, 1)[:, None] for x in (k_SGD, v_SGD))
     scores_GRNS = (q_GRND @ k_G1SD.mT * scale).masked_fill(~_seen(q_NHD, k_SGD), -torch.inf)
     p_GRNS = scores_GRNS.softmax(-1)

@@ -78,7 +78,7 @@ class Forward:
 def compile_blocks(model: Transformer) -> None:
     """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE."""
     for block in model.blocks:
-        block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, fullgraph=True)
 
 
 def slices(batch: Batch, size: int | None) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,11 +129,9 @@ class Trainer:
     def run(self, on_step: OnStep) -> None:
         """All remaining steps, with their metrics rows and checkpoints."""
         steps, done = self.loader.steps, self.progress.step
-        log = (
-            MetricsLog(Path(self.job.work) / "metrics.jsonl", done)
-            if self.group.is_main_process
-            else None
-        )
+        log = None
+        if self.group.is_main_process:
+            log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done)
         with StopSignals() as signals, log or nullcontext():
             for k in range(done, steps):
                 record, stopping = self.step(k, stop=signals.received is not None)
@@ -236,6 +235,6 @@ class Trainer:
             f"model/{name}": p for name, p in self.model.named_parameters()
         }
         tensors |= optimizers.tensors_of(self.optimizer, self.model)
-        self.checkpoints.save(
-            checkpoints.Description(self.progress, self.digest, self.environment), tensors
-        )
+        progress = deepcopy(self.progress)  # it changes while the checkpoint is being written
+        description = checkpoints.Description(progress, self.digest, self.environment)
+        self.checkpoints.save(description, tensors)

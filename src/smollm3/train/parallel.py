@@ -8,7 +8,6 @@ rank has its queries and gathers all keys and values. To FSDP a cp rank is one m
 
 from __future__ import annotations
 
-import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -43,13 +43,13 @@ from smollm3.data import Loader
 from smollm3.data.batch import Batch
 from smollm3.files import publish
 from smollm3.model import ModelConfig, Transformer
-from smollm3.train import training_checkpoint
 from smollm3.train.forward import Forward, compile_blocks
 from smollm3.train.layout import Layout
 from smollm3.train.parts import Read, fill_model, local
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
 from smollm3.train.spec import TrainStage
+from smollm3.train.training_checkpoint import Description, delete_old, folder_of
 
 # Its name up to PyTorch 2.12 was the second one.
 _all_gather: Any = (
@@ -66,6 +66,10 @@ class Sharded:
         self.layout_, self.layout = layout, str(layout)
         self.row_rank, self.row_ranks = layout.row_rank(group.rank), layout.rows
         kind = group.device.type
+        if not dist.is_initialized():  # one process alone
+            backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         self.mesh = init_device_mesh(
             kind,
             (layout.replicate, layout.shard * layout.cp, layout.tp),
@@ -135,7 +139,10 @@ class Sharded:
 
     def add_columns(self, sums_B: Tensor) -> Tensor:
         """The sum over the ranks that have the row's other columns, for each its own gradient."""
-        return sums_B if self.cp_group is None else _AddColumns.apply(sums_B, self.cp_group)
+        if self.cp_group is None:
+            return sums_B
+        total_B: Tensor = _AddColumns.apply(sums_B, self.cp_group)  # type: ignore[no-untyped-call]
+        return total_B
 
     def deal(self, loader: Loader, k: int) -> Batch | None:
         return loader.batch(k, self.row_rank, self.row_ranks)
@@ -225,7 +232,8 @@ class _AddColumns(torch.autograd.Function):
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach()
 
 
 class ShardGradients:
@@ -243,7 +251,7 @@ class ShardGradients:
 
     def sum(self) -> list[float]:
         """Add up the ranks: the norm of all gradients, and the others. One copy to the host."""
-        norms = torch.stack(torch._foreach_norm([local(p.grad) for p in self.parameters]))
+        norms = torch.stack(torch._foreach_norm(self._held()))
         held = torch.tensor([_holders(p) for p in self.parameters], device=norms.device)
         square = (norms.double().square() / held).sum()[None]
         sums = torch.cat([square, self.others.double() / self.copies])
@@ -252,8 +260,11 @@ class ShardGradients:
         values: list[float] = sums.tolist()
         return values
 
+    def _held(self) -> list[Tensor]:
+        return [local(p.grad) for p in self.parameters if p.grad is not None]
+
     def scale(self, factor: float) -> None:
-        torch._foreach_mul_([local(p.grad) for p in self.parameters], factor)
+        torch._foreach_mul_(self._held(), factor)
 
 
 def _holders(parameter: Tensor) -> int:
@@ -275,12 +286,10 @@ class AsyncCheckpoints:
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
 
-    def save(
-        self, description: training_checkpoint.Description, tensors: dict[str, Tensor]
-    ) -> None:
+    def save(self, description: Description, tensors: dict[str, Tensor]) -> None:
         """Begin to write a checkpoint, after the one before it."""
         self.finish()
-        final = training_checkpoint.folder_of(self.folder, description.progress.step)
+        final = folder_of(self.folder, description.progress.step)
         partial = final.with_name(f".{final.name}.partial")
         if self.group.is_main_process:
             partial.mkdir(parents=True, exist_ok=True)
@@ -288,21 +297,19 @@ class AsyncCheckpoints:
                 left.unlink()
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         dist.barrier(self.own_group)
-        written = dcp.async_save(
+        written = async_save(
             copies,
-            storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
             process_group=self.own_group,
         )
         self.pending = self.pool.submit(self._publish, written, description, partial, final)
 
-    def _publish(
-        self, written: Any, description: training_checkpoint.Description, partial: Path, final: Path
-    ) -> None:
-        written.result()  # every rank's files: the main process's save ends when it has heard of all
+    def _publish(self, written: Any, description: Description, partial: Path, final: Path) -> None:
+        written.result()  # the main process's save ends when it has heard from every rank
         if self.group.is_main_process:
             description.write(partial)
             publish(partial, final)
-            training_checkpoint.delete_old(self.folder, self.keep_every)
+            delete_old(self.folder, self.keep_every)
 
     def finish(self) -> None:
         """Every checkpoint is on the disk when this returns, on all ranks."""
@@ -310,15 +317,3 @@ class AsyncCheckpoints:
             self.pending.result()
             self.pending = None
             dist.barrier(self.own_group)
-
-
-def start_alone(device: torch.device) -> None:
-    """A group of one process, which sharding needs too."""
-    if not dist.is_initialized():
-        with contextlib.suppress(ValueError):
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                store=dist.HashStore(),
-                rank=0,
-                world_size=1,
-            )

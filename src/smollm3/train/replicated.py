@@ -17,6 +17,7 @@ from smollm3.train.parts import Read, fill_model
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
 from smollm3.train.spec import TrainStage
+from smollm3.train.training_checkpoint import Description
 
 
 class Replicated:
@@ -102,9 +103,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_every: int | None, group: ProcessGroup) -> None:
         self.folder, self.keep_every, self.group = folder, keep_every, group
 
-    def save(
-        self, description: training_checkpoint.Description, tensors: dict[str, Tensor]
-    ) -> None:
+    def save(self, description: Description, tensors: dict[str, Tensor]) -> None:
         if self.group.is_main_process:
             training_checkpoint.save(self.folder, description, tensors, self.keep_every)
 

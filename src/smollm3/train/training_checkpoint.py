@@ -137,14 +137,15 @@ def read(checkpoints: Path, step: int, tensors: dict[str, Tensor]) -> Progress:
             del tensors[name]
         fill(tensors, lambda name, shape, part: stored[name][part])
         return progress
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     for name in tensors.keys() - reader.read_metadata().state_dict_metadata.keys():
         del tensors[name]
     with warnings.catch_warnings():  # that it runs in one process: it does, each rank reads its own
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+        load(dict(tensors), storage_reader=reader, no_dist=True)
     return progress
 
 
