@@ -10,7 +10,7 @@ import glob
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,15 @@ import torch.nn.functional as F
 
 from smollm3 import checkpoint
 from smollm3.data.spec import JsonlSource, ProceduralSource, Source, TextSource
+from smollm3.errors import UserError
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, Transformer
 from smollm3.recipe.graph import model_parents
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
-from smollm3.train.spec import LearningRate, TrainStage
+from smollm3.train.layout import Layout
+from smollm3.train.losses import LOGITS
+from smollm3.train.memory import Memory, describe, fits, nearest, training_memory
+from smollm3.train.spec import LearningRate, Parallel, TrainStage
 from smollm3.units import count, duration, rate, size
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ PUBLISHED_VOCAB = 128_256
 # A rough text: 4 bytes a token; a procedural document of the nano recipe: about 100 tokens.
 BYTES_PER_TOKEN = 4
 TOKENS_PER_DOCUMENT = 100
+# From so many parameters on, a stage is planned for GPUs.
+ON_GPUS = 1_000_000_000
 # A step below this is timed here (seconds on one core), one above is computed.
 MEASURED_FLOPS = 2e11
 
@@ -42,14 +48,15 @@ MEASURED_FLOPS = 2e11
 class Hardware:
     """`devices` accelerators of `peak` FLOP/s each, of which training uses the share `mfu`.
 
-    The defaults are an H100 SXM (dense bfloat16) and SmolLM3's own 30%: 384 of them need 23 to
-    24 days for 11.136T tokens.
+    The defaults are an H100 SXM (dense bfloat16) and what SmolLM3's 14,000 tokens/s a GPU come to:
+    384 of them need 23.97 days for 11.136T tokens. memory: bytes of a card.
     """
 
     devices: int = 1
     name: str = "H100"
     peak: float = 989e12
-    mfu: float = 0.30
+    mfu: float = 0.287
+    memory: int = 80 * 10**9
 
     @classmethod
     def default(cls, config: ModelConfig) -> Hardware:
@@ -66,26 +73,12 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one process that holds the whole model."""
-
-    weights: int
-    gradients: int
-    moments: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.activations + self.logits
-
-
-@dataclass(frozen=True)
 class StageCost:
     """One stage; the numbers of a stage that does not train are None.
 
     tokens and tokens_per_step count padded rows; `estimated` says that the amount of data is a
-    guess. seconds are of the whole stage; `basis` says what they follow from.
+    guess. memory is one process's, of `layout`; recompute: what the backward pass makes again.
+    seconds are of the whole stage; `basis` says what they follow from.
     """
 
     name: str
@@ -97,6 +90,8 @@ class StageCost:
     estimated: bool = False
     lr: LearningRate | None = None
     memory: Memory | None = None
+    layout: Layout | None = None
+    recompute: str = "none"
     flops: float | None = None
     seconds: float | None = None
     basis: str = ""
@@ -111,28 +106,6 @@ class StageCost:
 def kv_bytes_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
     """Keys and values of all layers: 2·L·G·D elements; 73,728 bytes for SmolLM3-3B in bfloat16."""
     return 2 * config.layers * config.kv_heads * config.head_dim * element_bytes
-
-
-def training_memory(config: ModelConfig, rows: int, context: int, element_bytes: int) -> Memory:
-    """Bytes to train on `rows` rows of `context` tokens at once.
-
-    Weights, gradients and the two AdamW moments are float32: 4 + 4 + 8 bytes a parameter.
-    Activations kept for the backward pass, in elements of `element_bytes` for each token:
-    a layer keeps 6·E (the input, the normed and the scaled state of both norms), 2·H·D + 2·G·D
-    (queries, output, keys, values) and 4·F (gate, silu(gate), up, their product); the final norm
-    keeps 3·E. Attention scores are not kept (flash attention).
-    Logits: the output in `element_bytes`, its log-softmax and its gradient in float32.
-    """
-    E, F_, V = config.hidden, config.ffn, config.vocab_size
-    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
-    tokens = rows * context
-    return Memory(
-        weights=4 * config.parameters,
-        gradients=4 * config.parameters,
-        moments=8 * config.parameters,
-        activations=tokens * element_bytes * (config.layers * (6 * E + heads + 4 * F_) + 3 * E),
-        logits=tokens * V * (element_bytes + 8),
-    )
 
 
 def step_seconds(config: ModelConfig, rows: int, context: int) -> float:
@@ -227,7 +200,9 @@ class _Planner:
                 name, stage.kind, note, None, tokens_per_step, steps, estimated, stage.lr
             )
         hardware = self.hardware or Hardware.default(config)
-        process_rows = math.ceil(rows / self.recipe.processes)
+        on_gpus = config.parameters >= ON_GPUS or self.hardware is not None
+        layout, stage = self._split(name, stage, config, hardware if on_gpus else None)
+        process_rows = math.ceil(rows / layout.rows)
         at_once = min(process_rows, (stage.micro_batch or rows) * rows // stage.batch)
         flops = config.flops_per_token(stage.context)
         seconds, timed = None, False
@@ -237,6 +212,7 @@ class _Planner:
                 self.timings[key] = step_seconds(*key)
             seconds, timed = steps * self.timings[key] * math.ceil(process_rows / at_once), True
         elif steps is not None:
+            hardware = replace(hardware, devices=layout.size) if on_gpus else hardware
             seconds = hardware.seconds(flops * tokens_per_step * steps)
         return StageCost(
             name,
@@ -247,13 +223,39 @@ class _Planner:
             steps,
             estimated,
             stage.lr,
-            training_memory(
-                config, at_once, stage.context, 4 if stage.precision == "float32" else 2
-            ),
+            training_memory(config, stage, layout, sharded=on_gpus, chunk=LOGITS),
+            layout,
+            stage.recompute,
             None if steps is None else flops * tokens_per_step * steps,
             seconds,
             "timed here" if timed else str(hardware),
         )
+
+    def _split(
+        self, name: str, stage: TrainStage, config: ModelConfig, gpus: Hardware | None
+    ) -> tuple[Layout, TrainStage]:
+        """How the stage's processes share it; a split that cannot work is a UserError that names
+        the nearest one that can."""
+        parallel = stage.parallel or self.recipe.parallel
+        if gpus is None:
+            return Layout.of(parallel, self.recipe.ranks(parallel)), stage
+        config = replace(config, context=stage.context)
+        best = nearest(config, stage, gpus.devices, gpus.memory, LOGITS)
+        advice = "no split fits; use a larger card or a shorter context"
+        if best is not None:
+            advice = f"nearest plan that works: {describe(*best)} on {best[0].size} {gpus.name}"
+        if parallel == Parallel():
+            if best is None:
+                raise UserError(f"stages.{name}: {advice}")
+            return best
+        layout = Layout.of(parallel, parallel.processes if parallel.replicate else gpus.devices)
+        memory = training_memory(config, stage, layout, sharded=True, chunk=LOGITS)
+        problem = layout.problem(config, stage)
+        if problem is None and not fits(memory, gpus.memory):
+            problem = f"{layout} needs {size(memory.total)} of the {size(gpus.memory)} of a card"
+        if problem is not None:
+            raise UserError(f"stages.{name}.parallel: {problem}; {advice}")
+        return layout, stage
 
     def _steps(self, stage: TrainStage) -> tuple[int | None, bool]:
         """Steps of a stage and whether they are a guess; None when an epoch's size is unknown."""
@@ -340,7 +342,10 @@ def _footnotes(costs: list[StageCost]) -> list[str]:
     ]
     bases = dict.fromkeys(cost.basis for cost in costs if cost.basis)
     notes.append(f"time: {'; '.join(bases) or 'unknown'}; without data, evaluation and saving")
-    notes.append("memory: one process with the whole model, AdamW in float32")
+    notes.append("memory: of one process; weights and AdamW in float32")
+    for cost in costs:
+        if cost.layout is not None and cost.layout.size > 1:
+            notes.append(f"{cost.name}: {cost.layout}, recompute {cost.recompute}")
     if any(cost.estimated for cost in costs):
         notes.append("≈ and ?: an epoch's size is known when the data are prepared")
     return notes

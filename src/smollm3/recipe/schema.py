@@ -96,7 +96,8 @@ Stage = Annotated[
 
 class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
-    than helps: two threads at 64 hidden are slower than one)."""
+    than helps: two threads at 64 hidden are slower than one). parallel: how processes share the
+    model; on GPUs, where nothing is said, the planner chooses."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
@@ -107,3 +108,7 @@ class Recipe(StrictModel):
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Source] = Field(default_factory=dict)
     stages: dict[str, Stage] = Field(min_length=1)
+
+    def ranks(self, parallel: Parallel) -> int:
+        """Processes of a run on this machine that train with `parallel`."""
+        return max(self.processes, parallel.processes)

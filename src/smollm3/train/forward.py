@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smollm3.data.batch import Batch
@@ -30,11 +31,13 @@ class Forward:
         columns: Callable[[int], list[tuple[int, int]] | None] = lambda width: None,
         gather: Gather | None = None,
         autocast: bool | None = None,
+        multiple: int = 1,
     ) -> None:
         """columns: [start, end) of this rank's columns of a row so wide, None: all of them.
-        gather: from own to all columns. autocast: bfloat16 products over float32 weights (absent:
-        as the stage's precision says)."""
+        multiple: what rows are padded to. gather: from own to all columns. autocast: bfloat16
+        products over float32 weights (absent: as the stage's precision says)."""
         self.hidden, self.device, self.columns, self.gather = model.hidden, device, columns, gather
+        self.multiple = multiple
         self.rope = rope_tables(model.config, torch.arange(stage.context, device=device))
         self.autocast = stage.precision == "bfloat16" if autocast is None else autocast
         self.segments = stage.compile or gather is not None or device.type == "cuda"
@@ -44,6 +47,7 @@ class Forward:
 
     def mine(self, batch: Batch) -> Batch:
         """This rank's columns of `batch`; documents stay whole, as attention needs all of them."""
+        batch = _padded(batch, -batch.ids_BT.shape[1] % self.multiple)
         columns = self.columns(batch.ids_BT.shape[1])
         if columns is None:
             return batch
@@ -79,6 +83,19 @@ def compile_blocks(model: Transformer) -> None:
     """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE."""
     for block in model.blocks:
         block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def _padded(batch: Batch, more: int) -> Batch:
+    """`batch` with so many more columns without weight, a document apart."""
+    if not more:
+        return batch
+    return replace(
+        batch,
+        ids_BT=F.pad(batch.ids_BT, (0, more)),
+        targets_BT=F.pad(batch.targets_BT, (0, more)),
+        weights_BT=F.pad(batch.weights_BT, (0, more)),
+        documents_BT=F.pad(batch.documents_BT, (0, more), value=-1),
+    )
 
 
 def slices(batch: Batch, size: int | None) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ from smollm3.train.parts import Read
 from smollm3.train.spec import Parallel, TrainStage
 
 # What of a stage says how it is computed, not what.
-LAST_BITS = {"compile", "precision", "parallel", "recompute"}
+LAST_BITS = {"compile", "precision", "parallel", "recompute", "micro_batch"}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class Layout:
         return self.replicate * self.shard * self.cp * self.tp
 
     @property
+    def cuts(self) -> int:
+        """Equal parts that a row is cut into, see `columns`."""
+        return (2 * self.cp if self.cp > 1 else 1) * self.tp
+
+    @property
     def rows(self) -> int:
         """Ranks, or groups of them, that have rows of their own."""
         return self.replicate * self.shard
@@ -57,10 +62,10 @@ class Layout:
         """Why this split cannot train `stage`, in one line with the fix; None: it can."""
         if config.kv_heads % self.tp:
             return f"tp {self.tp} does not divide the model's {config.kv_heads} key/value heads"
-        if stage.context % (2 * self.cp * self.tp):
+        if stage.context % self.cuts:
             return (
-                f"cp {self.cp} x tp {self.tp} cut a row into {2 * self.cp * self.tp} equal parts, "
-                f"which context: {stage.context} does not divide into"
+                f"cp {self.cp} x tp {self.tp} cut a row into {self.cuts} equal parts, which "
+                f"context: {stage.context} does not divide into"
             )
         if stage.batch % self.rows:
             return (

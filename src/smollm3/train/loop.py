@@ -27,11 +27,19 @@ from smollm3.train.forward import slices
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.layout import Layout
 from smollm3.train.loss_spike import PATIENCE
-from smollm3.train.losses import PREFERENCE_METRICS, LossSums, language_modelling, preference
+from smollm3.train.losses import (
+    LOGITS,
+    PREFERENCE_METRICS,
+    LossSums,
+    language_modelling,
+    preference,
+)
+from smollm3.train.memory import chosen
 from smollm3.train.metrics import MetricsLog
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import references
 from smollm3.train.replicated import Replicated
+from smollm3.train.spec import Parallel
 from smollm3.train.stop import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -59,13 +67,18 @@ def train(
 
 def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
     """How the ranks share a job: on CPUs whole models where the recipe asks for nothing else."""
-    layout = Layout.of(job.parallel, group.size)
+    stage = job.stage
+    if group.device.type == "cuda" and job.parallel == Parallel():
+        card = torch.cuda.get_device_properties(group.device).total_memory
+        layout, stage = chosen(job.model, stage, group.size, card, LOGITS)
+    else:
+        layout = Layout.of(job.parallel, group.size)
     if layout.whole and group.device.type == "cpu":
-        return Replicated(group, job.stage)
+        return Replicated(group, stage)
     from smollm3.train.parallel import Sharded  # its imports take seconds
 
-    layout.check(job.model, job.stage)
-    return Sharded(group, job.stage, layout)
+    layout.check(job.model, stage)
+    return Sharded(group, stage, layout)
 
 
 class Trainer:
@@ -82,6 +95,7 @@ class Trainer:
             self._warn_of_lengths(warn)
 
         self.parallel = parallelism(job, group)
+        self.stage = self.parallel.stage
         self.environment = checkpoints.environment(
             job.threads, group.size, job.stage.precision, job.stage.compile, self.parallel.layout
         )

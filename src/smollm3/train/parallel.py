@@ -126,6 +126,7 @@ class Sharded:
             lambda width: self.layout_.columns(self.group.rank, width),
             self._gather if self.layout_.cp > 1 else None,
             autocast=False,
+            multiple=self.layout_.cuts,
         )
 
     def gradients(self, model: Transformer, others: int) -> ShardGradients:
