@@ -84,10 +84,10 @@ def training_memory(
         gathered = (e * (head + 2 * block) + e * (head + block) + 4 * max(head, block)) // layout.tp
     elements, float32s = kept_elements(config, stage.recompute)
     # Tensor parallelism shares heads and feed-forward by products, the rest by sequence.
-    layers = config.layers * (e * elements + (4 if half else 0) * float32s) // layout.tp
+    layers = config.layers * (e * elements + 4 * float32s) // layout.tp
     if stage.recompute != "none":  # in the backward pass one block at a time is there in full
         whole, more = kept_elements(config, "none")
-        layers += (e * whole + (4 if half else 0) * more) // layout.tp
+        layers += (e * whole + 4 * more) // layout.tp
     at_once = min(tokens * config.vocab_size, chunk)
     return Memory(
         weights=4 * held,
