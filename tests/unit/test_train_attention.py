@@ -61,8 +61,8 @@ def test_ranks_with_some_columns_together_are_the_whole(cuts, cp):
         attend = segmented(Segments.of(ids, columns), S, lambda x: x)
         out = attend(0, q[:, own], k, v)
         torch.testing.assert_close(out, expected[:, own], atol=1e-5, rtol=1e-5)
-        for total, part in zip(sums, gradients(out, (q, k, v), weight[:, own]), strict=True):
-            total += part
+        parts = gradients(out, (q, k, v), weight[:, own])
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
     for a, b in zip(sums, gradients(expected, (q, k, v), weight), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 

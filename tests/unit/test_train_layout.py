@@ -75,6 +75,5 @@ def test_what_does_not_divide_is_one_line_with_the_fix(layout, changes, says):
         layout.check(CONFIG, stage(**changes))
 
 
-def test_whole_models_take_uneven_batches():
-    Layout(5).check(CONFIG, stage())
+def test_what_divides_is_taken():
     Layout(2, 2, 2, 4).check(CONFIG, stage(batch=8))

@@ -20,14 +20,14 @@ class Layout:
     tp: int = 1
 
     @staticmethod
-    def of(parallel: Parallel, group: int) -> Layout:
-        """`parallel` on `group` processes, or a UserError."""
-        group = parallel.shard * parallel.cp * parallel.tp
-        replicate = parallel.replicate or max(1, group // group)
+    def of(parallel: Parallel, processes: int) -> Layout:
+        """`parallel` on so many processes, or a UserError."""
+        shares = parallel.shard * parallel.cp * parallel.tp
+        replicate = parallel.replicate or max(1, processes // shares)
         layout = Layout(replicate, parallel.shard, parallel.cp, parallel.tp)
-        if layout.size != group:
+        if layout.size != processes:
             raise UserError(
-                f"parallel: {layout} are {layout.size} processes, but there are {group}; start "
+                f"parallel: {layout} are {layout.size} processes, but there are {processes}; start "
                 f"{layout.size} (torchrun --nproc-per-node) or change parallel"
             )
         return layout
@@ -81,7 +81,7 @@ class Layout:
         return max(n for n in range(1, self.rows + 1) if stage.batch % n == 0)
 
     def check(self, config: ModelConfig, stage: TrainStage) -> None:
-        if not self.whole and (problem := self.problem(config, stage)):
+        if problem := self.problem(config, stage):
             raise UserError(f"parallel: {problem}")
 
     def columns(self, rank: int, width: int) -> list[tuple[int, int]] | None:

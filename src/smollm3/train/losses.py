@@ -86,12 +86,12 @@ def log_probs(model: Transformer, h_BTE: Tensor, batch: Batch) -> Tensor:
     targets_N = batch.targets_BT.flatten()[index_N].to(h_BTE.device)
     index_N = index_N.to(h_BTE.device)
     h_NE = h_BTE.flatten(0, 1)[index_N]
-    weighted_N = -weights_N * _negative_log_likelihood(model, h_NE, targets_N)
+    weighted_N = -weights_N * negative_log_likelihood(model, h_NE, targets_N)
     dense = torch.zeros(batch.weights_BT.numel(), device=h_BTE.device)
     return dense.index_copy(0, index_N, weighted_N).view_as(batch.weights_BT)
 
 
-def _negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
+def negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
     """-log p(target), [N]; beyond LOGITS in chunks, whose logits the backward makes again."""
     chunk = max(1, LOGITS // model.config.vocab_size)
     if len(h_NE) <= chunk:

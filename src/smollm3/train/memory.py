@@ -20,14 +20,16 @@ RESERVE = 0.08
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. gathered: whole weights and gradients of the layers at work."""
+    """Bytes of one process. gathered: whole weights and gradients of the layers at work.
+    working: logits, or a block that is made again, whichever is more; one is gone before the other
+    is there."""
 
     weights: int
     gradients: int
     moments: int
     gathered: int
     activations: int
-    logits: int
+    working: int
 
     @property
     def total(self) -> int:
@@ -37,7 +39,7 @@ class Memory:
             + self.moments
             + self.gathered
             + self.activations
-            + self.logits
+            + self.working
         )
 
 
@@ -85,18 +87,19 @@ def training_memory(
     elements, float32s = kept_elements(config, stage.recompute)
     # Tensor parallelism shares heads and feed-forward by products, the rest by sequence.
     layers = config.layers * (e * elements + 4 * float32s) // layout.tp
+    again = 0
     if stage.recompute != "none":  # in the backward pass one block at a time is there in full
         whole, more = kept_elements(config, "none")
-        layers += (e * whole + 4 * more) // layout.tp
-    at_once = min(tokens * config.vocab_size, chunk)
+        again = tokens * (e * whole + 4 * more) // layout.tp
+    # The output, its float32 copy, and log-softmax or its gradient.
+    logits = min(tokens * config.vocab_size, chunk) * (e + 8) // layout.tp
     return Memory(
         weights=4 * held,
         gradients=4 * held,
         moments=8 * held,
         gathered=gathered,
-        activations=tokens * (layers + 3 * e * config.hidden // layout.tp),
-        # The output, its float32 copy, log-softmax and gradient.
-        logits=at_once * (e + (12 if half else 8)) // layout.tp,
+        activations=tokens * (layers + (4 + e) * config.hidden // layout.tp),
+        working=max(logits, again),
     )
 
 

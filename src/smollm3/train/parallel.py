@@ -88,6 +88,11 @@ class Sharded:
 
         read: the weights; None: they come later.
         """
+        model = self.meta_model(config).to_empty(device=self.group.device)
+        return fill_model(model, read) if read is not None else model
+
+    def meta_model(self, config: ModelConfig) -> Transformer:
+        """The model in parts, without memory."""
         with torch.device("meta"):
             model = Transformer(config)
         if self.layout_.tp > 1:
@@ -115,8 +120,7 @@ class Sharded:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "hidden")
-        model.to_empty(device=self.group.device)
-        return fill_model(model, read) if read is not None else model
+        return model
 
     def forward(self, model: Transformer) -> Forward:
         return Forward(
