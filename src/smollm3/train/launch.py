@@ -33,7 +33,7 @@ def check_launch(
         )
     if processes > 1 and (found := gpus()):
         raise UserError(
-            f"processes: {processes} local processes train on the CPU, and this machine has {found} "
+            f"processes: {processes} local processes train on CPUs, and this machine has {found} "
             f"GPUs; start `torchrun --nproc-per-node {found} -m smollm3 run ...`, or set "
             "CUDA_VISIBLE_DEVICES= to train on the CPU"
         )

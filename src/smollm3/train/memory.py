@@ -85,14 +85,19 @@ def training_memory(
         # are made whole, and summed in float32.
         gathered = (e * (head + 2 * block) + e * (head + block) + 4 * max(head, block)) // layout.tp
     elements, float32s = kept_elements(config, stage.recompute)
-    # Tensor parallelism shares heads and feed-forward by products, the rest by sequence.
+    # Tensor parallelism shares products by heads and features, the rest by sequence; but what goes
+    # into the products of attention and of the feed-forward is gathered.
     layers = config.layers * (e * elements + 4 * float32s) // layout.tp
+    if stage.recompute == "none":
+        layers += config.layers * e * 2 * config.hidden * (layout.tp - 1) // layout.tp
     again = 0
     if stage.recompute != "none":  # in the backward pass one block at a time is there in full
         whole, more = kept_elements(config, "none")
         again = tokens * (e * whole + 4 * more) // layout.tp
-    # The output, its float32 copy, and log-softmax or its gradient.
-    logits = min(tokens * config.vocab_size, chunk) * (e + 8) // layout.tp
+    # The output, its float32 copy, log-softmax or its gradient; one more where ranks share them.
+    logits = (
+        min(tokens * config.vocab_size, chunk) * (e + (12 if layout.tp > 1 else 8)) // layout.tp
+    )
     return Memory(
         weights=4 * held,
         gradients=4 * held,

@@ -55,7 +55,7 @@ def set_tensors(
 ) -> None:
     """Go on from what `tensors_of` gave; UserError naming `source` if it is another model's.
 
-    Of whole tensors a sharded model takes its parts.
+    tensors: whole, of which a sharded model takes its parts, or sharded as the model is.
     """
     if not tensors:
         return
@@ -69,7 +69,7 @@ def set_tensors(
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
             raise _other(source, name)
-        return tensor[part]
+        return local(tensor) if local(tensor) is not tensor else tensor[part]
 
     for name, parameter in named.items():
         moments = {moment: torch.empty_like(parameter) for moment in MOMENTS}
