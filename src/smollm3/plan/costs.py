@@ -30,7 +30,12 @@ from smollm3.units import size
 
 # Llama 3's vocabulary, which SmolLM3 kept; for a tokenizer that is not on this machine.
 PUBLISHED_VOCAB = 128_256
-PUBLISHED = ("HuggingFaceTB/SmolLM3-3B", "HuggingFaceTB/SmolLM3-3B-Base", "smollm3-3b")
+PUBLISHED = (
+    "HuggingFaceTB/SmolLM3-3B",
+    "HuggingFaceTB/SmolLM3-3B-Base",
+    "HuggingFaceTB/SmolLM3-3B-checkpoints",
+    "smollm3-3b",
+)
 # A rough text: 4 bytes a token; a procedural document of the nano recipe: about 100 tokens.
 BYTES_PER_TOKEN = 4
 TOKENS_PER_DOCUMENT = 100
