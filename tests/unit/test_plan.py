@@ -99,7 +99,10 @@ def test_a_split_that_cannot_work_is_refused_with_the_nearest_plan() -> None:
     gpus = plan.Hardware.of("h100", 8)
     for parallel, says in (
         ("tp=8", r"tp 8 does not divide.*nearest plan that works: .* on 8 H100"),
-        ("shard=8", r"long_a.*parallel: shard 8 needs .* GB of the 80 GB.*recompute full"),
+        (
+            "shard=4",
+            r"stage1.parallel: replicate 2 x shard 4 needs .* of the 80 GB.*micro_batch 1 on 8 H100",
+        ),
     ):
         recipe = load_recipe("smollm3-3b", [f"parallel.{parallel}"])
         with pytest.raises(UserError, match=says):
