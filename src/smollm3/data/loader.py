@@ -74,9 +74,9 @@ class _Source(ABC):
     @abstractmethod
     def row(self, i: int) -> _Row: ...
 
-    def _trained(self, where: Any) -> NDArray[np.bool_]:
+    def _trained(self, where: slice) -> NDArray[np.bool_]:
         if self.mask_bit is None or self.shard.masks is None:
-            return np.ones(len(self.shard.tokens[where]), np.bool_)
+            return np.ones(where.stop - where.start, np.bool_)
         trained: NDArray[np.bool_] = (self.shard.masks[where] & self.mask_bit) != 0
         return trained
 
@@ -105,14 +105,10 @@ class _Wrapped(_Source):
         )
 
     def _piece(self, where: slice, round_: int) -> _Row:
-        ends = self.shard.ends
-        positions = np.arange(where.start, where.stop, dtype=np.uint64)
-        first = int(np.searchsorted(ends, positions[0], side="right"))
-        last = int(np.searchsorted(ends, positions[-1], side="right"))
-        documents = np.searchsorted(ends[first : last + 1], positions, side="right")
+        documents = self.shard.documents_of(where.start, where.stop)
         return _Row(
             self.shard.tokens[where].astype(np.int64),
-            documents + (first + round_ * len(ends)),
+            documents + round_ * self.shard.documents,
             self._trained(where),
         )
 
