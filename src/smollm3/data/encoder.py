@@ -11,8 +11,9 @@ from smollm3.tokenizer import Tokenizer
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
-# Runs of blanks make tiktoken's regular expressions go back again and again, up to an error.
-_LONG_BLANKS = re.compile(r"\s{2000}")
+# A run of about a million blanks overflows the stack of tiktoken's regular expressions.
+_MANY = 100_000
+_LONG_BLANKS = re.compile(rf"\s{{{_MANY}}}")
 
 
 def text_encoder(tokenizer: Tokenizer) -> Encode:
@@ -37,7 +38,10 @@ def text_encoder(tokenizer: Tokenizer) -> Encode:
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [
-            tokenizer.encode(text) if _LONG_BLANKS.search(text) else fast(text) for text in texts
+            tokenizer.encode(text)
+            if len(text) > _MANY and _LONG_BLANKS.search(text)
+            else fast(text)
+            for text in texts
         ]
 
     return encode

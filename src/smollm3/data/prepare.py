@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from smollm3.data import steps
 from smollm3.data.encoder import Encode, text_encoder
@@ -50,13 +50,24 @@ _BATCH = 64  # documents tokenised at once
 # Token ids and masks of a document; two of each for a pair.
 _Tokenised = tuple[list[list[int]], list[list[int]] | None]
 Step = Callable[[Any, int, int], Any]  # (documents, rank, world size): datatrove's convention
-Executor = Callable[[str, Step, int], None]  # runs a step for ranks 0..n-1
 
 
-def run_here(name: str, step: Step, tasks: int) -> None:
+class Executor(Protocol):
+    """Runs a step for ranks 0..tasks-1. waits: they are done when the call returns."""
+
+    waits: bool
+
+    def __call__(self, name: str, step: Step, tasks: int) -> None: ...
+
+
+class Here:
     """The executor of small sources: this process, one part after another."""
-    for rank in range(tasks):
-        step(None, rank, tasks)
+
+    waits = True
+
+    def __call__(self, name: str, step: Step, tasks: int) -> None:
+        for rank in range(tasks):
+            step(None, rank, tasks)
 
 
 def prepare(
@@ -67,30 +78,51 @@ def prepare(
     seed: int,
     *,
     progress: Callable[[int], None] | None = None,
-    execute: Executor = run_here,
 ) -> Shard:
-    """The shard of a source in <cache>/<name>-<key>, made if it is absent or damaged.
+    """The shard of a source in <cache>/<name>-<key>, made here if it is absent or damaged.
 
-    The key covers the source's settings and files, the tokenizer and the seed. Text documents end
-    with `tokenizer.end_of_text_id`; conversations are rendered by its template.
-    progress: called with the number of documents done (by this process).
+    progress: called with the number of documents done.
     meta["skipped"] counts what was left out, by reason.
+    """
+    return Shard.open(make(name, source, tokenizer, cache, seed, Here(), progress=progress))
+
+
+def make(
+    name: str,
+    source: Source,
+    tokenizer: Tokenizer,
+    cache: Path,
+    seed: int,
+    execute: Executor,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Make the folder of a source if it is absent or damaged; where the executor does not wait, it
+    will appear later.
+
+    Its key covers the source's settings and files, the tokenizer and the seed. Text documents end
+    with `tokenizer.end_of_text_id`; conversations are rendered by its template.
     """
     try:
         revision = fingerprint(source)
         settings = [source.model_dump(mode="json"), revision, seed]
         key = sha256_json([VERSION, *settings, tokenizer.digest])
-        folder = Path(cache) / f"{name}-{key[:16]}"
+        folder = Path(cache).absolute() / f"{name}-{key[:16]}"
         if not _is_whole(folder):
             work = folder.with_name(f".{folder.name}{PARTIAL}")
             with folder_lock(work):
                 tokenizer.save(work / "tokenizer")
                 job = Preparation(name, source, seed, work, plan(source, seed), revision)
-                job.run(execute, tokenizer, progress)
-                _publish(work, folder)
+                for label, step, tasks in steps.before(job):
+                    execute(label, step, tasks)
+                here = isinstance(execute, Here)
+                parts = MakePart(job, *((tokenizer, _Counted(progress)) if here else ()))
+                execute("parts", parts, len(job.plan.parts))
+                finish = Finish(job, folder)
+                finish(None, 0, 1) if execute.waits else execute("finish", finish, 1)
     except UserError as e:
         raise UserError(f"sources.{name}: {e}") from None
-    return Shard.open(folder)
+    return folder
 
 
 def _is_whole(folder: Path) -> bool:
@@ -126,17 +158,6 @@ class Preparation:
     work: Path
     plan: Plan
     revision: Any
-
-    def run(
-        self, execute: Executor, tokenizer: Tokenizer, progress: Callable[[int], None] | None
-    ) -> None:
-        for name, step, tasks in steps.before(self):
-            execute(name, step, tasks)
-        done = _Counted(progress)
-        alone = execute is run_here
-        make = MakePart(self, tokenizer if alone else None, done if alone else None)
-        execute("parts", make, len(self.plan.parts))
-        self.finish()
 
     def finish(self) -> None:
         """Write meta.json from the parts."""
@@ -268,6 +289,18 @@ class MakePart:
                     "dropped": kept.dropped,
                 }
             )
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Puts a source's parts together and gives the folder its name."""
+
+    job: Preparation
+    folder: Path
+
+    def __call__(self, _: Any, rank: int, tasks: int) -> None:
+        self.job.finish()
+        _publish(self.job.work, self.folder)
 
 
 @lru_cache(maxsize=1)

@@ -96,9 +96,9 @@ def plan(source: Source, seed: int) -> Plan:
             ends = [*range(0, source.documents, _MADE_DOCUMENTS), source.documents]
             parts = [[Span("", 0, first, last, first)] for first, last in pairwise(ends)]
         case HubSource():
-            parts = readers.split(hub_files(source)[1], source.part << 20)
+            parts = readers.split(hub_files(source)[1], int(source.part * 2**20))
         case _:
-            parts = readers.split(readers.find(source.files), source.part << 20)
+            parts = readers.split(readers.find(source.files), int(source.part * 2**20))
     total = 0
     if source.rows is not None:
         for part in parts:

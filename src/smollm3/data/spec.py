@@ -59,7 +59,7 @@ class _FileSource(_Source):
     files: list[str]
     text: str = "text"
     tokens: float | None = Field(default=None, gt=0)
-    part: int = Field(default=256, gt=0)
+    part: float = Field(default=256, gt=0)
     steps: list[Step] = Field(default_factory=list)
     license: str | None = Field(default=None, exclude=True)
     status: Literal["public", "gated", "substitute", "unpublished"] = Field(
