@@ -97,3 +97,57 @@ def verify(folder: Path) -> None:
     if found:
         raise UserError(f"{len(found)} files are damaged; delete their source and prepare it again")
     click.echo(f"{len(folders)} sources are whole")
+
+
+@data.command()
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
+def check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Say what of RECIPE's data can be had, what needs consent, what is missing, and its size.
+
+    The table knows without the network what the recipe says; files and bytes are what the Hub, or
+    its cache, answers now.
+    """
+    from rich.table import Table
+
+    from smollm3.data.registry import check as look
+    from smollm3.recipe import load_recipe
+    from smollm3.recipe.console import wide_console
+    from smollm3.recipe.data import tokens_needed
+    from smollm3.units import count, size
+
+    loaded = load_recipe(recipe, overrides)
+    table = Table("source", "status", "license", "where", "files", "size", "published", "needed")
+    table.add_column("times", justify="right")
+    found = list(look(loaded.sources, tokens_needed(loaded)))
+    for f in found:
+        published = getattr(f.source, "published_tokens", None)
+        table.add_row(
+            f.name,
+            f.status,
+            getattr(f.source, "license", None) or "?",
+            f.where,
+            "?" if f.files is None else f"{f.files:,}",
+            size(f.bytes),
+            count(published),
+            count(f.needed),
+            "" if f.repeats is None else f"{f.repeats:.2f}",
+        )
+    console = wide_console()
+    console.print(table)
+    for f in found:
+        if note := getattr(f.source, "note", None):
+            console.print(f"{f.name}: {note}", highlight=False)
+    problems: dict[str, list[str]] = {}
+    for f in found:
+        if f.problem:
+            problems.setdefault(f.problem, []).append(f.name)
+    for problem, names in problems.items():
+        console.print(f"{', '.join(names)}: {problem}", highlight=False, soft_wrap=True)
+    states = {status: sum(f.status == status for f in found) for status in _STATES}
+    counts = ", ".join(f"{n} {status}" for status, n in states.items() if n)
+    lacking = sum(bool(f.problem) for f in found)
+    console.print(f"{len(found)} sources: {counts}; {lacking} cannot be had now")
+
+
+_STATES = ("public", "gated", "substitute", "unpublished")

@@ -21,9 +21,17 @@ from typing import Any
 import numpy as np
 
 from smollm3.data import procedural, readers, synthetic, words
+from smollm3.data.blobs import with_texts
 from smollm3.data.order import permutation
 from smollm3.data.readers import Row, Span, Text
-from smollm3.data.spec import HubSource, ProceduralSource, Source, StdlibSource, TextSource
+from smollm3.data.spec import (
+    HubSource,
+    ParquetSource,
+    ProceduralSource,
+    Source,
+    StdlibSource,
+    TextSource,
+)
 from smollm3.errors import UserError
 
 Messages = list[dict[str, Any]]
@@ -201,9 +209,13 @@ def _rows(
             )
             yield from ((str(i), row) for i, row in zip(indices, made, strict=True))
         case _:
-            columns = Text(source.text).columns if source.format == "text" else None
             whole = isinstance(source, TextSource)
-            for number, row in readers.rows(span, columns, skipped, text=whole):
+            blobs = source.blobs if isinstance(source, HubSource | ParquetSource) else None
+            columns = Text(source.text).columns if source.format == "text" else None
+            if blobs is not None:
+                columns = [blobs.id, blobs.encoding]
+            rows = readers.rows(span, columns, skipped, text=whole)
+            for number, row in rows if blobs is None else with_texts(rows, blobs, skipped):
                 yield f"{span.number}:{number}", row
 
 
@@ -298,7 +310,9 @@ def hub_files(source: HubSource) -> tuple[str, list[tuple[str, int]]]:
     try:
         info = HfApi().dataset_info(source.repo, revision=source.revision, files_metadata=True)
     except (HfHubHTTPError, OSError, ValueError) as e:
-        return _snapshot(source, str(e).strip().splitlines()[0])
+        reached = isinstance(e, HfHubHTTPError) and not isinstance(e, ConnectionError)
+        reason = str(e).strip().splitlines()[0] if reached else "it cannot be reached"
+        return _snapshot(source, reason)
     files = []
     for sibling in sorted(info.siblings or (), key=lambda s: s.rfilename):
         name = sibling.rfilename

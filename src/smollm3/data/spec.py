@@ -87,12 +87,6 @@ class JsonlSource(_FileSource):
     kind: Literal["jsonl"]
 
 
-class ParquetSource(_FileSource):
-    """Parquet files with the same columns as JsonlSource."""
-
-    kind: Literal["parquet"]
-
-
 class Blobs(Spec):
     """Texts that are not in the rows but in a bucket, under an id that the rows hold, compressed
     with gzip (The Stack v2, whose texts Software Heritage keeps).
@@ -104,6 +98,13 @@ class Blobs(Spec):
     encoding: str = "src_encoding"
     url: str = "https://softwareheritage.s3.amazonaws.com/content/{id}"
     requests: int = Field(default=64, gt=0)
+
+
+class ParquetSource(_FileSource):
+    """Parquet files with the same columns as JsonlSource."""
+
+    kind: Literal["parquet"]
+    blobs: Blobs | None = None
 
 
 class HubSource(_FileSource):

@@ -135,10 +135,12 @@ def _config(step: Step) -> Any:
     """FineWeb's by default: 14 buckets of 8 hashes over 5-grams of words, which finds a pair of
     similarity s with the probability 1 - (1 - s^8)^14."""
     from datatrove.pipeline.dedup import MinhashConfig
+    from datatrove.utils.hashing import HashConfig
 
     if unknown := sorted(set(step.options) - _OF_MINHASH):
         raise UserError(f"steps: minhash: no option {unknown[0]!r}: {', '.join(_OF_MINHASH)}")
-    return MinhashConfig(**step.options)
+    # sha1 as FineWeb has it; datatrove's xxhash wants a version that others do not.
+    return MinhashConfig(hash_config=HashConfig(hash_fc="sha1"), **step.options)
 
 
 def before(job: Preparation) -> list[tuple[str, Callable[[Any, int, int], Any], int]]:

@@ -61,3 +61,17 @@ def _tokenizer(recipe: Recipe, out: Path, root: str) -> Tokenizer:
     if not tokenizer.template:
         tokenizer = tokenizer.with_template(default_template(**recipe.chat.model_dump()))
     return tokenizer
+
+
+def tokens_needed(recipe: Recipe) -> dict[str, float]:
+    """Tokens that all train stages together take from each source, padding included; of stages
+    that count in epochs or pairs, none."""
+    needed: dict[str, float] = {}
+    for stage in recipe.stages.values():
+        if not isinstance(stage, TrainStage) or stage.is_preference:
+            continue
+        tokens = stage.tokens or (stage.steps or 0) * stage.batch * stage.context
+        total = sum(stage.mixture.values())
+        for name, weight in stage.mixture.items():
+            needed[name] = needed.get(name, 0.0) + tokens * weight / total
+    return needed
