@@ -13,7 +13,9 @@ from smollm3.data.steps import BLOCKS, Ledger, apply
 from smollm3.errors import UserError
 
 pytest.importorskip("datatrove")
-WORDS = [f"word{i}" for i in range(3000)]
+LETTERS = "abcdefghijklmno"
+# Without digits, which datatrove's comparison takes for one another.
+WORDS = [f"{a}{b}{c}ta" for a in LETTERS for b in LETTERS for c in LETTERS]
 
 
 def sentence(rng, n=60):
