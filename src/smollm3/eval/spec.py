@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smollm3.spec import Spec
+from smollm3.config import StrictModel
 
 
-class Claim(Spec):
+class Claim(StrictModel):
     """One line of the score card: a metric of a model against a number or another metric.
 
     metric: e.g. `loss/maths`, `accuracy/sum/think`, `adherence/no_think`, `tool_json`.
@@ -37,7 +37,7 @@ class Claim(Spec):
         return self
 
 
-class EvalStage(Spec):
+class EvalStage(StrictModel):
     """Measures models and writes scorecard.json.
 
     items: procedural test items for each task and mode; documents: held-out documents for each

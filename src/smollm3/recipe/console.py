@@ -105,7 +105,7 @@ def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[s
         with view.bar:
             Run(recipe, out, view.events()).execute(only, redo)
     except Stopped as stop:
-        console.print(f"stopped at step {stop.step} of {view.stage}; run again to go on")
+        console.print(f"stopped at step {stop.step} of {view.stage}; run again to resume")
         sys.exit(128 + stop.signal)
     console.print(f"[dim]{time.monotonic() - started:.0f}s in all")
     scorecard = out / "scorecard.json"
