@@ -2,10 +2,10 @@
 
     python benchmarks/data_prepare.py TOKENIZER_FOLDER TEXTS.jsonl [...] [--rounds 3]
 
-Both read JSON lines ({"text": ...}) and write datatrove's .ds files with documents shuffled. Time is
-that of the processor (user and system), so that what else runs on the machine counts little; the
-ratio is of medians. Each run is a process of its own, whose peak memory is told; what it spends before
-its first document (imports, the tokenizer) is told apart and not counted.
+Both read JSON lines ({"text": ...}) and write datatrove's .ds files with documents shuffled. Time
+is that of the processor (user and system), so that what else runs on the machine counts little; the
+ratio is of medians. Each run is a process of its own, whose peak memory is told; what it spends
+before its first document (imports, the tokenizer) is told apart and not counted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def ours(tokenizer: str, files: list[str], out: str, answer: Any) -> None:
     begun, wall = spent(), time.perf_counter()
     for part in range(len(job.plan.parts)):
         MakePart(job)(None, part, len(job.plan.parts))
-    tokens = sum(p.stat().st_size for split in ("train", "heldout") for p in (work / split).glob("*.ds"))
+    tokens = sum(
+        p.stat().st_size for split in ("train", "heldout") for p in (work / split).glob("*.ds")
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     answer.send((spent() - begun, time.perf_counter() - wall, begun, peak, tokens // 4))
 
@@ -99,12 +101,13 @@ def main() -> None:
             cpu, wall, start, peak, tokens = run(target, options.tokenizer, options.files)
             speeds[name].append(megabytes / cpu)
             print(
-                f"{name:10} {megabytes / cpu:6.2f} MB a core-second ({wall:.0f}s by the clock, start "
-                f"{start:.1f}s), peak {peak / 1e6:.0f} MB, {tokens:,} tokens",
+                f"{name:10} {megabytes / cpu:6.2f} MB a core-second ({wall:.0f}s by the clock, "
+                f"start {start:.1f}s), peak {peak / 1e6:.0f} MB, {tokens:,} tokens",
                 flush=True,
             )
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    print(f"{megabytes:.0f} MB of text; medians {medians}; ratio {medians['ours'] / medians['datatrove']:.2f}")
+    ratio = medians["ours"] / medians["datatrove"]
+    print(f"{megabytes:.0f} MB of text; medians {medians}; ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

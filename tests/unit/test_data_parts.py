@@ -209,7 +209,9 @@ def test_parquet_is_cut_between_row_groups(parquet):
         (i, min(i + 2, 10), 10 * i) for i in range(0, 10, 2)
     ]
     source = ParquetSource(kind="parquet", files=[str(parquet)])
-    found = [d for [s] in parts for d in documents(source, 0, None, type(plan(source, 0))([[s]]), 0)]
+    found = [
+        d for [s] in parts for d in documents(source, 0, None, type(plan(source, 0))([[s]]), 0)
+    ]
     assert [(d.id, d.text) for d in found] == [(f"0:{i}", f"Row {i}") for i in range(100)]
 
 

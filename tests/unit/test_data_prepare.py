@@ -174,7 +174,9 @@ def test_errors_name_the_source(tmp_path, tokenizer):
         prepare("mine", source, tokenizer, tmp_path, 0)
     (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "assistant", "content": 1}]}')
     source = JsonlSource(kind="jsonl", files=[str(tmp_path / "c.jsonl")], format="chat")
-    with pytest.raises(UserError, match=r"sources\.chat: .*no usable documents in it \(1 cannot be"):
+    with pytest.raises(
+        UserError, match=r"sources\.chat: .*no usable documents in it \(1 cannot be"
+    ):
         prepare("chat", source, tokenizer, tmp_path / "cache", 0)
     assert not [p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]
 

@@ -54,10 +54,26 @@ SCHEMAS = [
     ("cosmopedia2", {"prompt": "p", "text": "T{i}", "audience": "a"}, "T3"),
     ("kaggle", {"id": "x", "content": "T{i}"}, "T3"),
     ("pull-requests", {"repo_name": "r", "content": "T{i}"}, "T3"),
-    ("openmathinstruct-2", {"problem": "P{i}", "generated_solution": "S{i}", "expected_answer": "3"}, "P3\n\nS3"),
-    ("openmathreasoning", {"problem": "P{i}", "generated_solution": "S{i}", "inference_mode": "cot"}, "P3\n\nS3"),
-    ("opencodereasoning", {"id": "x", "input": "P{i}", "output": "S{i}", "source": "codeforces"}, "P3\n\nS3"),
-    ("natural-reasoning", {"question": "P{i}", "responses": [{"response_model": "m", "response": "S{i}"}]}, "P3\n\nS3"),
+    (
+        "openmathinstruct-2",
+        {"problem": "P{i}", "generated_solution": "S{i}", "expected_answer": "3"},
+        "P3\n\nS3",
+    ),
+    (
+        "openmathreasoning",
+        {"problem": "P{i}", "generated_solution": "S{i}", "inference_mode": "cot"},
+        "P3\n\nS3",
+    ),
+    (
+        "opencodereasoning",
+        {"id": "x", "input": "P{i}", "output": "S{i}", "source": "codeforces"},
+        "P3\n\nS3",
+    ),
+    (
+        "natural-reasoning",
+        {"question": "P{i}", "responses": [{"response_model": "m", "response": "S{i}"}]},
+        "P3\n\nS3",
+    ),
     ("reasoning-nochatml-17m", TRACE, "Q3\n\nA3"),
     ("tinygsm-mind-2students", {"id": "x", "text": "T{i}"}, "T3"),
     ("stack-v2-python", BLOB_ROW, "text 3"),
@@ -73,7 +89,11 @@ def filled(value, i):
         return {key: filled(v, i) for key, v in value.items()}
     if isinstance(value, list):
         return [filled(v, i) for v in value]
-    return value.replace("{i:040x}", f"{i:040x}").replace("{i}", str(i)) if isinstance(value, str) else value
+    return (
+        value.replace("{i:040x}", f"{i:040x}").replace("{i}", str(i))
+        if isinstance(value, str)
+        else value
+    )
 
 
 class Bucket(BaseHTTPRequestHandler):

@@ -44,7 +44,9 @@ def varied(n):
     common = ["the", "be", "to", "of", "and", "that", "have", "with"]
     texts = []
     for i in range(n):
-        words = [rng.choice(common if rng.random() < 0.4 else WORDS) for _ in range(rng.randint(20, 200))]
+        words = [
+            rng.choice(common if rng.random() < 0.4 else WORDS) for _ in range(rng.randint(20, 200))
+        ]
         lines, at = [], 0
         while at < len(words):
             step = rng.randint(3, 20)
@@ -73,8 +75,8 @@ def varied(n):
     ],
 )
 def test_filters_say_what_datatroves_say(tmp_path, kind, theirs):
-    import datatrove.pipeline.filters as filters
     from datatrove.data import Document
+    from datatrove.pipeline import filters
 
     texts = varied(150)
     left, ledger = through(tmp_path, texts, {"kind": kind})

@@ -99,5 +99,5 @@ def _run_task(pickled: bytes, rank: int) -> None:
 
 
 def _quiet() -> None:
-    """A task's messages are in its log; on the terminal they would stand between those of others."""
+    """A task's messages are in its log; on the terminal they would run into those of others."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -92,7 +93,7 @@ def same_merges(parts: dict[str, Any]) -> bool:
         for merge in parts["model"]["merges"]
     }
     made = [vocabulary[left + right] for left, right in merges]
-    if any(a > b for a, b in zip(made, made[1:], strict=False)):
+    if any(a > b for a, b in itertools.pairwise(made)):
         return False
     if sum(len(token) == 1 for token in vocabulary) < 256:
         return False

@@ -93,14 +93,16 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
         self._tables, self.items, self.too_short = self._index(against)
 
     def _index(self, patterns: list[str]) -> tuple[dict[int, dict[int, str]], int, int]:
-        """{length: {hash of so many words: where they stand}}, items, items without enough words."""
+        """{words: {their checksum: where they stand}}, items, items without enough words."""
         tables: dict[int, dict[int, str]] = {}
         items = too_short = 0
         for file, _ in readers.find(patterns):
             skipped: Counter[str] = Counter()
             for number, row in readers.rows(Span(file, 0), None, skipped):
                 items += 1
-                lengths = [self._add(text, f"{Path(file).name}:{number}", tables) for text in _texts(row)]
+                lengths = [
+                    self._add(text, f"{Path(file).name}:{number}", tables) for text in _texts(row)
+                ]
                 too_short += not any(lengths)
             for reason in skipped:
                 raise UserError(f"steps: decontaminate: {file}: {reason}")

@@ -1,6 +1,6 @@
 """From a recipe's source to a shard: read, filter, render, tokenise, shuffle, hold out, check.
 
-The work is cut into parts by what is read, so what comes out does not depend on who made which part.
+The work is cut into parts by what is read, so what comes out does not depend on who made which.
 A part appears whole or not at all, and so does the source's folder: whatever is killed, the parts
 that were done are kept.
 """

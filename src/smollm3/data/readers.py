@@ -131,12 +131,12 @@ def open_file(file: str) -> BinaryIO:
 
 def _open_text(file: str) -> Any:
     """The bytes of a file, uncompressed as its name says."""
-    import pyarrow
+    from pyarrow.lib import CompressedInputStream, PythonFile
 
     compression = COMPRESSED.get(Path(file).suffix)
     if compression is None:
         return open_file(file)
-    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(open_file(file), "r"), compression)
+    stream = CompressedInputStream(PythonFile(open_file(file), "r"), compression)
     return BufferedReader(stream, _BUFFER)
 
 

@@ -300,7 +300,13 @@ class PartWriter:
         self._files = {}
         counts = {split: [len(self._ends[split]), self._written[split]] for split in SPLITS}
         digest = sha256_json({name: file["sha256"] for name, file in files.items()})
-        part = {"name": self.name, **counts, "digest": digest, **ledger, "files": files}
+        part: dict[str, Any] = {
+            "name": self.name,
+            **counts,
+            "digest": digest,
+            **ledger,
+            "files": files,
+        }
         write_json(part_file(self.folder, self.name), part)
 
     def close(self) -> None:

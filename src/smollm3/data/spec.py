@@ -26,7 +26,7 @@ class _Source(StrictModel):
     holdout: float = Field(default=0.01, ge=0, lt=1)
 
 
-class Step(Spec):
+class Step(StrictModel):
     """One step between reading and tokenising; see docs/data.md for what there is.
 
     kind: of a filter or formatter. language: of the texts, for steps that split words.
@@ -90,7 +90,7 @@ class JsonlSource(_FileSource):
     kind: Literal["jsonl"]
 
 
-class Blobs(Spec):
+class Blobs(StrictModel):
     """Texts that are not in the rows but in a bucket, under an id that the rows hold, compressed
     with gzip (The Stack v2, whose texts Software Heritage keeps).
 

@@ -169,7 +169,7 @@ class _Minhash:
 
     @property
     def step(self) -> Step:
-        return self.job.source.steps[self.place]  # type: ignore[union-attr,no-any-return]
+        return self.job.source.steps[self.place]  # type: ignore[union-attr]
 
     def folder(self, name: str) -> str:
         return str(_work(self.job, self.place) / name)

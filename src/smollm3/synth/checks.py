@@ -8,23 +8,147 @@ from collections import Counter
 from fractions import Fraction
 from typing import Any
 
-from smollm3.agent.sandbox import find_sandbox
-from smollm3.agent.sandbox.run import Limits
-
 Row = dict[str, Any]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _BLOCK = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 _WORD = re.compile(r"\w+")
-CODE_LIMITS = Limits(seconds=10.0, cpu_seconds=10)
 # The commonest words of SmolLM3's languages, most of which no other of them has.
 _COMMON = {
-    "en": "the of and to in is that it for was on are with as be this by not from or have".split(),
-    "fr": "le la les des et est une dans qui pour pas sur au avec ce il sont du vous nous".split(),
-    "de": "der die das und ist nicht ein eine zu den mit von auf für dem sich auch es wird".split(),
-    "es": "el los las y en que del por una con para es como más pero sus le está son muy".split(),
-    "it": "il di che è per non una sono con del della le gli anche più come nel alla ma si".split(),
-    "pt": "o os as e que do da em um uma não para com é por mais como dos no na ao são".split(),
+    "en": [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "that",
+        "it",
+        "for",
+        "was",
+        "on",
+        "are",
+        "with",
+        "as",
+        "be",
+        "this",
+        "by",
+        "not",
+        "from",
+        "or",
+        "have",
+    ],
+    "fr": [
+        "le",
+        "la",
+        "les",
+        "des",
+        "et",
+        "est",
+        "une",
+        "dans",
+        "qui",
+        "pour",
+        "pas",
+        "sur",
+        "au",
+        "avec",
+        "ce",
+        "il",
+        "sont",
+        "du",
+        "vous",
+        "nous",
+    ],
+    "de": [
+        "der",
+        "die",
+        "das",
+        "und",
+        "ist",
+        "nicht",
+        "ein",
+        "eine",
+        "zu",
+        "den",
+        "mit",
+        "von",
+        "auf",
+        "für",
+        "dem",
+        "sich",
+        "auch",
+        "es",
+        "wird",
+    ],
+    "es": [
+        "el",
+        "los",
+        "las",
+        "y",
+        "en",
+        "que",
+        "del",
+        "por",
+        "una",
+        "con",
+        "para",
+        "es",
+        "como",
+        "más",
+        "pero",
+        "sus",
+        "le",
+        "está",
+        "son",
+        "muy",
+    ],
+    "it": [
+        "il",
+        "di",
+        "che",
+        "è",
+        "per",
+        "non",
+        "una",
+        "sono",
+        "con",
+        "del",
+        "della",
+        "le",
+        "gli",
+        "anche",
+        "più",
+        "come",
+        "nel",
+        "alla",
+        "ma",
+        "si",
+    ],
+    "pt": [
+        "o",
+        "os",
+        "as",
+        "e",
+        "que",
+        "do",
+        "da",
+        "em",
+        "um",
+        "uma",
+        "não",
+        "para",
+        "com",
+        "é",
+        "por",
+        "mais",
+        "como",
+        "dos",
+        "no",
+        "na",
+        "ao",
+        "são",
+    ],
 }
 
 
@@ -70,10 +194,13 @@ def failing_code(row: Row, content: str) -> str | None:
     """The last block of Python, run with the row's tests in the sandbox."""
     if row.get("tests") is None:
         return None
+    from smollm3.agent.sandbox import find_sandbox  # what it takes to import is seldom needed
+    from smollm3.agent.sandbox.run import Limits
+
     blocks = _BLOCK.findall(content)
     if not blocks:
         return "no code"
-    interpreter = find_sandbox().interpreter(limits=CODE_LIMITS)
+    interpreter = find_sandbox().interpreter(limits=Limits(seconds=10.0, cpu_seconds=10))
     try:
         run = interpreter.run(f"{blocks[-1]}\n{row['tests']}\n")
     finally:

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smollm3.spec import Spec
+from smollm3.config import StrictModel
 
 CHECKS = ("answer", "code", "instructions", "language", "agreement", "duplicates")
 Check = Literal["answer", "code", "instructions", "language", "agreement", "duplicates"]
 Mode = Literal["think", "no_think"]
 
 
-class Teacher(Spec):
+class Teacher(StrictModel):
     """A model behind an OpenAI-compatible URL (up to /v1).
 
     key_env: environment variable that holds its key. requests: under way at a time. per_minute:
@@ -35,7 +35,7 @@ class Teacher(Spec):
     output_price: float = Field(default=0.0, ge=0)
 
 
-class Target(Spec):
+class Target(StrictModel):
     """So many kept conversations of a kind; what is not named is any."""
 
     rows: int = Field(gt=0)
@@ -44,7 +44,7 @@ class Target(Spec):
     mode: Mode | None = None
 
 
-class Pairs(Spec):
+class Pairs(StrictModel):
     """Preference pairs: chosen from the teacher, rejected from `weak`.
 
     longest: the longer answer has at most so many times the characters of the shorter, so that
@@ -55,7 +55,7 @@ class Pairs(Spec):
     longest: float = Field(default=3.0, ge=1)
 
 
-class Synthesis(Spec):
+class Synthesis(StrictModel):
     """prompts: JSON lines with `prompt` (a text) or `messages`, and what the checks need: `answer`,
     `tests` (Python), `constraints`, `language`; `domain` for targets.
     samples: answers to each prompt in each mode. agree: share of the samples that must give the
