@@ -131,6 +131,9 @@ def test_masks_of_conversations(tmp_path, tokenizer):
         assert tokenizer.decode(ids[masks & 1 > 0].tolist()) == own
         thinking += own.startswith("<think>")
     assert 0 < thinking < shard.documents
+    by_mode = shard.meta["tokens_by_mode"]
+    assert set(by_mode) == {"think", "no_think"}
+    assert sum(by_mode.values()) == shard.n_tokens + shard.meta["heldout"]["tokens"]
 
 
 def test_pairs_share_the_prompt_and_mark_the_answer(tmp_path, tokenizer):

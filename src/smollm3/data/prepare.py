@@ -46,6 +46,7 @@ from smollm3.tokenizer import Tokenizer
 VERSION = 2  # of what the modules of this package make
 FIRST_DAY = datetime.date(2025, 7, 1)
 _BATCH = 64  # documents tokenised at once
+_MODES = {True: "think", False: "no_think", None: "not said"}
 
 # Token ids and masks of a document; two of each for a pair.
 _Tokenised = tuple[list[list[int]], list[list[int]] | None]
@@ -185,6 +186,7 @@ class Preparation:
             "read": _sums(part["read"] for part in parts),
             "skipped": skipped,
             "dropped": _sums(part["dropped"] for part in parts),
+            "tokens_by_mode": _sums(part["tokens_by_mode"] for part in parts),
         }
         write_meta(self.work, meta, parts)
         for folder in (*SPLITS, "parts"):  # of parts that lie beyond the budget, or of a killed run
@@ -269,6 +271,7 @@ class MakePart:
             tokenizer=tokenizer.digest,
         )
         budget = getattr(source, "tokens", None)
+        by_mode: Counter[str] = Counter()
         with closing(writer):
             while batch := list(islice(stream, _BATCH)):
                 made = tokenise(batch, tokenizer, encode, skipped)
@@ -276,6 +279,10 @@ class MakePart:
                     if tokens is not None:
                         key = hash64(f"{self.job.seed}/{document.id}")
                         writer.add(*tokens, key=key, content=document.content_hash())
+                        if source.format != "text":
+                            by_mode[_MODES[document.options.get("enable_thinking")]] += sum(
+                                map(len, tokens[0])
+                            )
                 if self.done:
                     self.done.add(len(batch))
                 if budget is not None and writer.tokens >= budget:
@@ -287,6 +294,7 @@ class MakePart:
                     "read": kept.read,
                     "skipped": dict(sorted(skipped.items())),
                     "dropped": kept.dropped,
+                    "tokens_by_mode": dict(by_mode),
                 }
             )
 
