@@ -231,7 +231,7 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
         write_json(out / "scorecard.json", card)
         write_json(out / "samples.json", samples)
 
-    held = sum(claim["holds"] for claim in card["claims"])
+    held = sum(claim["verdict"] == "holds" for claim in card["claims"])
     return StageResult(
         save=save,
         sources={name: shard.digest for name, shard in shards.items()},
