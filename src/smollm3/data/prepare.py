@@ -138,8 +138,7 @@ def _is_whole(folder: Path) -> bool:
 def _publish(work: Path, folder: Path) -> None:
     """Give the finished folder its name; what only the work needed goes."""
     with disk_errors(folder):
-        for name in ("tokenizer", "work", ".lock"):
-            path = work / name
+        for path in [*work.glob(".lock*"), work / "tokenizer", work / "work"]:
             path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         work.rename(folder)

@@ -298,9 +298,11 @@ class PartWriter:
             metadata.write(f"{self.tokenizer}|{self.token_bytes}\n{tokens}\n".encode())
         files = {f"{s}/{f.path.name}": f.publish() for (s, _), f in self._files.items()}
         self._files = {}
-        counts = {split: [len(self._ends[split]), self._written[split]] for split in SPLITS}
+        counts: dict[str, list[int]] = {
+            split: [len(self._ends[split]), self._written[split]] for split in SPLITS
+        }
         digest = sha256_json({name: file["sha256"] for name, file in files.items()})
-        part: dict[str, Any] = {
+        part = {
             "name": self.name,
             **counts,
             "digest": digest,
