@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.data_shards import make_shard, make_stage
 
 from smollm3.data import Loader, Shard, documents, prepare
 from smollm3.data import shards as shards_module
+from smollm3.data.distribute import Distributed
 from smollm3.data.prepare import Here, make
 from smollm3.data.readers import Span, Text, split
 from smollm3.data.shards import verify
@@ -90,6 +92,25 @@ def test_killed_and_run_again_gives_the_same_bytes(source, tmp_path, tokenizer):
     again = make("s", source, tokenizer, tmp_path / "cut", 0, Here())
     assert contents(again) == contents(whole.folder)
     assert list(verify(again)) == []
+
+
+def test_two_workers_make_what_one_makes(source, tmp_path, tokenizer):
+    execute = Distributed("local", 2, tmp_path / "logs", {})
+    made = make("s", source, tokenizer, tmp_path / "two", 0, execute)
+    assert contents(made) == contents(prepare("s", source, tokenizer, tmp_path / "one", 0).folder)
+    with pytest.raises(UserError, match=r"sources.s: .*no usable documents"):
+        (tmp_path / "empty.jsonl").write_text("{}")
+        none = source.model_copy(update={"files": [str(tmp_path / "empty.jsonl")]})
+        make("s", none, tokenizer, tmp_path / "two", 0, execute)
+
+
+def test_an_executors_own_options(source, tmp_path, tokenizer, monkeypatch):
+    slurm = Distributed("slurm", 2, tmp_path / "logs", {"partition": "cpu"})
+    with pytest.raises(UserError, match=r"--executor slurm: .*'time'; give it with --option"):
+        make("s", source, tokenizer, tmp_path / "cache", 0, slurm)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"--executor ray needs datatrove; pip install"):
+        Distributed("ray", 2, tmp_path / "logs", {})
 
 
 def test_blocks_bound_the_memory_and_are_shuffled_apart(source, tmp_path, tokenizer, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,15 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dill  # type: ignore[import-untyped]
-
 from smollm3.data.prepare import Step
 from smollm3.errors import UserError
 
-NEEDS_DATATROVE = "needs datatrove; pip install 'smollm3[data]'"
-
 
 def _local() -> Any:
+    import dill
     from datatrove.executor import LocalPipelineExecutor
 
     class Local(LocalPipelineExecutor):  # type: ignore[misc]
@@ -29,7 +27,7 @@ def _local() -> Any:
 
         def run(self) -> None:
             context = multiprocessing.get_context("forkserver")
-            with ProcessPoolExecutor(self.workers, context, initializer=_quiet) as pool:
+            with ProcessPoolExecutor(self.workers, context, initializer=_begin) as pool:
                 send = partial(_run_task, dill.dumps(self))
                 tasks = [pool.submit(send, rank) for rank in range(self.tasks)]
                 try:
@@ -60,7 +58,10 @@ class Distributed:
         try:
             self._executor = self._class()
         except ImportError as e:
-            raise UserError(f"--executor {kind} {NEEDS_DATATROVE} ({e})") from None
+            more = " ray" if kind == "ray" else ""
+            raise UserError(
+                f"--executor {kind} needs datatrove; pip install 'smollm3[data]'{more} ({e})"
+            ) from None
 
     def _class(self) -> Any:
         match self.kind:
@@ -95,9 +96,22 @@ class Distributed:
 
 
 def _run_task(pickled: bytes, rank: int) -> None:
+    import dill
+
     dill.loads(pickled)._run_for_rank(rank, local_rank=1)
 
 
-def _quiet() -> None:
-    """A task's messages are in its log; on the terminal they would run into those of others."""
+def _begin() -> None:
+    """What a worker does first: it will not outlive the process that hands it work, however that
+    dies, and is quiet.
+
+    A task's messages are in its log; on the terminal they would run into those of others."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
