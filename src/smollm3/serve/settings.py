@@ -16,6 +16,7 @@ from smollm3.config import StrictModel
 from smollm3.errors import UserError
 from smollm3.files import read_text
 from smollm3.option import Option
+from smollm3.portable import others_can_read
 
 KEY_VARIABLE = "SMOLLM3_API_KEY"
 LEAST_KEY = 16  # characters
@@ -127,7 +128,7 @@ def key_texts(settings: Settings, environment: Mapping[str, str]) -> list[str]:
         keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not keys:
             raise UserError(f"{path}: holds no key; write one a line")
-        if path.stat().st_mode & 0o077:
+        if others_can_read(path.stat()):
             raise UserError(f"{path}: others can read it; chmod 600")
     if environment.get(KEY_VARIABLE):
         keys.append(environment[KEY_VARIABLE])
