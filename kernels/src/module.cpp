@@ -229,6 +229,7 @@ NB_MODULE(_native, m) {
         for (const Isa* isa : isas()) names.push_back(isa->name);
         return names;
     }, "Kernels that this machine can run, fastest first.");
+    m.attr("TYPES") = nb::cast(types());
     m.def("form_of", [](const std::string& type) {
         Form form = form_of(type);
         expect(form < FORMS, type + ": this type cannot be packed");
