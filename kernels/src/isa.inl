@@ -62,13 +62,14 @@ inline void dot_bytes(const uint8_t* w, const uint8_t* x, const uint8_t* x_less8
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
         const I less8 = start(x_less8 + 4 * n);
-        dot[n] = KIND != Scales::F16 ? twice(less8) : NIBBLES ? less8 : times16(less8);
+        dot[n] = KIND != Scales::F16 ? twice(less8) : NIBBLES ? less8 : start_of_bytes(less8);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; j++) {
         W values = load_w(w + 64 * j);
         prefetch<N>(w + 64 * j);
         if constexpr (NIBBLES) values = high(values);
+        else if constexpr (KIND == Scales::F16) values = as_bytes(values);
 #pragma GCC unroll 16
         for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 4 * j + 32 * n);
     }

@@ -44,7 +44,6 @@ inline I iset1(int x) { return _mm512_set1_epi32(x); }
 inline I times16(I a) { return _mm512_slli_epi32(a, 4); }
 inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
-inline int isum(I a) { return _mm512_reduce_add_epi32(a); }
 inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 inline void store_i8(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
 // a * 2^n for n in the range of normal numbers
@@ -72,6 +71,9 @@ inline I start(const uint8_t* less) {
 }
 inline I whole(I x) { return x; }
 inline I twice(I x) { return iadd(x, x); }
+// Bytes are what they are: 8 bits around 128.
+inline I start_of_bytes(I less8) { return times16(less8); }
+inline W as_bytes(W w) { return w; }
 // Four unsigned bytes of a lane times the four signed bytes at p, added to the lane.
 inline I dot4(I acc, W w, const uint8_t* p) {
     int32_t four;

@@ -71,11 +71,6 @@ inline I to_int(F a) {
     return x;
 }
 inline I iadd(I a, I b) { return a + b; }
-inline int isum(I a) {
-    int s = 0;
-    for (int i = 0; i < 16; i++) s += a[i];
-    return s;
-}
 inline void store_i8(int8_t* p, I a) {
     for (int i = 0; i < 16; i++) p[i] = int8_t(a[i] > 127 ? 127 : a[i] < -128 ? -128 : a[i]);
 }
@@ -98,6 +93,9 @@ inline I start(const uint8_t* less) {
 }
 inline I whole(I x) { return x; }
 inline I twice(I x) { return iadd(x, x); }
+// Bytes are what they are: 8 bits around 128.
+inline I start_of_bytes(I less8) { return times16(less8); }
+inline W as_bytes(W w) { return w; }
 inline I dot4(I acc, W w, const uint8_t* p) {
     for (int i = 0; i < 4; i++) acc += ((w >> (8 * i)) & 255) * int32_t(int8_t(p[i]));
     return acc;
