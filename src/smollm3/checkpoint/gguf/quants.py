@@ -132,7 +132,7 @@ def _two_bits(packed: Bytes) -> Bytes:
 
 
 def _q2_k(r: Records) -> Floats:
-    """d * scale * q - dmin * min in 16 sub-blocks of 16; a byte holds a scale and, above it, a min."""
+    """d * scale * q - dmin * min in 16 sub-blocks of 16. A byte holds a scale and a min."""
     d, m = _f(r["d"]) * (r["scales"] & 15), _f(r["dmin"]) * (r["scales"] >> 4)
     q = _two_bits(r["q"].reshape(-1, 2, 32)).reshape(-1, 16, 16)
     return np.asarray(d[:, :, None] * q - m[:, :, None]).reshape(-1, 256)
