@@ -10,7 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 from tests.serving import Settings, events, listening, local, speaking
 
 from smollm3.errors import UserError
-from smollm3.serve import events as told_by
+from smollm3.serve import answering as told_by
 from smollm3.serve import page
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "ignore_eos": True}
@@ -86,26 +86,34 @@ def test_what_turns_out_too_much_on_the_way(engine, path):
 
 @DIALECTS
 def test_an_answer_that_takes_too_long(engine, path):
+    """The engine goes on only after the reply: how busy the machine is decides nothing."""
     with local(engine, Settings(request_seconds=0.05)) as client:
         engine.backend.gate.clear()
-        threading.Timer(0.2, engine.backend.gate.set).start()
-        response = client.post(path, json=REQUESTS[path])
-        assert response.status_code == 504
-        assert "longer than 0.05 s" in message(path, response.json())
-        engine.backend.gate.clear()
-        threading.Timer(0.2, engine.backend.gate.set).start()
-        found, _ = events(client.post(path, json=REQUESTS[path] | {"stream": True}))
-        assert "longer than 0.05 s" in message(path, found[-1])
+        try:
+            response = client.post(path, json=REQUESTS[path])
+            assert response.status_code == 504
+            assert "longer than 0.05 s" in message(path, response.json())
+            found, _ = events(client.post(path, json=REQUESTS[path] | {"stream": True}))
+            assert "longer than 0.05 s" in message(path, found[-1])
+        finally:
+            engine.backend.gate.set()
 
 
 @DIALECTS
 def test_a_quiet_stream_says_that_it_lives(engine, path, monkeypatch):
+    """The engine goes on only when the client has read the sign of life."""
     monkeypatch.setattr(told_by, "QUIET_SECONDS", 0.02)
-    with local(engine) as client:
+    body = REQUESTS[path] | {"stream": True}
+    with listening(engine) as (url, _), httpx2.Client(base_url=url, timeout=60) as client:
         engine.backend.gate.clear()
-        threading.Timer(0.1, engine.backend.gate.set).start()
-        response = client.post(path, json=REQUESTS[path] | {"stream": True})
-        assert response.text.startswith(": working\n\n")
+        try:
+            with client.stream("POST", path, json=body) as response:
+                lines = response.iter_lines()
+                assert next(lines) == ": working"
+                engine.backend.gate.set()
+                assert any(line.startswith("data: ") for line in lines)
+        finally:
+            engine.backend.gate.set()
 
 
 @DIALECTS
@@ -184,11 +192,22 @@ def test_without_a_chat_page_the_root_says_so(engine, monkeypatch, tmp_path):
         page.add(app, folder)
         return TestClient(app)
 
-    assert "/docs" in at(tmp_path).get("/").text
-    (tmp_path / "assets").mkdir()
-    (tmp_path / "index.html").write_text("<p>the page")
-    (tmp_path / "assets" / "app.js").write_text("1")
     shown = at(tmp_path)
+    assert "/docs" in shown.get("/").text
+    assert "no chat page in this installation" in shown.get("/").text
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text("<p>the page")  # made while the server runs
+    (tmp_path / "assets" / "app.js").write_text("1")
     assert shown.get("/").text == "<p>the page"
     assert shown.get("/assets/app.js").text == "1"
     assert shown.get("/assets/../../settings.py").status_code == 404
+
+
+def test_the_command_that_makes_the_page_is_named(tmp_path):
+    (checkout := tmp_path / "my code" / "ui").mkdir(parents=True)
+    (checkout / "page.py").touch()
+    command = f"make -C '{tmp_path}/my code' ui"
+    assert page.how_to_get(tmp_path, checkout.parent).endswith(command)
+    assert "pip install" in page.how_to_get(tmp_path, tmp_path)
+    (tmp_path / "index.html").touch()
+    assert page.how_to_get(tmp_path, tmp_path) == ""
