@@ -153,6 +153,9 @@ MUTANTS = [
     Mutant("NoPE layers rotate in the kernels", "kernels/src/model.cpp", "if (shape_.uses_rope[layer])", "if (layer >= 0)", NATIVE),
     Mutant("8 bits around 127", "kernels/src/pack.cpp", "g.q[i] = p[2 + i] + 128;", "g.q[i] = p[2 + i] + 127;", NATIVE),
     Mutant("pairs of a head stay pairs", "kernels/src/pack.cpp", "if (!pairs) return row;", "return row;", NATIVE),
+    Mutant("nibbles around 7", "kernels/src/vec_avx2.hpp", "_mm_mullo_epi16(both, _mm_set1_epi16(-8))", "_mm_mullo_epi16(both, _mm_set1_epi16(-7))", NATIVE),
+    Mutant("recoded one step lower", "checkpoint/gguf/quantize.py", "q + np.int8(32)", "q + np.int8(31)", f"{U}gguf_quants.py"),
+    Mutant("any file is the next part", "checkpoint/gguf/reader.py", 'if part.metadata.get("split.no", 0) != i:', "if False:", f"{U}gguf.py"),
     Mutant("a damaged cache of weights is used", "infer/backends/packed.py", "if bytes(data[:blank]) == _header(plan, _checksum(data[blank:])):", "if True:", NATIVE),
     Mutant("another file's packed weights", "infer/backends/packed.py", "json.dumps([stamp, smollm3_kernels.VERSION, described])", "json.dumps([smollm3_kernels.VERSION, described])", NATIVE),
 ]  # fmt: skip
