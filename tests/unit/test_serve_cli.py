@@ -54,10 +54,10 @@ def test_what_would_not_do_is_said_before_the_model_is_loaded(serve, taken, tmp_
     assert "host: no.such.host.invalid" in serve("--host", "no.such.host.invalid")
     assert "none.yaml" in serve("--config", tmp_path / "none.yaml")
     for text, said in (
-        ("port: 0\nqueu: 3\n", f"{config}:2: queu: no such setting; did you mean 'queue'?"),
+        ("port: 0\nqueu: 3\n", f"{config}:2: queu: unknown key; did you mean 'queue'?"),
         ("port: many\n", f"{config}:1: port: "),
         ("- 1\n", "must be a mapping"),
-        ("aliases: gpt\n", f"{config}:1: aliases: Input should be a valid list"),
+        ("aliases: gpt\n", f"{config}:1: aliases: input should be a valid list"),
     ):
         config.write_text(text)
         assert said in serve("--config", config)

@@ -10,7 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 from tests.serving import Settings, events, listening, local, speaking
 
 from smollm3.errors import UserError
-from smollm3.serve import events as told_by
+from smollm3.serve import answering as told_by
 from smollm3.serve import page
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "ignore_eos": True}
