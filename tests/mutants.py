@@ -1,4 +1,5 @@
-"""One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
+"""Mutation tests: one line is broken on purpose, and some test must fail. The lines are those that
+people really get wrong with SmolLM3.
 
 Each is (name, file of src/smollm3 or, by its path, of kernels/, what stands there, what it is
 broken into, the tests that should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
@@ -127,6 +128,11 @@ MUTANTS = [
     Mutant("keys share their interpreters", "serve/host.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
     Mutant("interpreters outlive their request", "serve/host.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
     Mutant("tokens of earlier steps are forgotten", "serve/steps.py", "self.usage += self._now.usage", "self.usage = self._now.usage", f"{U}serve_tools.py"),
+    # what comes from outside
+    Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),
+    Mutant("defaults count as given", "cli/fields.py", "if value not in (None, ())}", "}", f"{U}cli_fields.py"),
+    Mutant("preparing data is silent", "recipe/stages.py", "progress=report", "progress=None", f"{U}recipe_stages.py"),
+    Mutant("a lock of one's own", "files.py", "lock.acquire(timeout=0)", "pass", f"{U}files.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
     # the kernels, built again for each

@@ -2,7 +2,7 @@
 
 A finished stage is a folder that appeared by one rename, with `stage.json` inside: its config,
 its key (config + checksums of its inputs, recorded when those were made) and its own checksum.
-An interrupted train stage goes on from its last state under `.work/`.
+An interrupted train stage resumes from its last training checkpoint under `.work/`.
 """
 
 from __future__ import annotations

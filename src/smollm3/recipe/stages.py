@@ -51,7 +51,7 @@ class StageResult:
     """`save` fills the stage's (temporary) folder; the rest goes into stage.json.
 
     sources: checksum of each source read. tokens: tokens taken from each source. positions:
-    where the next stage that carries `data` goes on in each.
+    where the next stage that carries `data` continues in each.
     """
 
     save: Callable[[Path], None]

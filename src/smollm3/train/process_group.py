@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,8 +57,9 @@ class ProcessGroup:
     ) -> ProcessGroup:
         """Meet `size` processes of this machine through the new file `init_file`; CPU, gloo."""
         # Else gloo looks the host's name up, which fails on machines without a network.
-        if loopback := {"darwin": "lo0", "linux": "lo"}.get(sys.platform):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        for _, interface in socket.if_nameindex():
+            if interface in ("lo", "lo0"):  # Linux, macOS
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         store = dist.FileStore(str(init_file.resolve()), size)  # type: ignore[attr-defined]
         store.set_timeout(BETWEEN_JOBS)
         timeout = _timeout()
