@@ -42,7 +42,7 @@ MUTANTS = [
     # losses
     Mutant("APO-zero pushes the rejected answer up", "train/losses.py", "torch.sigmoid(-chosen) + torch.sigmoid(rejected)", "torch.sigmoid(-chosen) + torch.sigmoid(-rejected)", LOSSES),
     Mutant("APO-down without its margin", "train/losses.py", "torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)", "torch.sigmoid(chosen) + torch.sigmoid(rejected)", LOSSES),
-    Mutant("no reference model", "train/losses.py", "log_probs(model, h_BTE, batch).sum(-1) - reference_B", "log_probs(model, h_BTE, batch).sum(-1)", LOSSES),
+    Mutant("no reference model", "train/losses.py", "beta * (sums_B - reference_B)", "beta * sums_B", LOSSES),
     Mutant("weights ignored", "train/losses.py", "weighted_N = -weights_N * ", "weighted_N = -1.0 * ", LOSSES),
     # the loop
     Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
