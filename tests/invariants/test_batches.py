@@ -77,7 +77,9 @@ def test_ranks_together_are_the_batch(shards, kind, world, k):
 
 
 @pytest.mark.parametrize("kind", STAGES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
+)
 @given(order=st.lists(st.integers(0, 300), min_size=1, max_size=6))
 def test_batches_do_not_depend_on_what_was_asked_before(shards, kind, order):
     used = loader(shards, kind)
