@@ -30,8 +30,8 @@ class SamplingParams:
     max_tokens: at most so many new tokens. seed: with the token's place it fixes the random number
     that picks it. presence_penalty, frequency_penalty: taken from the logits of the answer's own
     tokens, once or for each time. logit_bias: id -> what is added to its logit.
-    stop: texts that end the answer and are not part of it. stop_ids: tokens that do, beside the
-    model's own. ignore_eos: the model's own stop tokens do not (for benchmarks).
+    stop: texts that end the answer and are not part of it. stop_token_ids: tokens that end it,
+    beside the model's own. ignore_eos: the model's own stop tokens do not (for benchmarks).
     n: answers to each prompt. logprobs: so many likeliest tokens are told at each place.
     """
 
@@ -82,7 +82,7 @@ class SamplingParams:
         str | Sequence[str],
         Option("Text that ends the answer; repeatable.", metavar="TEXT", repeated=True),
     ] = ()
-    stop_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     n: int = 1
     logprobs: int = 0
@@ -109,7 +109,7 @@ class SamplingParams:
             _check_whole("logit_bias", token, 0)
             _check_number("logit_bias", bias, -math.inf, math.inf)
         object.__setattr__(self, "stop", _stops(self.stop))
-        object.__setattr__(self, "stop_ids", _stop_ids(self.stop_ids))
+        object.__setattr__(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
 
     def over(self, model: SamplingParams) -> SamplingParams:
         """These settings, and the model's own where they are None."""
@@ -161,11 +161,11 @@ def _stops(stop: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _stop_ids(ids: Any) -> tuple[int, ...]:
+def _stop_token_ids(ids: Any) -> tuple[int, ...]:
     if not isinstance(ids, Sequence) or isinstance(ids, str):
-        raise UserError(f"stop_ids: must be a list of token ids, not {ids!r}")
+        raise UserError(f"stop_token_ids: must be a list of token ids, not {ids!r}")
     for index in ids:
-        _check_whole("stop_ids", index, 0)
+        _check_whole("stop_token_ids", index, 0)
     return tuple(ids)
 
 
