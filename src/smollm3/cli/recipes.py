@@ -64,6 +64,9 @@ def run(
         return
     from smollm3.recipe.console import run_on_console
     from smollm3.train import ProcessGroup, run_worker
+    from smollm3.train.launch import check_launch
+
+    check_launch(loaded.ranks(loaded.parallel))
 
     if int(os.environ.get("RANK", "0")):  # under torchrun: rank 0 is the main process
         run_worker(ProcessGroup.from_environment())

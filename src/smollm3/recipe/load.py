@@ -138,11 +138,14 @@ def _train_problems(
                 (*at, "mixture", source),
                 f"has format {recipe.sources[source].format}, which loss {stage.loss} cannot use",
             )
-    rows = stage.batch // recipe.processes
-    if stage.batch % recipe.processes:
-        yield (
-            (*at, "batch"),
-            f"{stage.batch} cannot be split over {recipe.processes} processes",
-        )
+    parallel = stage.parallel or recipe.parallel
+    ranks = recipe.ranks(parallel)
+    if ranks % parallel.processes:
+        yield at, f"parallel is for {parallel.processes} processes, processes: {ranks}"
+    groups = ranks // (parallel.tp * parallel.cp)
+    rows = stage.batch // groups
+    if stage.batch % groups:
+        what = "processes" if groups == ranks else "groups of processes"
+        yield (*at, "batch"), f"{stage.batch} cannot be split over {groups} {what}"
     if stage.micro_batch and rows % stage.micro_batch:
         yield (*at, "micro_batch"), f"does not divide the {rows} rows of each process"

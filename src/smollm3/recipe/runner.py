@@ -67,7 +67,7 @@ class Run:
             for name in again:
                 self._forget(name)
             self._write_run_json()
-            with WorkerGroup(self.recipe.processes, self.out) as workers:
+            with WorkerGroup(self.recipe.ranks(self.recipe.parallel), self.out) as workers:
                 for name, stage in self.recipe.stages.items():
                     if only and name != only:
                         continue
