@@ -115,7 +115,7 @@ def test_every_token_is_a_target_once_an_epoch_but_for_document_starts(shards):
     for k in range(n):  # n steps of 4 * 16 tokens are 64 epochs
         batch = batches.batch(k)
         places = (k * 4 * context + 1 + np.arange(4 * context)) % n
-        assert (shard.tokens[places] == batch.targets_BT.flatten().numpy()).all()
+        assert (shard.tokens[:][places] == batch.targets_BT.flatten().numpy()).all()
         np.add.at(seen, places, batch.weights_BT.flatten().numpy().astype(int))
     starts = np.concatenate([[0], shard.ends[:-1]]).astype(int)
     assert (seen[starts] == 0).all()
