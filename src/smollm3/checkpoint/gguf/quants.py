@@ -135,7 +135,7 @@ def _q2_k(r: Records) -> Floats:
     """d * scale * q - dmin * min in 16 sub-blocks of 16. A byte holds a scale and a min."""
     d, m = _f(r["d"]) * (r["scales"] & 15), _f(r["dmin"]) * (r["scales"] >> 4)
     q = _two_bits(r["q"].reshape(-1, 2, 32)).reshape(-1, 16, 16)
-    return np.asarray(d[:, :, None] * q - m[:, :, None]).reshape(-1, 256)
+    return np.asarray(d[:, :, None] * q - m[:, :, None], np.float32).reshape(-1, 256)
 
 
 def q3_k_parts(r: Records) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
