@@ -107,7 +107,7 @@ def _find_url(pattern: str) -> dict[str, int]:
     from fsspec.core import url_to_fs
 
     try:
-        system, path = url_to_fs(pattern)  # type: ignore[no-untyped-call]
+        system, path = url_to_fs(pattern)
         names = sorted(system.glob(path))
         sizes = [system.info(name) for name in names]
     except (OSError, ImportError, ValueError) as e:
@@ -125,7 +125,7 @@ def open_file(file: str) -> BinaryIO:
         return open(file, "rb", _BUFFER)
     import fsspec
 
-    opened: BinaryIO = fsspec.open(file, "rb").open()  # type: ignore[no-untyped-call]
+    opened: BinaryIO = fsspec.open(file, "rb").open()
     return opened
 
 

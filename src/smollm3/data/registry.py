@@ -48,7 +48,7 @@ def check(sources: Mapping[str, Source], needed: Mapping[str, float]) -> Iterato
 
 
 def _look(name: str, source: Source, needed: float) -> Finding:
-    problem = None
+    problem, where = None, ""
     files: list[tuple[str, int]] | None = None
     try:
         match source:

@@ -102,7 +102,7 @@ def _is_json(content: str) -> bool:
     return True
 
 
-_CONSTRAINTS = {
+_CONSTRAINTS: dict[str, Callable[[str, Any], bool]] = {
     "min_words": lambda text, n: len(_WORD.findall(text)) >= n,
     "max_words": lambda text, n: len(_WORD.findall(text)) <= n,
     "contains": lambda text, word: word.lower() in text.lower(),

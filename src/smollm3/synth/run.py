@@ -259,15 +259,16 @@ class Run:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(self.out / f"{self.spec.name}.jsonl", text)
         ledger = self._ledger()
+        reasons = dict(sorted(dropped.items()))
         record = {
             "synthesis": self.spec.model_dump(mode="json"),
             "kept": len(rows),
-            "dropped": dict(sorted(dropped.items())),
+            "dropped": reasons,
             "by_mode": dict(Counter(_mode(row) for row in rows)),
             "cost": ledger,
         }
         write_json(self.out / "synth.json", record)
-        return Outcome(len(rows), record["dropped"], self.unanswered, ledger)
+        return Outcome(len(rows), reasons, self.unanswered, ledger)
 
     def _row(self, prompt: Row, mode: Mode, made: Row) -> Row:
         """In SmolTalk2's columns."""
@@ -332,13 +333,12 @@ def _messages(row: Row) -> list[Row]:
     messages = row.get("messages")
     if isinstance(row.get("prompt"), str) and row["prompt"].strip():
         messages = [{"role": "user", "content": row["prompt"]}]
-    good = (
-        isinstance(messages, list)
-        and messages
-        and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
-        and messages[-1].get("role") == "user"
-    )
-    return [{"role": m["role"], "content": m["content"]} for m in messages] if good else []
+    if not isinstance(messages, list) or not messages:
+        return []
+    texts = all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
+    if not texts or messages[-1].get("role") != "user":
+        return []
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
 def _assistant(answer: Row) -> Row:
