@@ -31,7 +31,7 @@ demo: $(VENV)/.installed ## train the nano recipe, print its score card, leave a
 test: $(VENV)/.installed-dev ## the tests of every change, with coverage
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
 
-test-all: $(VENV)/.installed-dev ## also the slow tests and the named breakages
+test-all: $(VENV)/.installed-dev ## also the slow tests and the mutation tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import torch
 
-from smollm3.infer.backends import BLOCK, Batch, pool_places
+from smollm3.infer.backends import BLOCK, StepBatch, pool_places
 from smollm3.model import ModelConfig
 
 CONFIG = ModelConfig(
@@ -28,7 +28,7 @@ EMPTY = -1
 
 class FakeBackend:
     name = "fake"
-    cache_type = "ids"
+    kv_cache_dtype = "ids"
     block_bytes = 4 * BLOCK
 
     def __init__(self, blocks: int = 64, config: ModelConfig = CONFIG, spread: float = 8.0) -> None:
@@ -37,12 +37,12 @@ class FakeBackend:
         self.blocks = blocks
         self.spread = spread
         self.pool = np.full(blocks * BLOCK, EMPTY, np.int32)
-        self.batches: list[Batch] = []
+        self.batches: list[StepBatch] = []
         self.closed = False
         self.fail = lambda batch: None  # may raise
         self.thread: threading.Thread | None = None
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: StepBatch) -> torch.Tensor:
         self.thread = self.thread or threading.current_thread()
         assert threading.current_thread() is self.thread
         self.batches.append(batch)
@@ -55,7 +55,7 @@ class FakeBackend:
         rows = [self._logits(batch, owner_N[i], batch.positions_N[i]) for i in batch.wanted_R]
         return torch.from_numpy(np.array(rows, np.float32).reshape(len(rows), V))
 
-    def _logits(self, batch: Batch, s: int, position: int) -> np.ndarray:
+    def _logits(self, batch: StepBatch, s: int, position: int) -> np.ndarray:
         seen = np.arange(position + 1)
         ids = self.pool[batch.tables_SB[s, seen // BLOCK] * BLOCK + seen % BLOCK]
         assert (ids != EMPTY).all()

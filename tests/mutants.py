@@ -1,4 +1,4 @@
-"""One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
+"""Mutations of one line that some test must notice: the mistakes people really make with SmolLM3.
 
 Each is (name, file of src/smollm3 or, by its path, of kernels/, what stands there, what it is
 broken into, the tests that should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("the oldest makes room", "infer/scheduler.py", "newest = self.running[-1]", "newest = self.running[0]", SCHEDULER),
     Mutant("what ended keeps its blocks", "infer/scheduler.py", "self.blocks.release(sequence.blocks)", "pass", SCHEDULER),
     Mutant("the thread runs while nothing can", "infer/worker.py", "self._stuck = not plan", "self._stuck = False", I + "engine.py"),
-    Mutant("wrong guesses accepted", "infer/jobs.py", "if chosen.id != expected:", "if expected is None:", I + "engine.py"),
+    Mutant("rejected draft tokens are kept", "infer/jobs.py", "if chosen.id != expected:", "if expected is None:", I + "engine.py"),
     Mutant("what failed stays in the plan", "infer/worker.py", "job = self._jobs[sequence]\n        self._remove(sequence)", "job = self._jobs.pop(sequence)", I + "engine.py"),
     Mutant("stop text shown", "infer/text.py", "return text[:place]", "return text", f"{U}infer_text.py"),
     Mutant("half a stop text shown", "infer/text.py", "return text[: len(text) - held]", "return text", f"{U}infer_text.py"),
@@ -83,15 +83,15 @@ MUTANTS = [
     Mutant("one token sees the place behind it", "infer/backends/torch.py", "torch.arange(max(lengths), device=device) < lengths_S1", "torch.arange(max(lengths), device=device) <= lengths_S1", f"{U}infer_torch.py"),
     Mutant("a chunk sees ahead", "infer/backends/torch.py", "device=device) > seen_T1", "device=device) > seen_T1 + 1", f"{U}infer_torch.py"),
     Mutant("top_p counts all tokens", "infer/sampler.py", "total = float(above.sum()) + (top_k - above.size) * kth", "pass", f"{U}infer_sampler.py"),
-    Mutant("a thinking budget without end", "infer/thinking.py", "if used < self._tokens or broken:", "if True:", CONSTRAINTS),
-    Mutant("tags may be spelled in letters", "infer/grammars.py", """f"/(?s:.+)/ & ~/(?s:.*)({'|'.join(map(_escaped, ends))})(?s:.*)/\"""", '"/(?s:.+)/"', CONSTRAINTS),
-    Mutant("only the first stop token ends a constrained answer", "infer/constraints.py", "eos_token=list(self._tokenizer.stop_ids)", "eos_token=self._tokenizer.stop_ids[0]", CONSTRAINTS),
-    Mutant("the mask of the token before", "infer/constraints.py", 'does not fit: {_line(self._matcher.get_error())}")\n        self._mask = None', 'does not fit: {_line(self._matcher.get_error())}")', CONSTRAINTS),
-    Mutant("a draft model keeps what was rejected", "infer/speculation.py", "self._read = start + min(right, len(guess) - 1)", "self._read = start + len(guess) - 1", f"{U}infer_speculation.py"),
+    Mutant("a thinking budget without end", "infer/constrain/thinking.py", "if used < self._tokens or broken:", "if True:", CONSTRAINTS),
+    Mutant("tags may be spelled in letters", "infer/constrain/grammars.py", """f"/(?s:.+)/ & ~/(?s:.*)({'|'.join(map(_escaped, ends))})(?s:.*)/\"""", '"/(?s:.+)/"', CONSTRAINTS),
+    Mutant("only the first stop token ends a constrained answer", "infer/constrain/masks.py", "eos_token=list(self._tokenizer.stop_ids)", "eos_token=self._tokenizer.stop_ids[0]", CONSTRAINTS),
+    Mutant("the mask of the token before", "infer/constrain/masks.py", 'does not fit: {_line(self._matcher.get_error())}")\n        self._mask = None', 'does not fit: {_line(self._matcher.get_error())}")', CONSTRAINTS),
+    Mutant("a draft model keeps what was rejected", "infer/speculation.py", "self._read = start + min(right, len(draft) - 1)", "self._read = start + len(draft) - 1", f"{U}infer_speculation.py"),
     Mutant("lookup says a token twice", "infer/speculation.py", "ids[end : end + LONGEST]", "ids[end - 1 : end + LONGEST]", f"{U}infer_speculation.py"),
-    Mutant("random rows repeat", "infer/shapes.py", "self.values // block - 3", "self.values // block", f"{U}bench_shapes.py"),
-    Mutant("all random tensors the same", "infer/shapes.py", "int(self.random.integers(len(chunk)))", "0", f"{U}bench_shapes.py"),
-    Mutant("norms of zeros", "infer/shapes.py", "np.ones(shapes[name], np.float32)", "np.zeros(shapes[name], np.float32)", f"{U}bench_shapes.py"),
+    Mutant("random rows repeat", "bench/shapes.py", "self.values // block - 3", "self.values // block", f"{U}bench_shapes.py"),
+    Mutant("all random tensors the same", "bench/shapes.py", "int(self.random.integers(len(chunk)))", "0", f"{U}bench_shapes.py"),
+    Mutant("norms of zeros", "bench/shapes.py", "np.ones(shapes[name], np.float32)", "np.zeros(shapes[name], np.float32)", f"{U}bench_shapes.py"),
     Mutant("merge weights not normalised", "merge.py", "weight / total)", "weight)", f"{U}merge.py"),
     # agents
     Mutant("code may fork", "agent/sandbox/lockdown.py", '"clone": _bit(0, _CLONE_THREAD)', '"clone": _op(_RETURN, ALLOW)', f"{U}agent_jail.py"),
@@ -112,14 +112,14 @@ MUTANTS = [
     Mutant("forms may be posted", "serve/guard.py", 'if kind != "application/json":', "if False:", f"{U}serve_guard.py"),
     Mutant("faults quote what was said", "serve/guard.py", 'told.append(f"{type(error).__name__}', 'told.append(f"{error}', f"{U}serve_guard.py"),
     Mutant("keys share their prefixes", "serve/ask.py", "replace(r, cache_salt=cache_salt)", 'replace(r, cache_salt="")', f"{U}serve_guard.py"),
-    Mutant("a queue without end", "serve/gate.py", "if self.waiting + count > self._queue:", "if False:", f"{U}serve_guard.py"),
+    Mutant("a queue without end", "serve/admission.py", "if self.waiting + count > self._queue:", "if False:", f"{U}serve_guard.py"),
     Mutant("stop texts end reasoning", "turn/reply.py", "if isinstance(event, ContentDelta):", "if not isinstance(event, CallStart | CallEnd) and hasattr(event, 'text'):", f"{U}turn_users.py"),
     Mutant("calls beside the one that was allowed", "turn/reply.py", "if isinstance(event, CallEnd) and not self.request.parallel:", "if False:", f"{U}serve_chat.py"),
-    Mutant("reasoning of a turn before is lost", "serve/openai_items.py", '_add(messages, {"reasoning_content": thought})', "pass", f"{U}serve_turns.py"),
+    Mutant("reasoning of a turn before is lost", "serve/dialects/openai_items.py", '_add(messages, {"reasoning_content": thought})', "pass", f"{U}serve_turns.py"),
     Mutant("a prompt is counted for each answer", "serve/answering.py", "if end.index % self.ask.n:", "if False:", f"{U}serve_chat.py"),
-    Mutant("the server asks nobody", "serve/host.py", "approve = nobody if self._questions is None else self._ask", "approve = lambda _: True", f"{U}serve_tools.py"),
-    Mutant("keys share their interpreters", "serve/host.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
-    Mutant("interpreters outlive their request", "serve/host.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
+    Mutant("the server asks nobody", "serve/tool_executor.py", "approve = nobody if self._questions is None else self._ask", "approve = lambda _: True", f"{U}serve_tools.py"),
+    Mutant("keys share their interpreters", "serve/tool_executor.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
+    Mutant("interpreters outlive their request", "serve/tool_executor.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
     Mutant("tokens of earlier steps are forgotten", "serve/steps.py", "self.usage += self._now.usage", "self.usage = self._now.usage", f"{U}serve_tools.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),

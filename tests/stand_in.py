@@ -66,8 +66,8 @@ ANSWERS = {
 
 def main():
     from smollm3.cli import main as cli_main  # noqa: F401  (what a user's process has loaded)
+    from smollm3.console.chat import chat_on_console
     from smollm3.infer import SamplingParams
-    from smollm3.infer.console import chat_on_console
 
     tokenizer = Tokenizer.train(["the model answers"] * 4, 280, default_template())
     chat_on_console(ScriptedEngine(tokenizer, ANSWERS), SamplingParams())

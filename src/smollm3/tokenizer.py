@@ -424,11 +424,11 @@ def _encodings(
         return encode(list(texts), add_special_tokens=False)
     except TypeError:
         raise UserError(
-            "a text holds a lone surrogate, which is no character; mend the data"
+            "a text holds a lone surrogate, which is no character; fix the data"
         ) from None
     except BaseException as e:
         _check_the_librarys(e)
-        raise UserError(f"the tokenizer gives up on a text ({e}); shorten or mend it") from None
+        raise UserError(f"the tokenizer gives up on a text ({e}); shorten or fix it") from None
 
 
 def _check_the_librarys(error: BaseException) -> None:

@@ -73,7 +73,7 @@ def test_a_fault_of_the_engine(engine, path):
         assert "secret" not in response.text
         fail_after(engine, 10**9, None)
         assert client.post(path, json=body).status_code == 200
-        assert client.service.gate.running == 0
+        assert client.service.admission.running == 0
 
 
 @DIALECTS

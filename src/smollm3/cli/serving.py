@@ -15,44 +15,69 @@ if TYPE_CHECKING:
     from smollm3.serve.settings import Settings
 
 SETTINGS = {
-    "host": click.option("--host", metavar="ADDRESS", help="To listen on [127.0.0.1]."),
-    "port": click.option("--port", type=click.IntRange(0, 65_535), help="0 takes any [8000]."),
-    "name": click.option("--name", metavar="ID", help="Of the model in the API [MODEL]."),
+    "host": click.option(
+        "--host", metavar="ADDRESS", help="Address to listen on. [default: 127.0.0.1]"
+    ),
+    "port": click.option(
+        "--port",
+        type=click.IntRange(0, 65_535),
+        help="Port to listen on; 0 takes any free one. [default: 8000]",
+    ),
+    "name": click.option(
+        "--name", metavar="ID", help="The model's id in the API. [default: the name in MODEL]"
+    ),
     "aliases": click.option(
-        "--alias", "aliases", multiple=True, metavar="ID", help="That means it too; * is anything."
+        "--alias",
+        "aliases",
+        multiple=True,
+        metavar="ID",
+        help="Another id for the model; * stands for anything. Can be given more than once.",
     ),
     "api_key_file": click.option(
-        "--api-key-file", metavar="FILE", help="Keys, one a line; or set SMOLLM3_API_KEY."
+        "--api-key-file",
+        metavar="FILE",
+        help="File of API keys, one on each line; one more is read from SMOLLM3_API_KEY.",
     ),
     "allowed_origins": click.option(
         "--allow-origin",
         "allowed_origins",
         multiple=True,
         metavar="ORIGIN",
-        help="A web page from elsewhere that may use it, as https://example.org.",
+        help="Let web pages of this origin use the API, as https://example.org. "
+        "Can be given more than once.",
     ),
     "tools": click.option(
-        "--tool", "tools", multiple=True, metavar="MODULE:NAME", help="A function that it runs."
+        "--tool",
+        "tools",
+        multiple=True,
+        metavar="MODULE:NAME",
+        help="Run this Python function for clients. Can be given more than once.",
     ),
     "mcp": click.option(
         "--mcp",
         multiple=True,
         metavar="COMMAND",
-        help="An MCP server, or its URL.",
+        help="Run the tools of this MCP server, a command or a URL. Can be given more than once.",
     ),
     "python_tools": click.option(
-        "--python-tools", is_flag=True, default=None, help="It runs the model's Python, isolated."
+        "--python-tools", is_flag=True, default=None, help="Run the model's Python in a sandbox."
     ),
     "think": click.option(
-        "--think/--no-think", default=None, help="Where a request does not say [think]."
+        "--think/--no-think",
+        default=None,
+        help="Reason before answering where a request does not say. [default: think]",
     ),
 }
 
 
 @click.command(epilog=MODEL_HELP)
 @MODEL
-@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings; see the docs.")
-@click.option("--quiet", is_flag=True, help="Log no requests.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="YAML file of settings, described in docs/serving.md.",
+)
+@click.option("--quiet", is_flag=True, help="Do not log requests.")
 @collected("given", SETTINGS)
 @engine_options
 def serve(

@@ -35,7 +35,7 @@ def block_keys(ids: Sequence[int], parent: bytes) -> list[bytes]:
     return keys
 
 
-class Blocks:
+class BlockPool:
     """Reference counts of a pool's blocks.
 
     A published block is found again by its key, also after its last user let it go, until its

@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smollm3.batch import answers
+from smollm3.batch import run as batch
+from smollm3.batch.answers import Answers
+from smollm3.batch.run import BatchRun, BatchSettings, read_requests
+from smollm3.console import generate as batch_console
+from smollm3.console.generate import batch_on_console
 from smollm3.errors import UserError
-from smollm3.infer import SamplingParams, answers, batch, batch_console
-from smollm3.infer.answers import Answers
-from smollm3.infer.batch import BatchRun, Settings, read_requests
-from smollm3.infer.batch_console import batch_on_console
+from smollm3.infer import SamplingParams
 from smollm3.infer.generation import Channel, Generation, Step
 
-SETTINGS = Settings(SamplingParams(max_tokens=8))
+SETTINGS = BatchSettings(SamplingParams(max_tokens=8))
 
 
 class StandIn:

@@ -16,13 +16,13 @@ from typing import Any
 import click
 
 from smollm3.chat import Message
+from smollm3.console.terminal import LineReader, Painter, is_terminal, keys
 from smollm3.errors import UserError
 from smollm3.files import write_atomic, write_json
 from smollm3.infer.engine import Engine
 from smollm3.infer.errors import RequestFailed
 from smollm3.infer.generation import Generation, Step
 from smollm3.infer.params import SamplingParams
-from smollm3.infer.terminal import LineReader, Painter, is_terminal, keys
 from smollm3.turn import Reply, Request
 
 FOLD_KEYS = "\t\x12"  # Tab, Ctrl-R

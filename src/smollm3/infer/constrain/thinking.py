@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from smollm3.chat.tags import END_THINK, THINK
-from smollm3.infer.grammars import Reasoning
+from smollm3.infer.constrain.grammars import Reasoning
 from smollm3.tokenizer import Tokenizer
 
 HEADER = 32  # characters of a role, at most

@@ -36,7 +36,7 @@ PRODUCT = 2048  # rows and columns of the product that prefill is compared with
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One measurement: the median of `values`, in tokens a second unless `unit` says otherwise.
 
     share: of `bound`, which is what the machine can do.
@@ -82,22 +82,22 @@ class Bench:
         used = config.parameters - (0 if config.tied else config.vocab_size * config.hidden)
         self.bytes_per_token = weights * used // config.parameters
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BenchRow]:
         self._submit(8, 2).result()  # pages, threads and kernels are there
         prefill = self._prefill_row()
         name = f"decode, {STREAMS} streams together"
         short = self.prompt // 8
-        streams = Row(name, self._repeated(name, lambda: self._decode([short] * STREAMS)))
+        streams = BenchRow(name, self._repeated(name, lambda: self._decode([short] * STREAMS)))
         long = list(self._long_rows())
         # Before the bounds, which take memory of their own.
-        memory = Row("memory, at most", [_peak_memory(self.engine)], "bytes")
+        memory = BenchRow("memory, at most", [_peak_memory(self.engine)], "bytes")
         return [self._bounded(prefill), self._decode_row(), streams, *long, memory]
 
-    def _prefill_row(self) -> Row:
+    def _prefill_row(self) -> BenchRow:
         name = f"prefill of {self.prompt} tokens"
-        return Row(name, self._repeated(name, lambda: self._prefill(self.prompt)))
+        return BenchRow(name, self._repeated(name, lambda: self._prefill(self.prompt)))
 
-    def _bounded(self, prefill: Row) -> Row:
+    def _bounded(self, prefill: BenchRow) -> BenchRow:
         product = statistics.median(_product(self.engine) for _ in range(self.repeat))
         config = self.engine.config
         # Only the last token of a prompt meets the vocabulary.
@@ -106,7 +106,7 @@ class Bench:
         bound = f"{product / 1e9:,.0f} GFLOP/s, torch's best product"
         return replace(prefill, share=prefill.median * flops / product, bound=bound)
 
-    def _decode_row(self) -> Row:
+    def _decode_row(self) -> BenchRow:
         """Interleaved with plain reads: neighbours on the machine slow both."""
         name = "decode, one stream"
         read = _plain_read(self.engine, min(max(self.bytes_per_token, LEAST_READ), MOST_READ))
@@ -118,20 +118,20 @@ class Bench:
         rate = statistics.median(reads)
         share = statistics.median(speed) * self.bytes_per_token / rate
         bound = f"{rate / 1e9:.1f} GB/s, a plain read; {units.size(self.bytes_per_token)} a token"
-        return Row(name, speed, share=share, bound=bound)
+        return BenchRow(name, speed, share=share, bound=bound)
 
-    def _long_rows(self) -> Iterator[Row]:
+    def _long_rows(self) -> Iterator[BenchRow]:
         """The prompt is read once; decoding finds it among the prefixes."""
         ids = self._ids(self.long)
         name = f"prefill of {self.long} tokens"
         self.told(name)
-        yield Row(name, [self.long / _timed(self.engine.submit(ids, self._params(1)).result)])
+        yield BenchRow(name, [self.long / _timed(self.engine.submit(ids, self._params(1)).result)])
 
         def decode() -> float:
             return _rate([self.engine.submit(ids, self._params(self.tokens + 1))])
 
         name = f"decode behind {self.long} tokens"
-        yield Row(name, self._repeated(name, decode))
+        yield BenchRow(name, self._repeated(name, decode))
 
     def _prefill(self, count: int) -> float:
         return count / _timed(self._submit(count, 1).result)
@@ -264,12 +264,16 @@ def bench_on_console(
         with load() as engine:
             rows = make(engine, told).rows()
             backend = engine.backend
-            about = {"model": title, "engine": backend.name, "cache_type": backend.cache_type}
+            about = {
+                "model": title,
+                "engine": backend.name,
+                "kv_cache_dtype": backend.kv_cache_dtype,
+            }
         del engine, backend
         told("start")
         first = [
-            Row("start of a process to its first token", [start()], "s"),
-            Row("of that, loading the model", [_timed(lambda: load().close())], "s"),
+            BenchRow("start of a process to its first token", [start()], "s"),
+            BenchRow("of that, loading the model", [_timed(lambda: load().close())], "s"),
         ]
     rows = [*first, *rows]
     console.print(_table(title, rows))
@@ -277,7 +281,7 @@ def bench_on_console(
     return {**about, "date": time.strftime("%Y-%m-%d"), "rows": figures, "machine": machine()}
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
+def _table(title: str, rows: Sequence[BenchRow]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("median", justify="right")
@@ -291,7 +295,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _shown(row: Row) -> str:
+def _shown(row: BenchRow) -> str:
     match row.unit:
         case "bytes":
             return units.size(row.median)

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from smollm3.batch.answers import Answers
+from smollm3.batch.run import BatchRun, BatchSettings, Tally, conversation, read_requests
 from smollm3.errors import UserError
-from smollm3.infer.answers import Answers
-from smollm3.infer.batch import BatchRun, Settings, Tally, conversation, read_requests
 from smollm3.infer.engine import Engine
 from smollm3.turn import Request, submit
 
@@ -89,7 +89,7 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, str, int | None]]:
 
 
 def batch_on_console(
-    engine: Engine, path: str, output: Path, settings: Settings, concurrency: int
+    engine: Engine, path: str, output: Path, settings: BatchSettings, concurrency: int
 ) -> int:
     """Answer the requests in `path` into `output`; the exit code, 2 if there were errors.
 
@@ -113,7 +113,7 @@ def batch_on_console(
     return 2 if tally.errors else 0
 
 
-def generate_on_console(engine: Engine, prompt: str, settings: Settings) -> None:
+def generate_on_console(engine: Engine, prompt: str, settings: BatchSettings) -> None:
     """Write the answers to one prompt as they come."""
     asked: dict[str, Any] = {"prompt": prompt}
     if settings.as_chat:

@@ -11,7 +11,7 @@ from smollm3.serve.service import Json
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredResponse:
     """messages: the conversation up to and with the answer; response: as it was told; container:
     of its Python."""
 
@@ -21,13 +21,13 @@ class Stored:
     container: str | None = None
 
 
-class Store:
+class ResponseStore:
     """Responses of all keys, each found with its own key's salt only."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count = count
         self._room = size
-        self._all: OrderedDict[tuple[str, str], Stored] = OrderedDict()
+        self._all: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
 
     def put(
         self,
@@ -37,12 +37,12 @@ class Store:
         container: str | None = None,
     ) -> None:
         size = len(json.dumps([messages, response]))
-        self._all[salt, response["id"]] = Stored(messages, response, size, container)
+        self._all[salt, response["id"]] = StoredResponse(messages, response, size, container)
         self._room -= size
         while self._all and (len(self._all) > self._count or self._room < 0):
             self._room += self._all.popitem(last=False)[1].size
 
-    def get(self, salt: str, name: str) -> Stored | None:
+    def get(self, salt: str, name: str) -> StoredResponse | None:
         return self._all.get((salt, name))
 
     def drop(self, salt: str, name: str) -> bool:

@@ -8,15 +8,12 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from smollm3 import turn
-from smollm3.serve import replies as said
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.fields import (
+from smollm3.serve.dialects.fields import (
     Body,
     Effort,
     Name,
@@ -31,11 +28,23 @@ from smollm3.serve.fields import (
     thinking_of,
     toolbox,
 )
-from smollm3.serve.messages import conversation
-from smollm3.serve.replies import AnthropicError, replies
+from smollm3.serve.dialects.messages import conversation
+from smollm3.serve.dialects.replies import (
+    AnthropicContent,
+    AnthropicError,
+    AnthropicMessage,
+    AnthropicUsage,
+    TextContent,
+    ThinkingContent,
+    ThinkingTokens,
+    TokenCount,
+    ToolUseContent,
+    replies,
+)
+from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, sse
 from smollm3.serve.steps import arguments_of
-from smollm3.turn import Block, Blocks, End, Grown, Usage
+from smollm3.turn import AnswerBlock, AnswerBlocks, End, Grown, Usage
 
 SIGNATURE = "smollm3"  # clients send reasoning back only with one; nothing is read from it
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -156,7 +165,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post(
-        "/v1/messages", responses=replies(said.AnthropicMessage, stream=True, error=AnthropicError)
+        "/v1/messages", responses=replies(AnthropicMessage, stream=True, error=AnthropicError)
     )
     async def messages(body: MessagesBody, request: Request) -> Response:
         """Answer a conversation, in Anthropic's words."""
@@ -164,17 +173,15 @@ def router(service: Service) -> APIRouter:
         ask = _ask_of(service, body)
         if body.stream:
             return await service.streamed(request, ask, lambda answering: _Teller(answering, model))
-        return JSONResponse(_message(model, await service.whole(request, ask)))
+        return _message(model, await service.whole(request, ask)).response()
 
-    @routes.post(
-        "/v1/messages/count_tokens", responses=replies(said.TokenCount, error=AnthropicError)
-    )
+    @routes.post("/v1/messages/count_tokens", responses=replies(TokenCount, error=AnthropicError))
     def count_tokens(body: CountBody) -> Response:
         """How long the prompt would be."""
         service.check_model(body.model)
         box, thinking = _toolbox(service, body), _thinking(service, body)
         ids = _asked(body, box, thinking).ids(service.engine.tokenizer)
-        return JSONResponse({"input_tokens": len(ids)})
+        return TokenCount(input_tokens=len(ids)).response()
 
     return routes
 
@@ -292,24 +299,25 @@ def _answer(blocks: Sequence[TextBlock | ThinkingBlock | ToolUseBlock]) -> Json:
 # Telling
 
 
-def _block(block: Block) -> Json:
+def _block(block: AnswerBlock) -> AnthropicContent:
     match block.kind:
         case "reasoning":
-            return {"type": "thinking", "thinking": block.text, "signature": SIGNATURE}
+            return ThinkingContent(type="thinking", thinking=block.text, signature=SIGNATURE)
         case "content":
-            return {"type": "text", "text": block.text}
-    call = {"type": "tool_use", "id": new_id("toolu_"), "name": block.name}
-    return {**call, "input": arguments_of(block.text)}
+            return TextContent(type="text", text=block.text)
+    return ToolUseContent(
+        type="tool_use", id=new_id("toolu_"), name=block.name, input=arguments_of(block.text)
+    )
 
 
-def _usage(usage: Usage) -> Json:
-    return {
-        "input_tokens": usage.prompt - usage.cached,
-        "cache_read_input_tokens": usage.cached,
-        "cache_creation_input_tokens": 0,
-        "output_tokens": usage.completion,
-        "output_tokens_details": {"thinking_tokens": usage.reasoning},
-    }
+def _usage(usage: Usage) -> AnthropicUsage:
+    return AnthropicUsage(
+        input_tokens=usage.prompt - usage.cached,
+        cache_read_input_tokens=usage.cached,
+        cache_creation_input_tokens=0,
+        output_tokens=usage.completion,
+        output_tokens_details=ThinkingTokens(thinking_tokens=usage.reasoning),
+    )
 
 
 def _ending(end: End) -> Json:
@@ -318,25 +326,29 @@ def _ending(end: End) -> Json:
     return {"stop_reason": _REASONS[end.reason], "stop_sequence": None}
 
 
-def _message(model: str, answering: Answering) -> Json:
+def _message(model: str, answering: Answering) -> AnthropicMessage:
     assert answering.end is not None
-    return _head(model, answering.usage) | {
-        "content": [_block(block) for block in answering.blocks.all],
-        **_ending(answering.end),
-    }
+    content = [_block(block) for block in answering.blocks.all]
+    return _head(model, answering.usage, content, **_ending(answering.end))
 
 
-def _head(model: str, usage: Usage) -> Json:
-    return {
-        "id": new_id("msg_"),
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": _usage(usage),
-    }
+def _head(
+    model: str,
+    usage: Usage,
+    content: list[AnthropicContent],
+    stop_reason: Any = None,
+    stop_sequence: str | None = None,
+) -> AnthropicMessage:
+    return AnthropicMessage(
+        id=new_id("msg_"),
+        type="message",
+        role="assistant",
+        model=model,
+        content=content,
+        stop_reason=stop_reason,
+        stop_sequence=stop_sequence,
+        usage=_usage(usage),
+    )
 
 
 class _Teller(Tell):
@@ -346,7 +358,7 @@ class _Teller(Tell):
         self._answering = answering
         self._model = model
         self._begun = False
-        self._blocks = Blocks()
+        self._blocks = AnswerBlocks()
         self._end: End | None = None
 
     def event(self, event: StreamEvent) -> bytes:
@@ -364,16 +376,16 @@ class _Teller(Tell):
         self._begun = True
         answering = self._answering
         usage = Usage(prompt=len(answering.prompt), cached=answering.cached)
-        return self._tell("message_start", message=_head(self._model, usage))
+        return self._tell("message_start", message=_head(self._model, usage, []))
 
     def _grow(self, grown: Grown) -> bytes:
         data, block = b"", grown.block
         if grown.opened:
             before = self._blocks.all[-2:-1]
             data = self._close(before[0]) if before else b""
-            begun = _block(Block(block.kind, block.name))
-            if block.kind == "reasoning":
-                begun["signature"] = ""
+            begun = _block(AnswerBlock(block.kind, block.name))
+            if isinstance(begun, ThinkingContent):
+                begun.signature = ""
             data += self._tell("content_block_start", index=self._place, content_block=begun)
         if not grown.text:
             return data
@@ -388,7 +400,7 @@ class _Teller(Tell):
     def _delta(self, delta: Json, index: int) -> bytes:
         return self._tell("content_block_delta", index=index, delta=delta)
 
-    def _close(self, block: Block) -> bytes:
+    def _close(self, block: AnswerBlock) -> bytes:
         index = self._blocks.all.index(block)
         data = b""
         if block.kind == "reasoning":

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, BinaryIO, Protocol
 
+from smollm3.batch.answers import Answers
 from smollm3.errors import UserError
 from smollm3.files import MAX_JSON_BYTES, sha256_json
-from smollm3.infer.answers import Answers
+from smollm3.infer.constrain.grammars import Choice, ConstraintSpec, Grammar, Json, Regex
 from smollm3.infer.engine import Engine
 from smollm3.infer.errors import RequestFailed
-from smollm3.infer.grammars import Choice, Grammar, Json, Regex, Spec
 from smollm3.infer.params import SamplingParams
 from smollm3.turn import Reply, Request, submit
 
@@ -32,21 +32,21 @@ KEYS = PARAMS | CHAT | CONSTRAINTS.keys() | {"id", "prompt", "messages", "thinki
 
 
 @dataclass(frozen=True)
-class Settings:
+class BatchSettings:
     """What holds for every request that does not say otherwise.
 
     as_chat: a prompt is a user's message. model: says what answers, for the answers' keys.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
-    constraint: Spec | None = None
+    constraint: ConstraintSpec | None = None
     thinking_budget: int | None = None
     as_chat: bool = False
     enable_thinking: bool = True
     system: str | None = None
     model: str = ""
 
-    def of(self, engine: Engine) -> Settings:
+    def of(self, engine: Engine) -> BatchSettings:
         """The same, answered by this engine."""
         return replace(self, model=f"{engine.origin()} {engine.params}")
 
@@ -97,7 +97,7 @@ class Line:
         return choice
 
 
-def read_requests(file: BinaryIO, name: str, settings: Settings) -> Iterator[Line]:
+def read_requests(file: BinaryIO, name: str, settings: BatchSettings) -> Iterator[Line]:
     """The requests of a JSON-lines file; a bad line becomes one that holds its error."""
     index = 0
     number = 0
@@ -136,7 +136,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _request(
-    values: dict[str, Any], number: int, place: str, settings: Settings, seed: int
+    values: dict[str, Any], number: int, place: str, settings: BatchSettings, seed: int
 ) -> Line:
     for key in values.keys() - KEYS:
         near = get_close_matches(key, KEYS, 1)
@@ -209,7 +209,7 @@ def _params(values: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _constraint(values: Mapping[str, Any]) -> Spec | None:
+def _constraint(values: Mapping[str, Any]) -> ConstraintSpec | None:
     given = sorted(CONSTRAINTS.keys() & values.keys())
     if len(given) > 1:
         raise UserError(f"{given[0]}: not together with {given[1]}")

@@ -6,19 +6,18 @@ import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from smollm3 import turn
 from smollm3.errors import UserError
-from smollm3.serve import replies as said
 from smollm3.serve.ask import can_think
+from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects.fields import Body, TokenId
+from smollm3.serve.dialects.openai_chat import ChatMessage, FunctionTool, conversation_of
+from smollm3.serve.dialects.replies import replies
 from smollm3.serve.errors import refused
-from smollm3.serve.fields import Body, TokenId
 from smollm3.serve.metrics import TYPE
-from smollm3.serve.openai_chat import ChatMessage, FunctionTool, conversation_of
-from smollm3.serve.replies import replies
-from smollm3.serve.service import Json, Service
+from smollm3.serve.service import Service
 
 
 class TokenizeBody(Body):
@@ -42,45 +41,45 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     engine = service.engine
 
-    @routes.get("/v1/models", responses=replies(said.Models))
+    @routes.get("/v1/models", responses=replies(said.ServedModels))
     async def models() -> Response:
         """What is served: one model, as OpenAI's and Anthropic's clients want to read it."""
-        ends = {"has_more": False, "first_id": service.model, "last_id": service.model}
-        return JSONResponse({"object": "list", "data": [_model(service)], **ends})
+        ends: Any = {"has_more": False, "first_id": service.model, "last_id": service.model}
+        return said.ServedModels(object="list", data=[_model(service)], **ends).response()
 
-    @routes.get("/v1/models/{name:path}", responses=replies(said.Model))
+    @routes.get("/v1/models/{name:path}", responses=replies(said.ServedModel))
     async def model(name: str) -> Response:
         """The model, under this name."""
         service.check_model(name)
-        return JSONResponse(_model(service) | {"id": name})
+        return _model(service).model_copy(update={"id": name}).response()
 
-    @routes.post("/tokenize", responses=replies(said.Tokens))
+    @routes.post("/tokenize", responses=replies(said.Tokenized))
     def tokenize(body: TokenizeBody) -> Response:
         """The tokens of a text or of a conversation's prompt."""
         service.check_model(body.model)
         ids = _prompt_ids(service, body)
         context = engine.config.context
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": context})
+        return said.Tokenized(tokens=ids, count=len(ids), max_model_len=context).response()
 
-    @routes.post("/detokenize", responses=replies(said.Text))
+    @routes.post("/detokenize", responses=replies(said.Detokenized))
     def detokenize(body: DetokenizeBody) -> Response:
         """The text of tokens."""
         service.check_model(body.model)
         if any(token >= engine.config.vocab_size for token in body.tokens):
             raise refused(f"tokens: must be below {engine.config.vocab_size}", "tokens")
         text = engine.tokenizer.decode(body.tokens)
-        return JSONResponse({"prompt": text, "content": text})
+        return said.Detokenized(prompt=text, content=text).response()
 
     @routes.get("/health", responses=replies(said.Health))
     async def health() -> Response:
         """The process lives."""
-        return JSONResponse({"status": "ok"})
+        return said.Health(status="ok").response()
 
     @routes.get("/ready", responses=replies(said.Health))
     async def ready() -> Response:
         """It takes requests."""
         service.check_open()
-        return JSONResponse({"status": "ready"})
+        return said.Health(status="ready").response()
 
     @routes.get("/metrics", response_class=Response)
     def metrics() -> Response:
@@ -90,30 +89,31 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _model(service: Service) -> Json:
+def _model(service: Service) -> said.ServedModel:
     engine = service.engine
     thinks = can_think(engine)
-    extension = {
-        "context": engine.config.context,
-        "modes": ["think", "no_think"] if thinks else ["no_think"],
-        "thinking": thinks,
-        "think_by_default": thinks and service.settings.think,
-        "chat": bool(engine.tokenizer.template),
-        "tools": ["xml", "python"],
-        "engine": engine.backend.name,
-        "vocab_size": engine.config.vocab_size,
-    }
-    return {
-        "id": service.model,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "smollm3",
-        "max_model_len": engine.config.context,
-        "smollm3": extension,
-        "type": "model",
-        "display_name": service.model,
-        "created_at": datetime.datetime.fromtimestamp(service.created, datetime.UTC).isoformat(),
-    }
+    details = said.ModelDetails(
+        context=engine.config.context,
+        modes=["think", "no_think"] if thinks else ["no_think"],
+        thinking=thinks,
+        think_by_default=thinks and service.settings.think,
+        chat=bool(engine.tokenizer.template),
+        tools=["xml", "python"],
+        engine=engine.backend.name,
+        vocab_size=engine.config.vocab_size,
+    )
+    created = datetime.datetime.fromtimestamp(service.created, datetime.UTC)
+    return said.ServedModel(
+        id=service.model,
+        object="model",
+        created=service.created,
+        owned_by="smollm3",
+        max_model_len=engine.config.context,
+        smollm3=details,
+        type="model",
+        display_name=service.model,
+        created_at=created.isoformat(),
+    )
 
 
 def _prompt_ids(service: Service, body: TokenizeBody) -> list[int]:

@@ -12,18 +12,18 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from smollm3.chat.tags import PYTHON
-from smollm3.serve import replies as said
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
+from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects.openai_items import CodeInterpreter, ResponseBody, ResponseTool, ask_of
+from smollm3.serve.dialects.replies import replies
+from smollm3.serve.dialects.tokens import chat_logprob
 from smollm3.serve.errors import ApiError
-from smollm3.serve.host import PythonRun
-from smollm3.serve.openai_items import CodeInterpreter, ResponseBody, ResponseTool, ask_of
-from smollm3.serve.replies import replies
+from smollm3.serve.response_store import ResponseStore
 from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, salt_of, sse
 from smollm3.serve.steps import arguments_of, messages_of
-from smollm3.serve.stored import Store
-from smollm3.serve.tokens import chat_logprob
-from smollm3.turn import Block, Blocks, End, Grown, Usage
+from smollm3.serve.tool_executor import PythonRun
+from smollm3.turn import AnswerBlock, AnswerBlocks, End, Grown, Usage
 
 _PREFIX = {"reasoning": "rs_", "content": "msg_", "call": "fc_"}
 _CODE = "response.code_interpreter_call"
@@ -32,9 +32,9 @@ _FAILED = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
-    store = Store(service.settings.stored_responses, service.settings.stored_bytes)
+    store = ResponseStore(service.settings.stored_responses, service.settings.stored_bytes)
 
-    @routes.post("/v1/responses", responses=replies(said.Response, stream=True))
+    @routes.post("/v1/responses", responses=replies(said.ResponseReply, stream=True))
     async def responses(body: ResponseBody, request: Request) -> Response:
         """Answer a conversation, as items."""
         model, salt = service.check_model(body.model), salt_of(request)
@@ -47,9 +47,10 @@ def router(service: Service) -> APIRouter:
         container = run.container if run else container
         answer = _Answer(service, body, model, run.container if run else None)
 
-        def keep(response: Json) -> Json:
+        def keep(response: said.ResponseReply) -> said.ResponseReply:
             if body.store is not False:
-                store.put(salt, [*messages, *answer.messages()], response, container)
+                told = response.dumped()
+                store.put(salt, [*messages, *answer.messages()], told, container)
             return response
 
         if body.stream:
@@ -58,19 +59,19 @@ def router(service: Service) -> APIRouter:
             )
         answering = await service.whole(request, ask, run)
         answer.take(answering.blocks.all)
-        return JSONResponse(keep(answer.response(answering.end, answering.usage)))
+        return keep(answer.response(answering.end, answering.usage)).response()
 
-    @routes.get("/v1/responses/{name}", responses=replies(said.Response))
+    @routes.get("/v1/responses/{name}", responses=replies(said.ResponseReply))
     async def get(name: str, request: Request) -> Response:
         """A response of before, as long as it is kept."""
         return JSONResponse(_found(store, salt_of(request), name).response)
 
-    @routes.delete("/v1/responses/{name}", responses=replies(said.Deleted))
+    @routes.delete("/v1/responses/{name}", responses=replies(said.DeletedResponse))
     async def delete(name: str, request: Request) -> Response:
         """Forget a response."""
         _found(store, salt_of(request), name)
         store.drop(salt_of(request), name)
-        return JSONResponse({"id": name, "object": "response", "deleted": True})
+        return said.DeletedResponse(id=name, object="response", deleted=True).response()
 
     return routes
 
@@ -85,10 +86,10 @@ def _python(
     named = tool.container if isinstance(tool.container, str) else before
     # One that nothing leads back to lives for the request.
     kept = named is not None or body.store is not False
-    return PythonRun(service.host, salt, named or new_id("cntr_"), kept)
+    return PythonRun(service.tools, salt, named or new_id("cntr_"), kept)
 
 
-def _found(store: Store, salt: str, name: str) -> Any:
+def _found(store: ResponseStore, salt: str, name: str) -> Any:
     found = store.get(salt, name)
     if found is None:
         raise ApiError(
@@ -104,7 +105,7 @@ def _found(store: Store, salt: str, name: str) -> Any:
 class _Item:
     """A block with the names that it has in this API. container: of a call that is run here."""
 
-    block: Block
+    block: AnswerBlock
     id: str
     call_id: str
     container: str | None = None
@@ -112,12 +113,6 @@ class _Item:
     @property
     def code(self) -> str:
         return str(arguments_of(self.block.text).get("code", ""))
-
-    @property
-    def part(self) -> Json:
-        if self.block.kind == "reasoning":
-            return {"type": "reasoning_text", "text": self.block.text}
-        return {"type": "output_text", "text": self.block.text, "annotations": []}
 
 
 class _Answer:
@@ -134,14 +129,14 @@ class _Answer:
         self._created = int(time.time())
         self.items: list[_Item] = []
 
-    def add(self, block: Block) -> _Item:
+    def add(self, block: AnswerBlock) -> _Item:
         python = self._container is not None and (block.kind, block.name) == ("call", PYTHON)
         prefix = "ci_" if python else _PREFIX[block.kind]
         item = _Item(block, new_id(prefix), new_id("call_"), self._container if python else None)
         self.items.append(item)
         return item
 
-    def take(self, blocks: Sequence[Block]) -> None:
+    def take(self, blocks: Sequence[AnswerBlock]) -> None:
         for block in blocks:
             self.add(block)
 
@@ -153,80 +148,99 @@ class _Answer:
         """The answer as templates know it."""
         return messages_of((item.block, item.call_id) for item in self.items)
 
-    def logprobs(self, steps: Sequence[Any]) -> list[Json]:
+    def logprobs(self, steps: Sequence[Any]) -> list[said.TokenLogprob]:
         if not self._body.with_logprobs:
             return []
         return [chat_logprob(self._tokenizer, s, self._body.top_logprobs or 0) for s in steps]
 
-    def part(self, item: _Item) -> Json:
-        told = item.part
-        if item.block.kind == "content":
-            told["logprobs"] = self.logprobs(item.block.tokens)
-        return told
-
-    def item(self, item: _Item, status: str = "completed", empty: bool = False) -> Json:
+    def part(self, item: _Item) -> said.ReasoningPart | said.TextOutputPart:
         block = item.block
-        told: Json = {"id": item.id, "status": status}
+        return self._thought(block) if block.kind == "reasoning" else self._text(block)
+
+    def _thought(self, block: AnswerBlock) -> said.ReasoningPart:
+        return said.ReasoningPart(type="reasoning_text", text=block.text)
+
+    def _text(self, block: AnswerBlock) -> said.TextOutputPart:
+        return said.TextOutputPart(
+            type="output_text",
+            text=block.text,
+            annotations=[],
+            logprobs=self.logprobs(block.tokens),
+        )
+
+    def item(
+        self, item: _Item, status: said.Progress = "completed", empty: bool = False
+    ) -> said.OutputItem:
+        block = item.block
+        told: Any = {"id": item.id, "status": status}
         if item.container is not None:
-            return {**told, **self._run(item, empty)}
-        content = [] if empty else [self.part(item)]
+            return said.CodeInterpreterOutput(**told, **self._run(item, empty))
         match block.kind:
             case "reasoning":
-                return {**told, "type": "reasoning", "summary": [], "content": content}
+                thoughts = [] if empty else [self._thought(block)]
+                return said.ReasoningOutput(**told, type="reasoning", summary=[], content=thoughts)
             case "content":
-                return {**told, "type": "message", "role": "assistant", "content": content}
-        call = {"type": "function_call", "call_id": item.call_id, "name": block.name}
-        return {**told, **call, "arguments": "" if empty else block.text}
+                texts = [] if empty else [self._text(block)]
+                return said.MessageOutput(**told, type="message", role="assistant", content=texts)
+        return said.FunctionCallOutput(
+            **told,
+            type="function_call",
+            call_id=item.call_id,
+            name=block.name,
+            arguments="" if empty else block.text,
+        )
 
     def _is_cut(self, item: _Item, cut: bool) -> bool:
         if item.container is not None:
             return item.block.result is None
         return cut and item is self.items[-1]
 
-    def _run(self, item: _Item, empty: bool) -> Json:
+    def _run(self, item: _Item, empty: bool) -> Any:
         """Python and what it gave."""
         result, code = item.block.result, "" if empty else item.code
-        outputs = None if result is None else [{"type": "logs", "logs": result.text}]
+        outputs = None if result is None else [said.LogsOutput(type="logs", logs=result.text)]
         place = {"type": "code_interpreter_call", "container_id": item.container}
         return {**place, "code": code, "outputs": outputs}
 
-    def response(self, end: End | None, usage: Usage, error: Json | None = None) -> Json:
+    def response(
+        self, end: End | None, usage: Usage, error: said.ResponseError | None = None
+    ) -> said.ResponseReply:
         """end: None while it is being made."""
         cut = end is not None and end.reason == "length"
         if end is not None and self.needs_message():
-            self.add(Block("content"))
-        status = "incomplete" if cut else "completed" if end else "in_progress"
+            self.add(AnswerBlock("content"))
+        status: said.Progress = "incomplete" if cut else "completed" if end else "in_progress"
         body = self._body
-        return {
-            "id": self._id,
-            "object": "response",
-            "created_at": self._created,
-            "completed_at": int(time.time()) if status == "completed" else None,
-            "status": "failed" if error else status,
-            "model": self._model,
-            "output": [
+        return said.ResponseReply(
+            id=self._id,
+            object="response",
+            created_at=self._created,
+            completed_at=int(time.time()) if status == "completed" else None,
+            status="failed" if error else status,
+            model=self._model,
+            output=[
                 self.item(item, "incomplete" if self._is_cut(item, cut) else "completed")
                 for item in self.items
             ],
-            "usage": _usage(usage) if end else None,
-            "error": error,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "instructions": body.instructions,
-            "previous_response_id": body.previous_response_id,
-            "max_output_tokens": body.max_output_tokens,
-            "temperature": body.temperature,
-            "top_p": body.top_p,
-            "top_logprobs": body.top_logprobs or 0,
-            "tools": [_tool(tool) for tool in body.tools or ()],
-            "tool_choice": body.choice,
-            "parallel_tool_calls": body.parallel,
-            "text": _dump(body.text) if body.text else {"format": {"type": "text"}},
-            "reasoning": {"effort": body.reasoning.effort if body.reasoning else None},
-            "store": body.store is not False,
-            "truncation": "disabled",
-            "metadata": body.metadata or {},
-            "background": False,
-        }
+            usage=_usage(usage) if end else None,
+            error=error,
+            incomplete_details={"reason": "max_output_tokens"} if cut else None,
+            instructions=body.instructions,
+            previous_response_id=body.previous_response_id,
+            max_output_tokens=body.max_output_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_logprobs=body.top_logprobs or 0,
+            tools=[_tool(tool) for tool in body.tools or ()],
+            tool_choice=body.choice,
+            parallel_tool_calls=body.parallel,
+            text=_dump(body.text) if body.text else {"format": {"type": "text"}},
+            reasoning={"effort": body.reasoning.effort if body.reasoning else None},
+            store=body.store is not False,
+            truncation="disabled",
+            metadata=body.metadata or {},
+            background=False,
+        )
 
 
 def _tool(tool: ResponseTool | CodeInterpreter) -> Json:
@@ -240,14 +254,14 @@ def _dump(body: Any) -> Json:
     return told
 
 
-def _usage(usage: Usage) -> Json:
-    return {
-        "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-        "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "total_tokens": usage.prompt + usage.completion,
-    }
+def _usage(usage: Usage) -> said.ResponseUsage:
+    return said.ResponseUsage(
+        input_tokens=usage.prompt,
+        input_tokens_details=said.InputDetails(cached_tokens=usage.cached, cache_write_tokens=0),
+        output_tokens=usage.completion,
+        output_tokens_details=said.ReasoningTokens(reasoning_tokens=usage.reasoning),
+        total_tokens=usage.prompt + usage.completion,
+    )
 
 
 class _Teller(Tell):
@@ -257,7 +271,7 @@ class _Teller(Tell):
         self._answer = answer
         self._answering = answering
         self._keep = keep
-        self._blocks = Blocks()
+        self._blocks = AnswerBlocks()
         self._count = 0
         self._end: End | None = None
 
@@ -313,7 +327,7 @@ class _Teller(Tell):
             "response.function_call_arguments.delta", item, delta=grown.text
         )
 
-    def _open(self, block: Block) -> bytes:
+    def _open(self, block: AnswerBlock) -> bytes:
         item = self._answer.add(block)
         shown = self._answer.item(item, "in_progress", empty=True)
         place = len(self._answer.items) - 1
@@ -322,12 +336,12 @@ class _Teller(Tell):
             return data + self._on_item(f"{_CODE}.in_progress", item)
         if block.kind == "call":
             return data
-        part = self._answer.part(item) | {"text": ""}
-        if "logprobs" in part:
-            part["logprobs"] = []
+        part = self._answer.part(item).model_copy(update={"text": ""})
+        if isinstance(part, said.TextOutputPart):
+            part.logprobs = []
         return data + self._on_text("response.content_part.added", part=part)
 
-    def _close(self, status: str) -> bytes:
+    def _close(self, status: said.Progress) -> bytes:
         """The last item is complete; one that is run here is so once it has run."""
         if not self._answer.items or self._answer.items[-1].container is not None:
             return b""
@@ -338,7 +352,7 @@ class _Teller(Tell):
                 data = self._on_text("response.reasoning_text.done", text=text)
                 data += self._on_text("response.content_part.done", part=part)
             case "content":
-                told = part["logprobs"]
+                told = self._answer.logprobs(item.block.tokens)
                 data = self._on_text("response.output_text.done", text=text, logprobs=told)
                 data += self._on_text("response.content_part.done", part=part)
             case _:
@@ -350,7 +364,7 @@ class _Teller(Tell):
                 )
         return data + self._done(item, status)
 
-    def _done(self, item: _Item, status: str) -> bytes:
+    def _done(self, item: _Item, status: said.Progress) -> bytes:
         place, shown = self._answer.items.index(item), self._answer.item(item, status)
         return self._tell("response.output_item.done", output_index=place, item=shown)
 
@@ -370,16 +384,17 @@ class _Teller(Tell):
         cut = self._end.reason == "length"
         data = b""
         if self._answer.needs_message():
-            data = self._close("completed") + self._open(Block("content"))
+            data = self._close("completed") + self._open(AnswerBlock("content"))
         data += self._close("incomplete" if cut else "completed")
         for item in self._answer.items:
             if item.container is not None and item.block.result is None:
                 data += self._done(item, "incomplete")
         response = self._keep(self._answer.response(self._end, self._answering.usage))
-        return data + self._tell(f"response.{response['status']}", response=response)
+        return data + self._tell(f"response.{response.status}", response=response)
 
     def error(self, error: ApiError) -> bytes:
-        told = {"code": _FAILED.get(error.status, "server_error"), "message": error.message}
+        code = _FAILED.get(error.status, "server_error")
+        told = said.ResponseError(code=code, message=error.message)
         data = self._begin() if self._count == 0 else b""
         return data + self._tell(
             "response.failed", response=self._answer.response(None, Usage(), told)

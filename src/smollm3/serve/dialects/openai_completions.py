@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from smollm3 import turn
 from smollm3.infer import Step
 from smollm3.serve.answering import Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.fields import (
+from smollm3.serve.dialects.fields import (
     OpenSampling,
     StreamOptions,
     Structured,
@@ -26,9 +24,16 @@ from smollm3.serve.fields import (
     structured_of,
     with_usage,
 )
-from smollm3.serve.replies import Completion, replies
+from smollm3.serve.dialects.replies import TextChoice, TextCompletion, replies
+from smollm3.serve.dialects.tokens import (
+    completion_logprobs,
+    glass_of,
+    prompt_detail,
+    tops,
+    usage_of,
+)
+from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id, sse
-from smollm3.serve.tokens import completion_logprobs, glass_of, prompt_detail, tops, usage_of
 
 DEFAULT_TOKENS = 16  # as the API has it
 Ids = Annotated[list[TokenId], Field(min_length=1)]
@@ -51,7 +56,7 @@ class CompletionBody(OpenSampling):
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/completions", responses=replies(Completion, stream=True))
+    @routes.post("/v1/completions", responses=replies(TextCompletion, stream=True))
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue a text."""
         model = service.check_model(body.model)
@@ -62,7 +67,7 @@ def router(service: Service) -> APIRouter:
                 request, ask, lambda answering: _Teller(service, body, model, answering, usage)
             )
         answering = await service.whole(request, ask)
-        return JSONResponse(_completion(service, body, model, answering))
+        return _completion(service, body, model, answering).response()
 
     return routes
 
@@ -101,26 +106,27 @@ def _completion(
     body: CompletionBody,
     model: str,
     answering: Answering,
-) -> Json:
+) -> TextCompletion:
     tokenizer = service.engine.tokenizer
-    return {
-        "id": new_id("cmpl-"),
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [
-            {
-                "index": i,
-                "text": answer.text,
-                "finish_reason": answer.reason,
-                **_logprobs(service, body, answer.steps, 0),
-                **glass_of(tokenizer, answering.ask, answer.steps),
-            }
-            for i, answer in enumerate(answering.replies)
-        ],
-        "usage": usage_of(answering.usage),
+    choices = [
+        TextChoice(
+            index=i,
+            text=answer.text,
+            finish_reason=answer.reason,
+            **_logprobs(service, body, answer.steps, 0),
+            **glass_of(tokenizer, answering.ask, answer.steps),
+        )
+        for i, answer in enumerate(answering.replies)
+    ]
+    return TextCompletion(
+        id=new_id("cmpl-"),
+        object="text_completion",
+        created=int(time.time()),
+        model=model,
+        choices=choices,
+        usage=usage_of(answering.usage),
         **prompt_detail(tokenizer, answering),
-    }
+    )
 
 
 class _Teller(Tell):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from smollm3.infer import SamplingParams
-from smollm3.infer.grammars import Choice, Grammar, Json, Regex, Spec, Tools
+from smollm3.infer.constrain.grammars import Choice, ConstraintSpec, Grammar, Json, Regex, Tools
 from smollm3.serve.ask import can_think, check_schema
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Service
@@ -188,7 +188,7 @@ class Toolbox:
 
     shown: list[Any]
     python: list[Any]
-    constraint: Spec | None = None
+    constraint: ConstraintSpec | None = None
     optional: bool = False
     may_call: bool = True
 
@@ -230,7 +230,7 @@ def toolbox(
     return Toolbox(list(declared), list(python), constraint, optional)
 
 
-def format_of(kind: str, schema: Any, settings: Settings) -> Spec | None:
+def format_of(kind: str, schema: Any, settings: Settings) -> ConstraintSpec | None:
     """The constraint of a response format."""
     if kind == "json_schema":
         if not isinstance(schema, dict):
@@ -249,7 +249,7 @@ class Structured(Body):
     json_schema: dict[str, Any] | None = Field(None, alias="json")
 
 
-def structured_of(structured: Structured, settings: Settings) -> Spec:
+def structured_of(structured: Structured, settings: Settings) -> ConstraintSpec:
     given = structured.model_dump(exclude_none=True)
     if len(given) != 1:
         raise refused("structured_outputs: give one of regex, choice, grammar, json")
@@ -265,7 +265,9 @@ def structured_of(structured: Structured, settings: Settings) -> Spec:
     return Json(value)
 
 
-def one_constraint(box: Toolbox, other: Spec | None) -> tuple[Spec | None, bool]:
+def one_constraint(
+    box: Toolbox, other: ConstraintSpec | None
+) -> tuple[ConstraintSpec | None, bool]:
     """The constraint of an answer, and whether it may be left out."""
     if other is None:
         return box.constraint, box.optional

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 from smollm3.errors import UserError
-from smollm3.infer.schemas import bounded_text, json_grammar
+from smollm3.infer.constrain.schemas import bounded_text, json_grammar
 
 # Options of llguidance that take tokens back or cannot be rolled back.
 _UNSUPPORTED = re.compile(r"\[[^\]\n]*\b(max_tokens|temperature|stop)\s*=")
@@ -67,11 +67,11 @@ class Tools:
     python: bool = False
 
 
-Spec = Json | Regex | Grammar | Choice | Tools
+ConstraintSpec = Json | Regex | Grammar | Choice | Tools
 
 
 @dataclass(frozen=True)
-class Part:
+class UserGrammar:
     """A grammar that the user wrote. where: what an error in it is called."""
 
     where: str
@@ -84,33 +84,36 @@ class Part:
         return json.dumps({"grammars": [self.grammar]})
 
 
-def read_parts(spec: Spec) -> list[Part]:
+def read_parts(spec: ConstraintSpec) -> list[UserGrammar]:
     """What the user wrote in `spec`; a UserError for what is wrong without a look inside."""
     match spec:
         case Json():
             schema = {"type": "object"} if spec.schema is None else spec.schema
-            return [Part("schema", "body", json_grammar("schema", schema))]
+            return [UserGrammar("schema", "body", json_grammar("schema", schema))]
         case Regex():
             lark = _lark_of(bounded_text("regex", spec.pattern))
-            return [Part("regex", "body", {"lark_grammar": lark})]
+            return [UserGrammar("regex", "body", {"lark_grammar": lark})]
         case Grammar():
             if found := _UNSUPPORTED.search(bounded_text("grammar", spec.lark)):
                 raise UserError(f"grammar: {found[1]}= is not supported; leave it out")
-            return [Part("grammar", "body", {"lark_grammar": spec.lark})]
+            return [UserGrammar("grammar", "body", {"lark_grammar": spec.lark})]
         case Choice():
             if not spec.texts or not all(isinstance(text, str) and text for text in spec.texts):
                 raise UserError("choice: must be a list of texts, none of them empty")
             lark = "start: TEXT\nTEXT: " + " | ".join(map(_quoted, dict.fromkeys(spec.texts)))
-            return [Part("choice", "body", {"lark_grammar": bounded_text("choice", lark)})]
+            return [UserGrammar("choice", "body", {"lark_grammar": bounded_text("choice", lark)})]
         case Tools():
             return [
-                Part(f"tools: {name}: parameters", f"arguments_{i}", grammar)
+                UserGrammar(f"tools: {name}: parameters", f"arguments_{i}", grammar)
                 for i, (name, grammar) in enumerate(_chosen(spec).items())
             ]
 
 
 def write_grammar(
-    spec: Spec, parts: Sequence[Part], reasoning: Reasoning, tags: Mapping[str, int]
+    spec: ConstraintSpec,
+    parts: Sequence[UserGrammar],
+    reasoning: Reasoning,
+    tags: Mapping[str, int],
 ) -> str:
     """The grammar of a whole answer, in llguidance's form. tags: those that are one token."""
     rules = _Rules(tags)

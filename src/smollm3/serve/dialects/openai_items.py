@@ -12,8 +12,7 @@ from smollm3 import turn
 from smollm3.agent.python import declarations
 from smollm3.chat.tags import PYTHON
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import refused
-from smollm3.serve.fields import (
+from smollm3.serve.dialects.fields import (
     Body,
     Content,
     Effort,
@@ -26,7 +25,8 @@ from smollm3.serve.fields import (
     thinking_of,
     toolbox,
 )
-from smollm3.serve.messages import conversation, text_of
+from smollm3.serve.dialects.messages import conversation, text_of
+from smollm3.serve.errors import refused
 from smollm3.serve.service import Json, Service
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -239,7 +239,7 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
 
 def _functions(service: Service) -> list[Any]:
     """What Python of the model may call here."""
-    agent = service.host.agent
+    agent = service.tools.agent
     if agent is None or agent.sandbox is None:
         raise refused("tools: code_interpreter: this server was started without --python-tools")
     return declarations(agent.functions)

@@ -10,10 +10,12 @@ import pytest
 from tests.stand_in import ANSWERS, ScriptedEngine
 from tests.terminal import Terminal
 
+from smollm3.console import terminal
+from smollm3.console.chat import Chat, chat_on_console
+from smollm3.console.terminal import LineReader, Painter, rows_down
 from smollm3.errors import UserError
-from smollm3.infer import SamplingParams, terminal
-from smollm3.infer.console import Chat, chat_on_console
-from smollm3.infer.terminal import LineReader, Painter, rows_down, visible
+from smollm3.infer import SamplingParams
+from smollm3.visible import visible
 
 STAND_IN = [sys.executable, "-m", "tests.stand_in"]
 

@@ -15,26 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smollm3.errors import UserError
-from smollm3.infer.errors import UnsupportedConstraint
-from smollm3.infer.grammars import (
+from smollm3.infer.constrain.grammars import (
     Choice,
+    ConstraintSpec,
     Grammar,
     Json,
     Reasoning,
     Regex,
-    Spec,
     Tools,
     read_parts,
     write_grammar,
 )
+from smollm3.infer.constrain.thinking import Budget, reasoning_of
+from smollm3.infer.errors import UnsupportedConstraint
 from smollm3.infer.speculation import agreement
-from smollm3.infer.thinking import Budget, reasoning_of
 from smollm3.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["Choice", "Constraints", "Grammar", "Json", "Regex", "Spec", "TokenConstraint", "Tools"]
+__all__ = [
+    "Choice",
+    "ConstraintSpec",
+    "Constraints",
+    "Grammar",
+    "Json",
+    "Regex",
+    "TokenConstraint",
+    "Tools",
+]
 
 Mask = NDArray[np.int32]
 
@@ -124,7 +133,7 @@ class Constraints:
         self._lock = Lock()
 
     def start(
-        self, spec: Spec | None, prompt: Sequence[int], thinking_budget: int | None = None
+        self, spec: ConstraintSpec | None, prompt: Sequence[int], thinking_budget: int | None = None
     ) -> TokenConstraint | None:
         """The constraint of an answer to `prompt`, None if there is nothing to constrain.
 
@@ -146,13 +155,13 @@ class Constraints:
             return TokenConstraint(None, budget, self._words) if budget else None
         return TokenConstraint(self._matcher(spec, reasoning), budget, self._words)
 
-    def _matcher(self, spec: Spec, reasoning: Reasoning) -> LLMatcher:
+    def _matcher(self, spec: ConstraintSpec, reasoning: Reasoning) -> LLMatcher:
         try:
             return self._compiled(spec, reasoning)
         except UserError as e:
             raise UnsupportedConstraint(str(e)) from None
 
-    def _compiled(self, spec: Spec, reasoning: Reasoning) -> LLMatcher:
+    def _compiled(self, spec: ConstraintSpec, reasoning: Reasoning) -> LLMatcher:
         parts = read_parts(spec)
         grammar = write_grammar(spec, parts, reasoning, self._tags)
         with self._lock:

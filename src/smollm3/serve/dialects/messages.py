@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from smollm3.serve.dialects.fields import Content
 from smollm3.serve.errors import refused
-from smollm3.serve.fields import Content
 from smollm3.serve.service import Json
 
 

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from smollm3 import turn
 from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.fields import (
+from smollm3.serve.dialects.fields import (
     Body,
     Content,
     Effort,
@@ -34,10 +32,18 @@ from smollm3.serve.fields import (
     toolbox,
     with_usage,
 )
-from smollm3.serve.messages import conversation, text_of
-from smollm3.serve.replies import ChatCompletion, replies
+from smollm3.serve.dialects.messages import conversation, text_of
+from smollm3.serve.dialects.replies import (
+    AssistantReply,
+    CallText,
+    ChatChoice,
+    ChatCompletion,
+    ChatToolCall,
+    replies,
+)
+from smollm3.serve.dialects.tokens import chat_logprobs, glass_of, prompt_detail, tops, usage_of
+from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id, sse
-from smollm3.serve.tokens import chat_logprob, glass_of, prompt_detail, tops, usage_of
 
 
 class Function(Body):
@@ -137,7 +143,7 @@ def router(service: Service) -> APIRouter:
                 request, ask, lambda answering: _Teller(service, body, model, answering, usage)
             )
         answering = await service.whole(request, ask)
-        return JSONResponse(_completion(service, body, model, answering))
+        return _completion(service, body, model, answering).response()
 
     return routes
 
@@ -245,7 +251,9 @@ def _call_id() -> str:
     return new_id("call_")
 
 
-def _completion(service: Service, body: ChatBody, model: str, answering: Answering) -> Json:
+def _completion(
+    service: Service, body: ChatBody, model: str, answering: Answering
+) -> ChatCompletion:
     tokenizer = service.engine.tokenizer
     choices = []
     for i, answer in enumerate(answering.replies):
@@ -256,32 +264,33 @@ def _completion(service: Service, body: ChatBody, model: str, answering: Answeri
         if calls := answer.blocks.calls:
             message["content"] = content or None
             message["tool_calls"] = [
-                {
-                    "id": _call_id(),
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.text},
-                }
+                ChatToolCall(
+                    id=_call_id(),
+                    type="function",
+                    function=CallText(name=call.name, arguments=call.text),
+                )
                 for call in calls
             ]
-        told = [chat_logprob(tokenizer, s, body.top_logprobs or 0) for s in answer.steps]
-        choices.append(
-            {
-                "index": i,
-                "message": message,
-                "finish_reason": answer.reason,
-                "logprobs": {"content": told, "refusal": None} if body.logprobs else None,
-                **glass_of(tokenizer, answering.ask, answer.steps),
-            }
+        logprobs = None
+        if body.logprobs:
+            logprobs = chat_logprobs(tokenizer, answer.steps, body.top_logprobs or 0)
+        choice = ChatChoice(
+            index=i,
+            message=AssistantReply(**message),
+            finish_reason=answer.reason,
+            logprobs=logprobs,
+            **glass_of(tokenizer, answering.ask, answer.steps),
         )
-    return {
-        "id": new_id("chatcmpl-"),
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": choices,
-        "usage": usage_of(answering.usage),
+        choices.append(choice)
+    return ChatCompletion(
+        id=new_id("chatcmpl-"),
+        object="chat.completion",
+        created=int(time.time()),
+        model=model,
+        choices=choices,
+        usage=usage_of(answering.usage),
         **prompt_detail(tokenizer, answering),
-    }
+    )
 
 
 class _Teller(Tell):
@@ -320,8 +329,8 @@ class _Teller(Tell):
         if part.step is not None:
             extra = glass_of(self._tokenizer, self._answering.ask, [part.step])
             if self._body.logprobs:
-                told = chat_logprob(self._tokenizer, part.step, self._body.top_logprobs or 0)
-                extra["logprobs"] = {"content": [told], "refusal": None}
+                top = self._body.top_logprobs or 0
+                extra["logprobs"] = chat_logprobs(self._tokenizer, [part.step], top)
         deltas = [delta for event in part.events if (delta := _delta(event))]
         if extra and not deltas:
             deltas = [{}]

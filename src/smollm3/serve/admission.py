@@ -8,7 +8,7 @@ from collections import deque
 from smollm3.serve.errors import ApiError
 
 
-class Gate:
+class AdmissionQueue:
     """First come, first served. Of one event loop."""
 
     def __init__(self, running: int, queue: int, seconds: float) -> None:
@@ -73,6 +73,6 @@ class Gate:
             turn.set_result(None)
 
     def _busy(self, why: str) -> ApiError:
-        # A guess: a tenth of what a wait may last.
+        # An estimate: a tenth of what a wait may last.
         after = max(1, round(self._seconds / 10))
         return ApiError(429, f"{why}; try again later", code="queue_full", retry_after=after)

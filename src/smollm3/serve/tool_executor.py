@@ -31,7 +31,7 @@ class Question:
     request: ApprovalRequest
 
 
-class Host:
+class ToolExecutor:
     """Of one event loop. agent: whose tools these are; None: there are none."""
 
     def __init__(self, agent: Agent | None) -> None:
@@ -88,7 +88,7 @@ class Host:
 class PythonRun:
     """What runs the Python of one answer. kept: its variables may be wanted later."""
 
-    def __init__(self, host: Host, salt: str, container: str, kept: bool) -> None:
+    def __init__(self, host: ToolExecutor, salt: str, container: str, kept: bool) -> None:
         self.container = container
         self._host = host
         self._salt = salt

@@ -9,10 +9,11 @@ from dataclasses import replace
 from smollm3.agent.loop import Agent
 from smollm3.agent.tools import load_tools
 from smollm3.chat import ToolCall
+from smollm3.console.chat import Chat, converse
+from smollm3.console.terminal import is_terminal
 from smollm3.infer import Engine, SamplingParams
-from smollm3.infer.console import Chat, converse
-from smollm3.infer.terminal import is_terminal, visible
 from smollm3.turn import Request, ToolLoop, ToolResult
+from smollm3.visible import visible
 
 _SHOWN_LINES = 12  # of a call's code, or of a result
 _SHOWN_CHARACTERS = 1000

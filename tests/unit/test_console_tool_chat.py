@@ -9,8 +9,8 @@ from tests.stand_in import ScriptedEngine
 from tests.terminal import Terminal
 
 from smollm3.agent import Agent, tool
-from smollm3.agent.console import AgentChat, chat_with_tools, clipped, described, shown_call
 from smollm3.chat import ToolCall, default_template
+from smollm3.console.tool_chat import AgentChat, chat_with_tools, clipped, described, shown_call
 from smollm3.errors import UserError
 from smollm3.infer import SamplingParams
 from smollm3.tokenizer import Tokenizer
@@ -217,6 +217,6 @@ def test_calls_are_shown_on_a_terminal(program):
 
 if __name__ == "__main__":
     with Agent(engine(), [add, write]) as agent:
-        from smollm3.infer.console import converse
+        from smollm3.console.chat import converse
 
         converse(AgentChat(agent, SamplingParams(), False, None, None, interactive=True))

@@ -16,19 +16,9 @@ from typing import TextIO
 import click
 from rich.cells import cell_len
 
-# Characters that would move the cursor, colour the rest, or turn the text around.
-_HIDDEN: dict[int, str] = {
-    **dict.fromkeys((*range(32), *range(127, 160)), "\ufffd"),
-    **dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"),
-    ord("\n"): "\n",
-    ord("\t"): "    ",
-}
+from smollm3.visible import visible
+
 HISTORY_LINES = 1000
-
-
-def visible(text: str) -> str:
-    """The text without what a terminal would obey: a model may write anything."""
-    return text.translate(_HIDDEN)
 
 
 def rows_down(text: str, width: int) -> int:
