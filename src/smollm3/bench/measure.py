@@ -221,7 +221,7 @@ def _multiply(a: torch.Tensor) -> None:
 
 
 def start_seconds(model: str, options: Sequence[str]) -> float:
-    """From the start of a process to its first token."""
+    """Seconds from the start of a process to its first token."""
     words = ["generate", model, "x", "--max-tokens", "1", *options]
     command = [sys.executable, "-m", "smollm3", *words]
     began = time.perf_counter()
@@ -236,7 +236,7 @@ def start_seconds(model: str, options: Sequence[str]) -> float:
 
 
 def bytes_of(path: Path) -> int:
-    """Of a model's weights on the disk."""
+    """Size of a model's weights on the disk."""
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files)
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollm3.chat import Message
 from smollm3.conformance.cases import Case
 from smollm3.conformance.kit import Weights
 from smollm3.conformance.target import ChatAnswer, Ids, Target, TargetTokens, Unsupported
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, load_engine
+from smollm3.turn import Request
 
 
 class Ours(Target):
@@ -49,13 +49,10 @@ class Ours(Target):
 
     def chat(self, case: Case, stream: bool) -> ChatAnswer:
         params = SamplingParams(temperature=0, max_tokens=64)
-        options = {**case.options, "params": params}
-        message: Message
+        reply = Request(case.messages, params=params, **case.options).submit(self._engine)
         if stream:
-            pieces = list(self._engine.chat_stream(case.messages, **options))
-            message = self._tokenizer.parse("".join(pieces))
-        else:
-            message = self._engine.chat(case.messages, **options)
+            list(reply)
+        message = reply.result()
         return ChatAnswer(message.content, message.reasoning, message.tool_calls, None)
 
 

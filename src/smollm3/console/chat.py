@@ -223,9 +223,7 @@ class Chat:
     def _note(self, reply: Reply, times: list[float]) -> str:
         """Speed and size of an answer, whose request and tokens came at `times`."""
         started, *came = times
-        ending = {"cancelled": "stopped; ", "length": "cut at its greatest length; "}.get(
-            reply.reason, ""
-        )
+        ending = {"cancelled": "stopped; ", "length": "cut at max_tokens; "}.get(reply.reason, "")
         speed = ""
         if len(came) > 1:
             rate = (len(came) - 1) / max(came[-1] - came[0], 1e-9)
@@ -237,7 +235,7 @@ class Chat:
         )
 
     def tell(self, text: str) -> None:
-        """To the person, not into the answers."""
+        """Tell the person something that is no part of the answers."""
         click.echo(click.style(text, dim=True), err=not self.interactive)
 
     def _set_think(self, think: bool) -> None:
@@ -346,7 +344,7 @@ def chat_on_console(
 
 
 def converse(chat: Chat) -> None:
-    """The same in this conversation."""
+    """Read lines until their end or /exit, and have this conversation answer each."""
     if chat.interactive:
         _at_terminal(chat)
         return

@@ -58,7 +58,7 @@ class BlockPool:
 
     @property
     def cached(self) -> int:
-        """Of these, such as can still be found."""
+        """Free blocks whose content can still be found (the prefix cache)."""
         return len(self._idle)
 
     def take(self) -> int | None:

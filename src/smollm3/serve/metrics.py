@@ -38,7 +38,7 @@ _COUNTERS = {
 
 
 class Metrics:
-    """Of one server."""
+    """The metrics of one server."""
 
     def __init__(self, engine: Engine, admission: AdmissionQueue) -> None:
         self._registry = registry = CollectorRegistry()

@@ -38,7 +38,7 @@ class Gone(Exception):
 
 
 class Service:
-    """Of one event loop."""
+    """What one server process shares between its requests. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ async def _hung_up(request: Request) -> None:
 
 
 def salt_of(request: Request) -> str:
-    """Of the key that the guard has found."""
+    """The cache salt of the request's key, which the guard has found."""
     salt: str = request.state.salt
     return salt
 

@@ -29,33 +29,33 @@ class Settings(StrictModel):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535, strict=True)] = 8000
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """The model's id in the API; None: from what was loaded."""
+    """The model's id in the API; by default the name of what was loaded."""
     aliases: tuple[str, ...] = ()
-    """Other ids that mean it; * stands for anything."""
+    """Other ids for the model; * stands for anything."""
     api_key_file: str | None = None
-    """Keys, one a line; one more may be in the environment."""
+    """File of API keys, one on each line; one more may be in the environment."""
     allowed_origins: tuple[str, ...] = ()
-    """Web pages from elsewhere that may use the API."""
+    """Origins of other web pages that may use the API."""
     think: bool = True
-    """Where a request does not say."""
+    """Whether the model reasons where a request does not say."""
     max_tokens: Count = 8192
-    """Of an answer, where a request does not say."""
+    """Maximum number of tokens of an answer where a request does not say."""
     tools: tuple[str, ...] = ()
     """Functions that the server runs, MODULE:NAME each."""
     mcp: tuple[str, ...] = ()
-    """MCP servers whose tools it runs, commands or URLs."""
+    """MCP servers whose tools the server runs, commands or URLs."""
     python_tools: bool = False
-    """It runs the model's own Python, isolated."""
+    """Whether the server runs the model's Python in a sandbox."""
     running: Count = 64
-    """Answers made at once."""
+    """Maximum number of answers in progress at once."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 256
-    """Answers that wait for their turn."""
+    """Maximum number of answers that wait to begin."""
     queue_seconds: Seconds = 60
     request_seconds: Seconds = 1800
     grace_seconds: Seconds = 30
-    """After SIGTERM."""
+    """Time that answers in progress have after SIGTERM."""
     stored_responses: Annotated[int, Field(ge=0, strict=True)] = 1000
-    """Kept for `previous_response_id`, in memory, the newest."""
+    """Number of the newest responses that are kept in memory for `previous_response_id`."""
     stored_bytes: Count = 64 << 20
     max_body_bytes: Count = 4 << 20
     max_choices: Count = 16

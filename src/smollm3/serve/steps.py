@@ -113,7 +113,7 @@ def messages_of(blocks: Iterable[tuple[AnswerBlock, str]]) -> list[Json]:
 
 
 def arguments_of(text: str) -> Json:
-    """Of a call that was cut off: what there is, which is what clients make of a stream."""
+    """The arguments in this text. Of a call that was cut off: what there is, as clients read it."""
     try:
         given = from_json(text, allow_partial=True)
     except ValueError:

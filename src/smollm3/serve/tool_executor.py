@@ -32,7 +32,8 @@ class Question:
 
 
 class ToolExecutor:
-    """Of one event loop. agent: whose tools these are; None: there are none."""
+    """Runs calls of tools for clients. Belongs to one event loop. agent: has the tools; None: there
+    are none."""
 
     def __init__(self, agent: Agent | None) -> None:
         self.agent = agent
@@ -63,7 +64,7 @@ class ToolExecutor:
             work.leave()
 
     async def result(self, call: ToolCall, salt: str, conversation: str | None) -> ToolResult:
-        """Of a call about which nobody is asked."""
+        """The result of a call about which nobody is asked."""
         async for event in self.call(call, salt, conversation):
             if isinstance(event, ToolResult):
                 return event
