@@ -13,9 +13,8 @@ import pytest
 from filelock import FileLock
 
 from smollm3.infer import Engine
-
-from ..fake_backend import CONFIG, FakeBackend
-from .mock_openai import BUILT, STATIC, Mock
+from tests.support.fake_backend import CONFIG, FakeBackend
+from tests.support.mock_openai import BUILT, STATIC, Mock
 
 UI = Path(__file__).resolve().parents[2] / "ui"
 CHROMIUM = (
@@ -534,7 +533,9 @@ def erased():
 def tooled(built, tokenizer, erased):
     """The address of a server that runs Python, in which something can be erased."""
     agents = pytest.importorskip("smollm3.agent")
-    serving = pytest.importorskip("tests.serving", reason="the server's extra is not installed")
+    serving = pytest.importorskip(
+        "tests.support.serving", reason="the server's extra is not installed"
+    )
 
     def erase(name: str) -> str:
         """Erase something."""

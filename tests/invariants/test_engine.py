@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fake_backend import CONFIG, FakeBackend
+from tests.support.fake_backend import CONFIG, FakeBackend
 
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
@@ -629,7 +629,7 @@ def test_a_program_ends_while_its_engine_runs(ending):
 from smollm3.chat import default_template
 from smollm3.infer import Engine, SamplingParams
 from smollm3.tokenizer import Tokenizer
-from tests.fake_backend import FakeBackend
+from tests.support.fake_backend import FakeBackend
 import time
 engine = Engine(FakeBackend(), Tokenizer.train(["a b"], 280, default_template()))
 engine.backend.fail = lambda batch: time.sleep(0.01)

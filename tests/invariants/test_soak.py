@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fake_backend import CONFIG, FakeBackend
 from tests.invariants.test_engine import GREEDY, SAMPLED, Guesses, churn, drained, prompts
+from tests.support.fake_backend import CONFIG, FakeBackend
 
 from smollm3.checkpoint import save_model
 from smollm3.errors import UserError

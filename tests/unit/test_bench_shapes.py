@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.llamacpp import LlamaCpp
+from tests.support.llamacpp import LlamaCpp
 
 from smollm3 import tokenizer_build
 from smollm3.bench import shapes

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from tests.noise import CONFIG, save_noise
+from tests.support.noise import CONFIG, save_noise
 
 from smollm3.bench import measure as bench
 from smollm3.cli import main

@@ -7,8 +7,8 @@ import sys
 
 import pyte
 import pytest
-from tests.stand_in import ANSWERS, ScriptedEngine
-from tests.terminal import Terminal
+from tests.support.stand_in import ANSWERS, ScriptedEngine
+from tests.support.terminal import Terminal
 
 from smollm3.console import terminal
 from smollm3.console.chat import Chat, chat_on_console
@@ -17,7 +17,7 @@ from smollm3.errors import UserError
 from smollm3.infer import SamplingParams
 from smollm3.visible import visible
 
-STAND_IN = [sys.executable, "-m", "tests.stand_in"]
+STAND_IN = [sys.executable, "-m", "tests.support.stand_in"]
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import sys
 
 import pytest
-from tests.stand_in import ScriptedEngine
-from tests.terminal import Terminal
+from tests.support.stand_in import ScriptedEngine
+from tests.support.terminal import Terminal
 
 from smollm3.agent import Agent, tool
 from smollm3.chat import ToolCall, default_template

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from tests.data_shards import make_shard
+from tests.support.data_shards import make_shard
 
 from smollm3.chat import default_template
 from smollm3.data import Shard, documents, prepare

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.serving import Settings, added_up, events, local, plain, speaking
+from tests.support.serving import Settings, added_up, events, local, plain, speaking
 
 from smollm3.infer.errors import UnsupportedConstraint
 

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from tests.serving import Settings, events, listening, local, speaking
+from tests.support.serving import Settings, events, listening, local, speaking
 
 from smollm3.errors import UserError
 from smollm3.serve import answering as told_by

@@ -6,7 +6,7 @@ import threading
 
 import httpx2
 import pytest
-from tests.serving import listening, local, speaking
+from tests.support.serving import listening, local, speaking
 
 from smollm3.errors import UserError
 from smollm3.serve.admission import AdmissionQueue

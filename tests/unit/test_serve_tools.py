@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
-from tests.serving import Settings, events, listening, local, speaking
+from tests.support.serving import Settings, events, listening, local, speaking
 
 from smollm3.agent import Agent
 from smollm3.agent.sandbox import find_sandbox

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import llm
 import pytest
-from tests.serving import local
 from tests.support.said import said
+from tests.support.serving import local
 
 from smollm3.agent import Agent, tool
 from smollm3.batch.answers import Answers

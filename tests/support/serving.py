@@ -12,7 +12,7 @@ from smollm3.model import ModelConfig
 from smollm3.serve.app import guarded
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Keys, Settings
-from tests.fake_backend import CONFIG, FakeBackend
+from tests.support.fake_backend import CONFIG, FakeBackend
 
 SURE = 60.0  # of a logit: the model is certain
 

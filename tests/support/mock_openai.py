@@ -1,7 +1,7 @@
 """A server with the chat page and a scripted model: the last user message says what it does.
 
 It speaks the part of the API that the page uses, and remembers what it was asked. `python -m
-tests.e2e.mock_openai [PORT]` runs it for a person.
+tests.support.mock_openai [PORT]` runs it for a person.
 """
 
 import json
