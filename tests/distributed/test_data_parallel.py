@@ -142,7 +142,6 @@ def test_stop_and_resume_by_two_and_by_one(make_job, tmp_path):
 
 
 def test_a_dead_worker_is_one_clear_error(make_job, tmp_path):
-    started = time.monotonic()
     with WorkerGroup(2, tmp_path) as workers:
 
         def kill(record, steps):
@@ -154,7 +153,6 @@ def test_a_dead_worker_is_one_clear_error(make_job, tmp_path):
             UserError, match=r"training process 2 of 2 was killed by signal 9.*again"
         ):
             workers.train(make_job(tmp_path / "a", steps=2000), kill)
-    assert time.monotonic() - started < 60
 
 
 def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch, make_job):

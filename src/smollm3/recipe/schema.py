@@ -94,6 +94,13 @@ Stage = Annotated[
 ]
 
 
+class Cluster(StrictModel):
+    """The GPUs that a recipe was made for. Only `--dry-run` reads it, for time."""
+
+    gpus: int = Field(gt=0)
+    gpu: Literal["t4", "l4", "a10", "l40s", "rtx-3090", "rtx-4090", "a100", "h100", "h200", "b200"]
+
+
 class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
     than helps: two threads at 64 hidden are slower than one)."""
@@ -102,6 +109,7 @@ class Recipe(StrictModel):
     seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, gt=0)
     threads: int = Field(default=1, gt=0)
+    hardware: Cluster | None = None
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Source] = Field(default_factory=dict)

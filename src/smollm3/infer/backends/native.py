@@ -46,8 +46,11 @@ class NativeBackend:
     ) -> None:
         """dtype: see `packed.plan`. blocks: of the pool; None takes what memory allows.
         kv_cache_dtype: None is f32 for float32 weights, else bf16. threads: None takes the
-        processors this process may use. isa: one of smollm3_kernels.instruction_sets(), the
-        fastest where it is empty."""
+        processors this process may use. isa: one of smollm3_kernels.instruction_sets(); empty: what
+        SMOLLM3_ISA says, else the fastest."""
+        isa = isa or os.environ.get("SMOLLM3_ISA", "")
+        if isa and isa not in (known := smollm3_kernels.instruction_sets()):
+            raise UserError(f"SMOLLM3_ISA={isa}: this processor has {', '.join(known)}; unset it")
         plan = packed.plan(path, config, dtype)
         if kv_cache_dtype is None:
             exact = all(part.form == "f32" for part in plan.parts.values())
