@@ -511,6 +511,7 @@ def judged(measured: Measure, baseline: Measure, **bound: Any) -> dict[str, Any]
         (0.75, 0.5, {"at_least": 0.25, "compare": "difference"}, "not shown", "≥ baseline + 25.0%"),
         (0.3, 0.75, {"at_most": -0.25, "compare": "difference"}, "holds", "≤ baseline - 25.0%"),
         (0.5, 0.5, {"at_most": 0, "compare": "difference"}, "not shown", "≤ baseline"),
+        (0.5, 0.5, {"at_least": 0, "compare": "difference"}, "not shown", "≥ baseline"),
         (0.9, 0.3, {"at_least": 2, "compare": "ratio"}, "holds", "≥ 2 x baseline"),
         (0.6, 0.3, {"at_least": 2, "compare": "ratio"}, "not shown", "≥ 2 x baseline"),
         (0.3, 0.3, {"at_least": 2, "compare": "ratio"}, "fails", "≥ 2 x baseline"),

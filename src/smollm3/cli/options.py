@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from smollm3.cli.fields import with_fields
 from smollm3.errors import UserError
 
 Command = Callable[..., Any]
@@ -78,61 +79,6 @@ ENGINE = {
         help="Turn speculative decoding off; the answers are the same.",
     ),
 }
-SAMPLING = {
-    "temperature": click.option(
-        "--temperature",
-        type=float,
-        help="Sampling temperature; 0 takes the likeliest token. [default: the model's own]",
-    ),
-    "top_p": click.option(
-        "--top-p",
-        type=float,
-        help="Sample from the likeliest tokens whose probabilities reach this sum. "
-        "[default: the model's own]",
-    ),
-    "top_k": click.option(
-        "--top-k",
-        type=int,
-        help="Sample from this many likeliest tokens; 0 is off. [default: the model's own]",
-    ),
-    "min_p": click.option(
-        "--min-p",
-        type=float,
-        help="Leave out tokens less probable than this share of the likeliest.",
-    ),
-    "repetition_penalty": click.option(
-        "--repetition-penalty",
-        type=float,
-        metavar="X",
-        help="Divide the logits of tokens that occurred before by this; 1 is off.",
-    ),
-    "presence_penalty": click.option(
-        "--presence-penalty",
-        type=float,
-        metavar="X",
-        help="Subtract this from the logits of tokens that the answer has.",
-    ),
-    "frequency_penalty": click.option(
-        "--frequency-penalty",
-        type=float,
-        metavar="X",
-        help="Subtract this from the logits of the answer's tokens for each time they occur.",
-    ),
-    "seed": click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."
-    ),
-    "stop": click.option(
-        "--stop",
-        multiple=True,
-        metavar="TEXT",
-        help="End the answer where it contains this text. Can be given more than once.",
-    ),
-    "max_tokens": click.option(
-        "--max-tokens", type=int, help="Maximum number of tokens of each answer."
-    ),
-}
-
-
 THINK = click.option(
     "--think/--no-think", default=True, help="Reason before answering, or answer at once."
 )
@@ -209,7 +155,7 @@ TOOLS: dict[str, Decorator] = {
 }
 engine_options = collected("engine_options", ENGINE)
 tool_options = collected("tools", TOOLS)
-sampling_options = collected("sampling", SAMPLING)
+sampling_options = with_fields("sampling", "smollm3.infer.params:SamplingParams")
 bench_options = collected(
     "engine_options", {key: option for key, option in ENGINE.items() if key != "speculation"}
 )

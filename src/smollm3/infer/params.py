@@ -8,14 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from smollm3.errors import UserError
 from smollm3.files import read_json
+from smollm3.option import Option
 
 MAX_TOP_LOGPROBS = 1000  # each is an entry of every step
 MAX_CHOICES = 1000
 MAX_STOPS = 100
+OWN = "the model's own"
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,53 @@ class SamplingParams:
     n: answers to each prompt. logprobs: so many likeliest tokens are told at each place.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    max_tokens: int = 256
-    seed: int = 0
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    temperature: Annotated[
+        float | None, Option("Temperature of sampling; 0 takes the likeliest token.", default=OWN)
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Option("Sample among the K likeliest tokens; 0: all.", metavar="K", default=OWN),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(
+            "Sample among the likeliest tokens whose probabilities together reach P.",
+            metavar="P",
+            default=OWN,
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Option(
+            "Sample among tokens at least P times as likely as the likeliest.",
+            metavar="P",
+            default=OWN,
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int,
+        Option("Maximum number of new tokens in an answer.", default="256; 8192 in a chat"),
+    ] = 256
+    seed: Annotated[int, Option("Seed of the random numbers.")] = 0
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            "Divide the logits of tokens that the prompt or the answer has by X; 1 is off.",
+            metavar="X",
+            default=OWN,
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        float, Option("Subtract X from the logits of tokens that the answer has.", metavar="X")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Option("Subtract X for each time that the answer has a token.", metavar="X")
+    ] = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    stop: str | Sequence[str] = ()
+    stop: Annotated[
+        str | Sequence[str],
+        Option("Text that ends the answer; repeatable.", metavar="TEXT", repeated=True),
+    ] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     n: int = 1

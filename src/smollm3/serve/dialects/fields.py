@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from smollm3.config import StrictModel
 from smollm3.infer import SamplingParams
 from smollm3.infer.constrain.grammars import Choice, ConstraintSpec, Grammar, Json, Regex, Tools
 from smollm3.serve.ask import can_think, check_schema
@@ -17,10 +18,10 @@ from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings
 
 
-class Body(BaseModel):
+class Body(StrictModel):
     """What a request may say: nothing unknown, no text for a number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 Whole = Annotated[int, Field(ge=1, le=1 << 31)]
