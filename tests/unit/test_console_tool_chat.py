@@ -172,7 +172,7 @@ def test_tools_named_on_the_command_line(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     home = str(tmp_path_factory.mktemp("home"))
-    command = [sys.executable, "-m", "tests.unit.test_agent_console"]
+    command = [sys.executable, "-m", "tests.unit.test_console_tool_chat"]
     with Terminal(command, XDG_STATE_HOME=home, HOME=home) as found:
         yield found
         found.until(lambda lines: lines[-1:] == [">"])
