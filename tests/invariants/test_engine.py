@@ -133,7 +133,7 @@ def test_an_answer_does_not_depend_on_how_it_is_computed(make, expected, how, pa
         "batched": {},
         "chunked": {"max_num_batched_tokens": 40},
         "one token at a time": {"max_num_batched_tokens": 1},
-        "few rows": {"rows": 3},
+        "few rows": {"max_num_seqs": 3},
         "preempted": {"blocks": 8},
         "found": {},
         "guessed": {"drafter": lambda: Guesses(whole)},
