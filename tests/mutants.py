@@ -42,7 +42,7 @@ MUTANTS = [
     # losses
     Mutant("APO-zero pushes the rejected answer up", "train/losses.py", "torch.sigmoid(-chosen) + torch.sigmoid(rejected)", "torch.sigmoid(-chosen) + torch.sigmoid(-rejected)", LOSSES),
     Mutant("APO-down without its margin", "train/losses.py", "torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)", "torch.sigmoid(chosen) + torch.sigmoid(rejected)", LOSSES),
-    Mutant("no reference model", "train/losses.py", "log_probs(model, h_BTE, batch).sum(-1) - reference_B", "log_probs(model, h_BTE, batch).sum(-1)", LOSSES),
+    Mutant("no reference model", "train/losses.py", "beta * (sums_B - reference_B)", "beta * sums_B", LOSSES),
     Mutant("weights ignored", "train/losses.py", "weighted_N = -weights_N * ", "weighted_N = -1.0 * ", LOSSES),
     # the loop
     Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
@@ -65,6 +65,17 @@ MUTANTS = [
     Mutant("every epoch in the same order", "data/loader.py", '_order(self.rows, f"{self.seed}/{self.shard.name}/{epoch}")[place]', '_order(self.rows, f"{self.seed}/{self.shard.name}")[place]', LOADER),
     Mutant("a row starts one token late", "data/loader.py", "offset = self.start + i * self.context", "offset = self.start + i * (self.context + 1)", LOADER),
     Mutant("mixture drifts", "data/mixture.py", "samples[start - rank : stop - rank]", "samples[start - rank + 1 : stop - rank + 1]", f"{U}data_mixture.py"),
+    Mutant("personas emptied, as SmolTalk2's first processing did", "data/sources.py", '"custom_instructions": kwargs.get("custom_instructions"),', '"custom_instructions": None,', f"{U}data_sources.py"),
+    Mutant("a part depends on who made it", "data/sources.py", "spans = planned.parts[part] if part is not None else", "spans = planned.parts[part - 1] if part is not None else", f"{U}data_parts.py"),
+    Mutant("parts in the order of the files", "data/sources.py", 'for i in permutation(len(parts), f"{seed}/parts")', "for i in range(len(parts))", f"{U}data_parts.py"),
+    Mutant("a cut-off part counts as whole", "data/shards.py", 'stat().st_size != expected["bytes"]', 'stat().st_size < 0', f"{U}data_parts.py"),
+    Mutant("documents of two parts are one", "data/shards.py", "local + (low + int(self._documents[part]))", "local + low", f"{U}data_parts.py"),
+    Mutant("a budget without an end", "data/prepare.py", "return budget is not None and made >= budget", "return False", f"{U}data_parts.py"),
+    Mutant("tiktoken for any tokenizer", "data/encoder.py", "return ways == len(merges)", "return True", f"{U}data_encoder.py"),
+    Mutant("twelve words contaminate", "data/filters.py", "n = min(self.n_grams, len(words))", "n = min(self.n_grams - 1, len(words))", f"{U}data_steps.py"),
+    Mutant("wrong maths kept", "synth/checks.py", 'else "wrong answer"', "else None", f"{U}synth.py"),
+    Mutant("pairs that are both right", "synth/run.py", "if applies and self._verdict(other) is None:", "if False:", f"{U}synth.py"),
+    Mutant("what was answered is asked again", "synth/run.py", "return [question for question in wanted if question.key not in self.answers]", "return wanted", f"{U}synth.py"),
     Mutant("worst fit", "data/packing.py", "room = amounts[at]", "room = amounts[-1]", f"{U}data_packing.py"),
     # chat
     Mutant("header trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt) - 22, stop.end()))", RENDER),
@@ -142,6 +153,9 @@ MUTANTS = [
     Mutant("NoPE layers rotate in the kernels", "kernels/src/model.cpp", "if (shape_.uses_rope[layer])", "if (layer >= 0)", NATIVE),
     Mutant("8 bits around 127", "kernels/src/pack.cpp", "g.q[i] = p[2 + i] + 128;", "g.q[i] = p[2 + i] + 127;", NATIVE),
     Mutant("pairs of a head stay pairs", "kernels/src/pack.cpp", "if (!pairs) return row;", "return row;", NATIVE),
+    Mutant("nibbles around 7", "kernels/src/vec_avx2.hpp", "_mm_mullo_epi16(both, _mm_set1_epi16(-8))", "_mm_mullo_epi16(both, _mm_set1_epi16(-7))", NATIVE),
+    Mutant("recoded one step lower", "checkpoint/gguf/quantize.py", "q + np.int8(32)", "q + np.int8(31)", f"{U}gguf_quants.py"),
+    Mutant("any file is the next part", "checkpoint/gguf/reader.py", 'if part.metadata.get("split.no", 0) != i:', "if False:", f"{U}gguf.py"),
     Mutant("a damaged cache of weights is used", "infer/backends/packed.py", "if bytes(data[:blank]) == _header(plan, _checksum(data[blank:])):", "if True:", NATIVE),
     Mutant("another file's packed weights", "infer/backends/packed.py", "json.dumps([stamp, smollm3_kernels.VERSION, described])", "json.dumps([smollm3_kernels.VERSION, described])", NATIVE),
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from smollm3.data.shards import Shard, ShardWriter
+from smollm3.data.shards import PartWriter, Shard, read_part, write_meta
 from smollm3.train.spec import TrainStage
 
 
@@ -15,18 +15,29 @@ def make_shard(
     *,
     form: str = "text",
     holdout: float = 0.0,
+    parts: int = 1,
 ) -> Shard:
-    """A shard named after its folder, its documents (for preference: sides of pairs) in order."""
-    folder.mkdir(parents=True)
+    """A shard named after its folder, its documents (for preference: sides of pairs) in order, cut
+    into `parts` files."""
     group = 2 if form == "preference" else 1
-    writer = ShardWriter(folder, 2, with_masks=masks is not None, group=group)
-    with closing(writer):
-        for i in range(0, len(documents), group):
-            both = masks[i : i + group] if masks is not None else None
-            writer.add(documents[i : i + group], both, key=i, content=i * 2**40)
-        writer.finish(
-            holdout, {"name": folder.name, "format": form, "tokenizer": "none", "skipped": {}}
-        )
+    if masks is None and form != "text":
+        masks = [[1] * len(document) for document in documents]
+    names = [f"{i:05d}" for i in range(parts)]
+    groups = len(documents) // group
+    for n, name in enumerate(names):
+        writer = PartWriter(
+            folder, name, token_bytes=2, masks=masks is not None, group=group, holdout=holdout,
+            alone=parts == 1, tokenizer="none",
+        )  # fmt: skip
+        with closing(writer):
+            for i in range(n * groups // parts, (n + 1) * groups // parts):
+                both = slice(i * group, (i + 1) * group)
+                mask = masks[both] if masks is not None else None
+                writer.add(documents[both], mask, key=i, content=i * 2**40)
+            writer.finish({})
+    made = [read_part(folder, name) for name in names]
+    meta = {"name": folder.name, "format": form, "token_bytes": 2, "skipped": {}}
+    write_meta(folder, meta, [part for part in made if part])
     return Shard.open(folder)
 
 

@@ -8,7 +8,7 @@ import json
 from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollm3.agent import Tool, ToolError, load_tools, tool
@@ -391,6 +391,7 @@ class TestProperties:
             isinstance(v, float) for v in values.values()
         )
 
+    @settings(deadline=None)  # a busy machine is no error
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.gguf_files import write_mixed
 
-from smollm3.checkpoint import save_model
-from smollm3.checkpoint.gguf.quantize import quantize
+from smollm3.checkpoint import load_model, save_model
+from smollm3.checkpoint.gguf.quantize import RECODED, quantize
 from smollm3.checkpoint.gguf.quants import FORMATS, dequantize
 from smollm3.errors import UserError
 from smollm3.infer.backends import BLOCK, StepBatch
-from smollm3.model import ModelConfig, Transformer, Yarn
+from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
 
 kernels = pytest.importorskip("smollm3_kernels", reason="the CPU kernels are not installed")
 
@@ -72,7 +73,7 @@ def random_ids(n, seed=0, entries=301):
 # forms
 
 
-@pytest.mark.parametrize("name", [n for n in FORMATS if n in ("F32", "F16", "BF16") or n[0] == "Q"])
+@pytest.mark.parametrize("name", kernels.TYPES)
 def test_every_type_keeps_its_values(name):
     """Exactly, but for F16, which becomes bfloat16."""
     rng = np.random.default_rng(1)
@@ -202,7 +203,7 @@ def random_records(name, count, rng) -> np.ndarray:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", [n for n in FORMATS if n[0] == "Q"])
+@pytest.mark.parametrize("name", [n for n in kernels.TYPES if n[0] == "Q"])
 def test_every_quantised_type_multiplies(folder, isa, name, monkeypatch):
     """A model all of whose matrices are of one type, against its values in float32."""
     path, model = folder(hidden=256, ffn=256, heads=4, kv_heads=2, head_dim=64)
@@ -228,6 +229,42 @@ def test_every_quantised_type_multiplies(folder, isa, name, monkeypatch):
         expected = model(torch.tensor([ids]))[0]
     found = backend.step(batch((0, ids, [1])))
     assert (found - expected).std() < 0.08 * expected.std()
+
+
+def test_a_file_of_every_type_runs(tokenizer, tmp_path, monkeypatch):
+    """Also of types that the kernels have no form for, and gate and up of different ones."""
+    sizes = {"hidden": 256, "ffn": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "init_std": 0.04}
+    formats = [name for name in FORMATS if name not in ("F32", "F16", "BF16")]
+    layers = -(-len(formats) // 7) + 1
+    made = config(layers=layers, uses_rope=nope_pattern(layers, 4), **sizes)
+    write_mixed(made, tokenizer, tmp_path / "m.gguf", formats, monkeypatch)
+    model = load_model(tmp_path / "m.gguf")
+    ids = random_ids(40, entries=290)
+    backend = NativeBackend(tmp_path / "m.gguf", model.config, blocks=2, cache_type="f32")
+    found = backend.step(batch((0, ids, [1, 0])))
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]))[0]
+    assert (found - expected).std() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in kernels.TYPES])
+def test_types_without_a_form_keep_their_values(name, tokenizer, tmp_path, monkeypatch):
+    """Exactly, or rounded to 8 bits: within 1/254 of the largest of a block, and float16's error."""
+    made = config(layers=4, uses_rope=nope_pattern(4, 4), hidden=256, ffn=256, head_dim=64, heads=4)
+    write_mixed(made, tokenizer, tmp_path / "m.gguf", [name], monkeypatch)
+    expected = load_model(tmp_path / "m.gguf").get_parameter("blocks.0.ffn.down.weight")
+    expected = expected.detach().numpy()
+    plan = packed.plan(tmp_path / "m.gguf", made, None)
+    part = plan.parts["blocks.0.ffn.down"]
+    out = np.empty(part.size, np.uint8)
+    part.pack(out, 1)
+    found = np.empty(expected.shape, np.float32)
+    kernels.unpack(part.form, out, *expected.shape, found)
+    if name in RECODED:
+        np.testing.assert_allclose(found, expected, rtol=3e-7)
+    else:
+        most = np.abs(expected.reshape(-1, 32)).max(axis=1, keepdims=True)
+        assert (np.abs(found - expected).reshape(-1, 32) <= most / 254 * 1.13 + 4e-6).all()
 
 
 def test_yarn_reaches_the_kernels(folder):

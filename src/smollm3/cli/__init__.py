@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
+from smollm3.cli.data import data
 from smollm3.cli.exchange import conformance, export, tokenizer
 from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import report, run
 from smollm3.cli.serving import serve
+from smollm3.cli.synth import synth
 from smollm3.errors import UserError
 
 
@@ -30,7 +32,19 @@ def cli() -> None:
     """
 
 
-for command in (run, report, chat, generate, serve, bench, export, tokenizer, conformance):
+for command in (
+    run,
+    data,
+    synth,
+    report,
+    chat,
+    generate,
+    serve,
+    bench,
+    export,
+    tokenizer,
+    conformance,
+):
     cli.add_command(command)
 
 
