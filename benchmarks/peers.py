@@ -33,10 +33,10 @@ from typing import Any
 
 from benchmarks.work import ITEMS, Asked, Contender, Item
 
+from smollm3.bench.shapes import make_shape
 from smollm3.checkpoint import locate
 from smollm3.errors import UserError
 from smollm3.files import read_json, write_json
-from smollm3.infer.shapes import make_shape
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"  # peers-FAMILY.json

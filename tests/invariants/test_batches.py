@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.data_shards import make_shard, make_stage
+from tests.support.data_shards import make_shard, make_stage
 
 from smollm3.data import Loader
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests import llamacpp
-from tests.gguf_files import write_mixed
-from tests.llamacpp import LlamaCpp
+from tests.support import llamacpp
+from tests.support.gguf_files import write_mixed
+from tests.support.llamacpp import LlamaCpp
 
 from smollm3.checkpoint import load_model, load_tokenizer, locate
 from smollm3.checkpoint.gguf import export_gguf, write

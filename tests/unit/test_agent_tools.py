@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smollm3.agent import Tool, ToolError, load_tools, tool
 from smollm3.agent.schema import inline, read_docstring
-from smollm3.agent.tools import MAX_RESULT, Answer, as_tools, to_json_value, to_text
+from smollm3.agent.tools import MAX_RESULT, ToolOutput, as_tools, to_json_value, to_text
 from smollm3.errors import UserError
 
 
@@ -330,8 +330,8 @@ class TestResults:
             == '{"é":[1,"2026-01-02","c"]}'
         )
         assert json.loads(to_text(Place("x"))) == {"name": "x", "height": 0.0}
-        assert to_text(Answer("said", [1])) == "said"
-        assert to_json_value(Answer("said", (1,))) == [1]
+        assert to_text(ToolOutput("said", [1])) == "said"
+        assert to_json_value(ToolOutput("said", (1,))) == [1]
         assert to_json_value({1: {2}}) == {"1": [2]}
 
     def test_whatever_it_is_it_has_a_text(self):

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from tests.data_shards import make_shard, make_stage
+from tests.support.data_shards import make_shard, make_stage
 
 from smollm3.data import Loader, Shard, documents, prepare
 from smollm3.data import shards as shards_module

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.gguf_files import write_mixed
+from tests.support.gguf_files import write_mixed
 
 from smollm3.checkpoint import load_model, save_model
 from smollm3.checkpoint.gguf.quantize import RECODED, quantize
 from smollm3.checkpoint.gguf.quants import FORMATS, dequantize
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Batch
+from smollm3.infer.backends import BLOCK, StepBatch
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
 
 kernels = pytest.importorskip("smollm3_kernels", reason="the CPU kernels are not installed")
@@ -53,11 +53,11 @@ def folder(tokenizer, tmp_path_factory):
     return make
 
 
-def batch(*sequences, wanted=None) -> Batch:
+def batch(*sequences, wanted=None) -> StepBatch:
     """sequences: (first place, ids, table)."""
     sizes = [len(ids) for _, ids, _ in sequences]
     width = max(len(table) for *_, table in sequences)
-    return Batch(
+    return StepBatch(
         ids_N=np.concatenate([np.array(ids, np.int32) for _, ids, _ in sequences]),
         positions_N=np.concatenate([np.arange(at, at + len(i), dtype=np.int32) for at, i, _ in sequences]),
         starts=np.cumsum([0, *sizes]).astype(np.int32),
@@ -146,7 +146,7 @@ def test_the_instruction_set_can_be_chosen(folder, monkeypatch):
 def test_float32_is_pytorch(folder, isa):
     path, model = folder()
     ids = random_ids(75)
-    backend = NativeBackend(path, model.config, blocks=4, cache_type="f32", threads=2, isa=isa)
+    backend = NativeBackend(path, model.config, blocks=4, kv_cache_dtype="f32", threads=2, isa=isa)
     found = backend.step(batch((0, ids, [3, 0, 2])))
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0]
@@ -158,7 +158,7 @@ def test_a_long_past_is_pytorch(folder):
     path, model = folder(layers=1, uses_rope=(False,))
     ids = random_ids(4_200)
     blocks = -(-len(ids) // BLOCK)
-    backend = NativeBackend(path, model.config, blocks=blocks, cache_type="f32", threads=2)
+    backend = NativeBackend(path, model.config, blocks=blocks, kv_cache_dtype="f32", threads=2)
     tail = range(4_150, 4_200)
     found = backend.step(batch((0, ids, list(range(blocks))), wanted=tail))
     with torch.inference_mode():
@@ -176,7 +176,7 @@ def test_other_forms_cost_little(folder, isa, dtype, cache, limit):
     path, model = folder(ffn=96, heads=4, kv_heads=2, head_dim=32)
     ids = random_ids(75)
     backend = NativeBackend(
-        path, model.config, dtype=dtype, blocks=4, cache_type=cache, threads=1, isa=isa
+        path, model.config, dtype=dtype, blocks=4, kv_cache_dtype=cache, threads=1, isa=isa
     )
     found = backend.step(batch((0, ids, [3, 0, 2])))
     kind = {"bfloat16": "BF16"}.get(dtype, dtype.upper())
@@ -215,13 +215,13 @@ def test_every_quantised_type_multiplies(folder, isa, name, monkeypatch):
         source = packed.Source(name, 0, lambda raw=raw: raw)
         key = matrix.replace(".up", ".gate")
         before = parts[key].sources if key in parts else ()
-        parts[key] = packed.Part(kernels.form_of(name), rows, columns, (*before, source))
+        parts[key] = packed.PackedPart(kernels.form_of(name), rows, columns, (*before, source))
     norms = {
         n: model.get_parameter(f"{n}.weight").detach().numpy()
         for n in packed.norm_names(model.config)
     }
     monkeypatch.setattr(packed, "plan", lambda *_: packed.Plan(parts, norms, "key"))
-    backend = NativeBackend(path, model.config, blocks=2, cache_type="f32", isa=isa)
+    backend = NativeBackend(path, model.config, blocks=2, kv_cache_dtype="f32", isa=isa)
     with torch.inference_mode():
         for weight, value in values.items():
             model.get_parameter(weight).copy_(value)
@@ -305,8 +305,8 @@ def whole(backend, ids, table) -> torch.Tensor:
 @pytest.mark.parametrize("isa", ISAS)
 def test_chunks_threads_and_neighbours_change_no_bit(quantised, isa, cache):
     ids, others = random_ids(100), random_ids(70, seed=1)
-    expected = whole(quantised(isa=isa, cache_type=cache, threads=1), ids, [0, 1, 2, 3])
-    backend = quantised(isa=isa, cache_type=cache, threads=2)
+    expected = whole(quantised(isa=isa, kv_cache_dtype=cache, threads=1), ids, [0, 1, 2, 3])
+    backend = quantised(isa=isa, kv_cache_dtype=cache, threads=2)
     assert torch.equal(whole(backend, ids, [7, 2, 9, 4]), expected)  # other blocks, two threads
     pieces, at = [], 0
     for n in (1, 33, 2, 31, 13, 20):  # beside another sequence that grows at another pace
@@ -325,8 +325,8 @@ def test_a_long_past_is_the_same_split_or_not(quantised, cache):
     """Beyond 2,048 tokens attention is handed out in stretches when there are few queries."""
     ids = random_ids(4_200)
     blocks = -(-len(ids) // BLOCK)
-    one = quantised(blocks=blocks, cache_type=cache, threads=1)
-    two = quantised(blocks=blocks, cache_type=cache, threads=4)
+    one = quantised(blocks=blocks, kv_cache_dtype=cache, threads=1)
+    two = quantised(blocks=blocks, kv_cache_dtype=cache, threads=4)
     table = list(range(blocks))
     for start in range(0, 4_150, 830):
         logits = one.step(batch((start, ids[start : start + 830], table), wanted=[]))
@@ -378,7 +378,7 @@ def test_steps_are_checked(quantised):
         (batch((0, [1], [12])), "outside the cache"),
         (batch((40, [1], [0])), "too short"),
         (batch((0, [1], [0]), wanted=[1]), "outside the step"),
-        (Batch(np.zeros(2, np.int32), np.array([0, 2], np.int32), np.array([0, 2], np.int32), np.zeros((1, 1), np.int32), np.zeros(0, np.int32)), "follow one another"),
+        (StepBatch(np.zeros(2, np.int32), np.array([0, 2], np.int32), np.array([0, 2], np.int32), np.zeros((1, 1), np.int32), np.zeros(0, np.int32)), "follow one another"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=what):
             backend.step(bad)
@@ -437,7 +437,7 @@ def test_what_cannot_be_packed_is_one_line(folder):
     path, model = folder()
     with pytest.raises(UserError, match="dtype: 'int3' is not one of"):
         packed.plan(path, model.config, "int3")
-    with pytest.raises(UserError, match="cache_type: 'q2' is not one of f32, bf16, int8"):
-        NativeBackend(path, model.config, blocks=1, cache_type="q2")
+    with pytest.raises(UserError, match="kv_cache_dtype: 'q2' is not one of f32, bf16, int8"):
+        NativeBackend(path, model.config, blocks=1, kv_cache_dtype="q2")
     with pytest.raises(UserError, match="missing, or not of shape"):
         packed.plan(path, config(hidden=32), None)

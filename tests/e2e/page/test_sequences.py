@@ -9,7 +9,8 @@ import random
 
 import pytest
 
-from ..mock_openai import counted
+from tests.support.mock_openai import counted
+
 from .conftest import Page, journals, stored, until
 
 SETTINGS = """

@@ -62,7 +62,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedPart:
     """One matrix of `rows` x `columns`, or two that are read together, tile by tile."""
 
     form: str
@@ -87,7 +87,7 @@ class Part:
 class Plan:
     """norms: float32 vectors by our names; key: fixes the packed bytes."""
 
-    parts: dict[str, Part]
+    parts: dict[str, PackedPart]
     norms: dict[str, NDArray[np.float32]]
     key: str
 
@@ -147,7 +147,7 @@ def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
             "PyTorch engine, which computes in it"
         )
     forms = _forms(types, dtype)
-    parts: dict[str, Part] = {}
+    parts: dict[str, PackedPart] = {}
     for name, (rows, columns) in matrix_shapes(config).items():
         stored, form = types[name], forms[name]
         kind = run_as(stored)
@@ -166,7 +166,7 @@ def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
             source = Source("Q8_0", pairs, _quantising(read, name, "Q8_0"))
         together = name.removesuffix("up") + "gate" if name.endswith(".up") else name
         before = parts[together].sources if together in parts else ()
-        parts[together] = Part(form, rows, columns, (*before, source))
+        parts[together] = PackedPart(form, rows, columns, (*before, source))
     described = [(n, p.form, [s.type for s in p.sources]) for n, p in parts.items()]
     made_of = json.dumps([stamp, smollm3_kernels.VERSION, described])
     key = hashlib.blake2b(made_of.encode(), digest_size=16).hexdigest()
