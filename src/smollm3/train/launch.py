@@ -29,7 +29,7 @@ def check_launch(
     if tasks > 1 and "SLURM_PROCID" in environment:
         raise UserError(
             f"srun started {tasks} copies of this program that know nothing of each other; start "
-            "one torchrun on each node (docs/training.md), or `smollm3 run RECIPE --slurm`"
+            "one torchrun on each node (docs/training.md)"
         )
     if processes > 1 and (found := gpus()):
         raise UserError(
