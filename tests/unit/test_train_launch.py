@@ -14,7 +14,7 @@ def test_processes_on_a_machine_with_gpus_are_refused():
 
 
 def test_srun_without_a_launcher_is_refused():
-    with pytest.raises(UserError, match="srun started 8 copies.*torchrun.*--slurm"):
+    with pytest.raises(UserError, match="srun started 8 copies.*one torchrun on each node"):
         check_launch(1, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, lambda: 0)
     check_launch(1, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, lambda: 0)
 
