@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from smollm3.cli.eval import evaluation
 from smollm3.cli.exchange import conformance, export, tokenizer
 from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import report, run
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (run, report, chat, generate, serve, bench, export, tokenizer, conformance):
+for command in (run, report, chat, generate, serve, bench, evaluation, export, tokenizer, conformance):
     cli.add_command(command)
 
 

@@ -1,0 +1,106 @@
+"""`smollm3 eval`: scores on benchmarks, and their comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smollm3.cli.options import MODEL, MODEL_HELP, engine_options
+from smollm3.errors import UserError
+
+
+@click.command("run", epilog=MODEL_HELP)
+@MODEL
+@click.option("--tasks", metavar="NAMES", help="Tasks of lm-evaluation-harness, or of ours, by commas.")
+@click.option("--suite", metavar="NAME", help="base, instruct, multilingual, long or tools.")
+@click.option("--data", type=click.Path(path_type=Path), help="A folder of data sets [the Hub].")
+@click.option("--out", type=click.Path(path_type=Path), help="Results; resumable [evals/MODEL].")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Items of each task.")
+@click.option("--few-shot", type=click.IntRange(0), metavar="N", help="Examples [the task's].")
+@click.option("--chat/--no-chat", default=None, help="In the model's chat template [the suite's].")
+@click.option("--think/--no-think", default=None, help="Reason before answering; with --chat.")
+@click.option("--system", metavar="TEXT", help="System prompt; with --chat.")
+@click.option("--thinking-budget", type=click.IntRange(1), metavar="TOKENS", help="Of reasoning.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Of each answer [the task's].")
+@click.option("--sample/--greedy", default=None, help="The model's own sampling [the suite's].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--lengths", metavar="TOKENS", help="Of RULER's prompts, by commas [4096].")
+@engine_options
+def evaluate(
+    model: str,
+    tasks: str | None,
+    suite: str | None,
+    data: Path | None,
+    out: Path | None,
+    limit: int | None,
+    few_shot: int | None,
+    lengths: str | None,
+    engine_options: dict[str, Any],
+    **asked: Any,
+) -> None:
+    """Score MODEL on benchmarks, by lm-evaluation-harness's own tasks.
+
+    MODEL may also be the URL of an OpenAI-compatible server. Stopped at any moment and started
+    again, it does only what is missing.
+
+    \b
+    smollm3 eval smollm2-135m --tasks hellaswag,piqa --data my/data
+    smollm3 eval runs/mine --suite base --limit 200
+    smollm3 eval http://127.0.0.1:8000/v1 --suite instruct --think
+    smollm3 eval compare evals/a evals/b
+    """
+    from smollm3.eval.launch import launch
+
+    launch(
+        model,
+        tasks=tasks,
+        suite=suite,
+        data=data,
+        out=out,
+        limit=limit,
+        few_shot=few_shot,
+        lengths=lengths,
+        asked=asked,
+        engine_options=engine_options,
+    )
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it here too.")
+@click.option("--plot", type=click.Path(path_type=Path), help="An SVG of scores and intervals.")
+def compare(results: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
+    """Compare evaluations: with what is published, and with each other item by item.
+
+    RESULTS are folders that `smollm3 eval` wrote, or results.json files of the harness.
+    """
+    from smollm3.eval.compare import compare_on_console
+
+    compare_on_console(results, json_file, plot)
+
+
+class _EvalGroup(click.Group):
+    """MODEL may stand where a subcommand's name would: `smollm3 eval MODEL` is the common case."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            return "run", evaluate, args
+        return super().resolve_command(ctx, args)
+
+
+@click.group("eval", cls=_EvalGroup, context_settings={"ignore_unknown_options": True})
+def evaluation() -> None:
+    """Score a model on benchmarks: smollm3 eval MODEL --tasks hellaswag,piqa; or compare scores.
+
+    \b
+    smollm3 eval run --help       all options of smollm3 eval MODEL
+    smollm3 eval compare A B
+    """
+
+
+evaluation.add_command(evaluate)
+evaluation.add_command(compare)
