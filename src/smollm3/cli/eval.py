@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from smollm3.errors import UserError
 @click.option("--sample/--greedy", default=None, help="The model's own sampling [the suite's].")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--lengths", metavar="TOKENS", help="Of RULER's prompts, by commas [4096].")
+@click.option("--essays", type=click.Path(path_type=Path), help="RULER's: a folder of .txt files.")
+@click.option("--squad", type=click.Path(path_type=Path), help="RULER's: a file of SQuAD.")
+@click.option("--hotpotqa", type=click.Path(path_type=Path), help="RULER's: a file of HotpotQA.")
 @engine_options
 def evaluate(
     model: str,
@@ -37,6 +41,9 @@ def evaluate(
     limit: int | None,
     few_shot: int | None,
     lengths: str | None,
+    essays: Path | None,
+    squad: Path | None,
+    hotpotqa: Path | None,
     engine_options: dict[str, Any],
     **asked: Any,
 ) -> None:
@@ -51,7 +58,9 @@ def evaluate(
     smollm3 eval http://127.0.0.1:8000/v1 --suite instruct --think
     smollm3 eval compare evals/a evals/b
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when it is first imported
     from smollm3.eval.launch import launch
+    from smollm3.eval.ruler import Files
 
     launch(
         model,
@@ -62,6 +71,7 @@ def evaluate(
         limit=limit,
         few_shot=few_shot,
         lengths=lengths,
+        files=Files(essays, squad, hotpotqa),
         asked=asked,
         engine_options=engine_options,
     )

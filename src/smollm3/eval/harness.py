@@ -6,14 +6,17 @@ import difflib
 import logging
 import os
 import platform
+import random
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # Read when these are first imported: its bars and warnings would stand between ours.
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -22,22 +25,26 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 from smollm3.errors import UserError
 from smollm3.eval.journal import Journal
 from smollm3.eval.local import data_sets
+from smollm3.eval.ruler import Files
+from smollm3.eval.ruler import harness as ruler
 from smollm3.eval.target import Settings, Target
 
 EXTRA = "evaluating on benchmarks needs {}: pip install 'smollm3[eval]'"
+RANDOM_SEED, FEW_SHOT_SEED = 0, 1234  # the harness's own, so that its examples are ours
 BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 100,000 take minutes
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What to run. few_shot: examples instead of the task's number. limit: items of each task.
-    data: a folder of data sets. options: handed to tasks that read them, as RULER's lengths."""
+    data: a folder of data sets. lengths, files: of RULER's prompts."""
 
     tasks: Sequence[str]
     few_shot: int | None = None
     limit: int | None = None
     data: Path | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    lengths: Sequence[int] = (4096,)
+    files: Files = field(default_factory=Files)
 
 
 def own_tasks() -> Path:
@@ -55,23 +62,19 @@ def run_tasks(
     """
     with _quiet():
         try:
-            from lm_eval.evaluator import simple_evaluate
+            from lm_eval.evaluator import evaluate
 
             from smollm3.eval.adapter import Adapter
         except ModuleNotFoundError as e:
             raise UserError(EXTRA.format(e.name)) from None
-        with data_sets(wanted.data):
-            options = {**wanted.options, "data": str(wanted.data) if wanted.data else None}
-            manager = task_manager(wanted.tasks, options)
-            adapter = Adapter(target, journal, settings, view)
-            tasks = loaded(manager, wanted.tasks)
-            found: dict[str, Any] = simple_evaluate(
+        adapter = Adapter(target, journal, settings, view)
+        with data_sets(wanted.data) as missing:
+            tasks = load_tasks(wanted, target, settings, missing)
+            found: dict[str, Any] = evaluate(
                 adapter,
-                tasks=tasks,
-                num_fewshot=wanted.few_shot,
+                tasks,
                 limit=wanted.limit,
                 bootstrap_iters=BOOTSTRAP,
-                task_manager=manager,
                 apply_chat_template=settings.chat,
                 fewshot_as_multiturn=settings.chat,
                 log_samples=True,
@@ -80,7 +83,46 @@ def run_tasks(
     return found
 
 
-def task_manager(names: Sequence[str], options: dict[str, Any]) -> Any:
+def load_tasks(
+    wanted: Wanted,
+    target: Target,
+    settings: Settings,
+    missing: Collection[tuple[str, str | None, str]],
+) -> Any:
+    """What the harness's TaskManager makes of the names, with the seeds and examples that its own
+    command line sets. missing: splits that were asked for and are not there."""
+    named = [name for name in wanted.tasks if not ruler.is_ruler(name)]
+    manager = task_manager(named)
+    check_names(manager, named)
+    made: list[Any] = []
+    for name in wanted.tasks:
+        if ruler.is_ruler(name):
+            ruler.need_known(wanted.lengths, target.context)
+            made += ruler.configs(
+                name, wanted.lengths, wanted.limit, target.count, wanted.files, settings.chat
+            )
+        else:
+            made.append(name)
+    random.seed(RANDOM_SEED)
+    np.random.seed(FEW_SHOT_SEED)
+    found = manager.load(made)
+    for name, task in found["tasks"].items():
+        shots = task.get_config("num_fewshot")
+        if wanted.few_shot is not None and shots != 0:  # a task's 0 is meant
+            shots = wanted.few_shot
+        task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+        split = task.config.fewshot_split or task.config.training_split
+        gone = (task.DATASET_PATH, task.DATASET_NAME, split)
+        if shots and gone in missing:
+            raise UserError(
+                f"{wanted.data}: has not the {split} split of {gone[0]}, from which {name} takes "
+                f"its {shots} examples; add it, or give --few-shot 0"
+            )
+    return found
+
+
+def task_manager(names: Sequence[str]) -> Any:
     """The harness's index of the folders that have these tasks: of all it takes ten seconds."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
@@ -88,11 +130,11 @@ def task_manager(names: Sequence[str], options: dict[str, Any]) -> Any:
     root = Path(lm_eval.tasks.__file__).parent
     folders = [own_tasks()]
     folders += sorted({root / file.relative_to(root).parts[0] for file in _files(root, names)})
-    return TaskManager(include_path=folders, include_defaults=False, metadata=options)
+    return TaskManager(include_path=folders, include_defaults=False)
 
 
-def loaded(manager: Any, names: Sequence[str]) -> list[str]:
-    """The names, if all of them exist and may run here. UserError with the nearest otherwise."""
+def check_names(manager: Any, names: Sequence[str]) -> None:
+    """That all of them exist and may run here. UserError with the nearest otherwise."""
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, all_names(), n=1)
@@ -104,7 +146,6 @@ def loaded(manager: Any, names: Sequence[str]) -> list[str]:
                 f"{name}: would run the model's code on this computer, not isolated; take "
                 "humaneval_plus_sandbox or mbpp_plus_sandbox, which run it in the sandbox"
             )
-    return list(names)
 
 
 def all_names() -> list[str]:

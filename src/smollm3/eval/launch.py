@@ -10,6 +10,7 @@ from typing import Any
 from smollm3.errors import UserError
 from smollm3.eval.console import eval_on_console
 from smollm3.eval.harness import Wanted
+from smollm3.eval.ruler import Files
 from smollm3.eval.suites import suite_of
 from smollm3.eval.target import EngineTarget, Settings, Target
 
@@ -27,6 +28,7 @@ def launch(
     limit: int | None,
     few_shot: int | None,
     lengths: str | None,
+    files: Files,
     asked: dict[str, Any],
     engine_options: dict[str, Any],
 ) -> None:
@@ -45,8 +47,7 @@ def launch(
         settings = replace(settings, chat=False, think=False)
     settings = replace(settings, **given)
     names = names_of(tasks) if tasks else chosen.tasks if chosen else []
-    options = {"max_seq_lengths": lengths_of(lengths), "tokenizer": model}
-    wanted = Wanted(names, few_shot, limit, data, options)
+    wanted = Wanted(names, few_shot, limit, data, lengths_of(lengths), files)
     folder = out or Path("evals") / f"{_name(model)}{f'-{suite}' if suite else ''}"
     if URL.match(model):
         from smollm3.eval.remote import UrlTarget

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,7 @@ _KEYWORDS = ("where", "columns", "reader")
 
 
 def _lines(text: str, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028 too
         if line.strip():
             try:
                 row = json.loads(line)
@@ -36,7 +37,7 @@ def _lines(text: str, path: Path) -> Iterator[Row]:
 
 def _mgsm(text: str, path: Path) -> Iterator[Row]:
     """Question and number; the Hub's copy has them under these names, and no worked answer."""
-    for row in csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+    for row in csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
         if len(row) != 2:
             raise UserError(f"{path}: must have a question and an answer in each line")
         number = int(row[1].replace(",", ""))
@@ -145,17 +146,32 @@ def _renamed(row: Row, columns: dict[str, str]) -> Row:
 
 
 @contextmanager
-def data_sets(folder: Path | None) -> Iterator[None]:
+def data_sets(folder: Path | None) -> Iterator[Set[tuple[str, str | None, str]]]:
     """Within, the harness finds data sets in the folder; without one, or for those that the table
-    does not know, on the Hub or in its cache. Why it cannot have one is a UserError."""
+    does not know, on the Hub or in its cache. Why it cannot have one is a UserError.
+
+    Yields the splits (data set, configuration, split) that were asked for and are not there; they
+    are empty, since the harness asks for those with examples also where it wants none.
+    """
     import datasets
 
     original = datasets.load_dataset
+    missing: set[tuple[str, str | None, str]] = set()
+
+    class Splits(dict[str, Any]):
+        def __init__(self, path: str, name: str | None, rows: dict[str, list[Row]]) -> None:
+            super().__init__({s: datasets.Dataset.from_list(r) for s, r in rows.items()})
+            self.key = path, name
+
+        def __missing__(self, split: str) -> Any:
+            missing.add((*self.key, split))
+            some = next(iter(self.values()))
+            return some.select([])
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
         rows = DataFolder(folder).load(path, name) if folder else None
         if rows is not None:
-            return datasets.DatasetDict({s: datasets.Dataset.from_list(r) for s, r in rows.items()})
+            return Splits(path, name, rows)
         try:
             return original(path=path, name=name, **options)
         except UserError:
@@ -169,6 +185,6 @@ def data_sets(folder: Path | None) -> Iterator[None]:
 
     datasets.load_dataset = load
     try:
-        yield
+        yield missing
     finally:
         datasets.load_dataset = original

@@ -107,7 +107,7 @@ def write_results(
     for settings in plain.get("configs", {}).values():
         metadata = settings.get("metadata")
         if isinstance(metadata, dict):
-            metadata.pop("data", None)  # where the folder lies changes no score
+            metadata.pop("config_source", None)  # where packages lie changes no score
     plain["config"] = json_of(config)
     for task, samples in found["samples"].items():
         lines = (json.dumps(json_of(s), ensure_ascii=False) for s in samples)

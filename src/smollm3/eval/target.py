@@ -93,6 +93,15 @@ class Target(Protocol):
     name: str
     at_once: int
 
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of a prompt, with all that the chat template adds in a chat."""
+        ...
+
     def origin(self) -> str: ...
     def score(self, prompt: Prompt, continuation: str) -> Work:
         """[log-probability of the continuation, whether it is what greedy sampling gives]."""
@@ -119,6 +128,15 @@ class EngineTarget:
         self.tokenizer = engine.tokenizer
         self.cut = 0  # prompts of which the beginning did not fit
         self._context_ids = lru_cache(64)(self._ids)
+
+    @property
+    def context(self) -> int:
+        return self.engine.config.context
+
+    def count(self, text: str) -> int:
+        if self.settings.chat:
+            return len(self.render(Prompt(messages=({"role": "user", "content": text},))))
+        return len(self._ids(text))
 
     def origin(self) -> str:
         return self.engine.origin()
