@@ -31,7 +31,18 @@ def cli() -> None:
     """
 
 
-for command in (run, report, chat, generate, serve, bench, evaluation, export, tokenizer, conformance):
+for command in (
+    run,
+    report,
+    chat,
+    generate,
+    serve,
+    bench,
+    evaluation,
+    export,
+    tokenizer,
+    conformance,
+):
     cli.add_command(command)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from smollm3.cli.options import MODEL, MODEL_HELP, engine_options
-from smollm3.errors import UserError
 
 
 @click.command("run", epilog=MODEL_HELP)
 @MODEL
-@click.option("--tasks", metavar="NAMES", help="Tasks of lm-evaluation-harness, or of ours, by commas.")
+@click.option(
+    "--tasks", metavar="NAMES", help="Tasks of lm-evaluation-harness, or of ours, by commas."
+)
 @click.option("--suite", metavar="NAME", help="base, instruct, multilingual, long or tools.")
 @click.option("--data", type=click.Path(path_type=Path), help="A folder of data sets [the Hub].")
 @click.option("--out", type=click.Path(path_type=Path), help="Results; resumable [evals/MODEL].")
@@ -80,15 +81,18 @@ def evaluate(
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it here too.")
-@click.option("--plot", type=click.Path(path_type=Path), help="An SVG of scores and intervals.")
-def compare(results: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
+@click.option("--plot", type=click.Path(path_type=Path), help="An SVG of scores, or RULER's map.")
+@click.option("--against", metavar="NAME", help="The published model [by MODEL's name].")
+def compare(
+    results: tuple[Path, ...], json_file: Path | None, plot: Path | None, against: str | None
+) -> None:
     """Compare evaluations: with what is published, and with each other item by item.
 
     RESULTS are folders that `smollm3 eval` wrote, or results.json files of the harness.
     """
     from smollm3.eval.compare import compare_on_console
 
-    compare_on_console(results, json_file, plot)
+    compare_on_console(results, json_file, plot, against)
 
 
 class _EvalGroup(click.Group):

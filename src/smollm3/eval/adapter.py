@@ -77,11 +77,15 @@ class Adapter(LM):  # type: ignore[misc]
         for request in requests:
             asked.append(self._ask(request.args[0], request.args[1], repeats[id(request)]))
             repeats[id(request)] += 1
+        return [value["text"] for value in self.answered(asked)]
+
+    def answered(self, asked: Sequence[Ask]) -> list[dict[str, Any]]:
+        """`Written`, as a dict, of each."""
         keys = [key_of("answer", repr(ask)) for ask in asked]
         values = self._values("answers", keys, asked, self.target.answer)
         self.answers += len(values)
         self.at_limit += sum(value["finish"] == "length" for value in values)
-        return [value["text"] for value in values]
+        return values
 
     # how it is done
 
@@ -116,11 +120,9 @@ class Adapter(LM):  # type: ignore[misc]
         """The value of each, in order; those that are not in the journal are started in turn."""
         missing = {k: a for k, a in zip(keys, asked, strict=True) if k not in self.journal}
         known = len(set(keys)) - len(missing)
-        fresh = 0
         self.view.progress(what, known, known + len(missing), 0)
-        for key, value in self._finished(missing.items(), start):
+        for fresh, (key, value) in enumerate(self._finished(missing.items(), start), 1):
             self.journal.add(key, value)
-            fresh += 1
             self.view.progress(what, known + fresh, known + len(missing), fresh)
         return [self.journal[key] for key in keys]
 

@@ -8,6 +8,7 @@ those that the file allows, texts without regard to case and punctuation.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 from smollm3.errors import UserError
 from smollm3.eval.local import read_text
+from smollm3.eval.target import Ask, Prompt
 from smollm3.files import packaged_file
 
 CATEGORIES = (
@@ -184,7 +186,7 @@ def _value_fits(schema: Mapping[str, Any], allowed: Sequence[Any], value: Any) -
 
 
 def _items_fit(inner: type, allowed: Sequence[Any], value: Sequence[Any]) -> bool:
-    """Whether some allowed list lets every item have its type: `inner`, or that of its own items."""
+    """Whether every item has the type `inner`, or that of the items of some allowed list."""
     for each in allowed:
         if type(each) is not list:
             return True
@@ -223,3 +225,60 @@ def _plain(value: Any) -> Any:
 
 def _plain_items(value: Sequence[Any]) -> list[Any]:
     return [_plain(item) for item in value]
+
+
+# as tasks
+
+
+def is_bfcl(name: str) -> bool:
+    return name == "bfcl" or (name.startswith("bfcl_") and name[5:] in CATEGORIES)
+
+
+def categories(name: str) -> list[str]:
+    """Of a name that `is_bfcl`."""
+    return list(CATEGORIES) if name == "bfcl" else [name[5:]]
+
+
+def ask_of(question: Question, max_tokens: int, sample: bool, seed: int) -> Ask:
+    """A question with its tools; greedy unless the model's own sampling is wanted."""
+    prompt = Prompt(messages=tuple(question.messages), tools=tuple(tools(question.functions)))
+    temperature = None if sample else 0.0
+    return Ask(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+def judged(question: Question, written: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample in the harness's form."""
+    calls = [(call["name"], call["arguments"]) for call in written["calls"]]
+    return {
+        "doc_id": question.id,
+        "doc": {"question": question.messages, "functions": question.functions},
+        "target": question.answers if question.answers is not None else question.calls,
+        "resps": [[written["text"]]],
+        "filtered_resps": [written["calls"]],
+        "filter": "none",
+        "accuracy": float(right(question, calls)),
+    }
+
+
+def results(category: str, samples: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
+    """The parts of the harness's results that a category adds."""
+    name, n = f"bfcl_{category}", len(samples)
+    mean = sum(s["accuracy"] for s in samples) / n
+    error = math.sqrt(mean * (1 - mean) / max(n - 1, 1))
+    return {
+        "results": {
+            name: {
+                "name": name,
+                "alias": name,
+                "sample_len": n,
+                "accuracy,none": mean,
+                "accuracy_stderr,none": error,
+            }
+        },
+        "samples": {name: list(samples)},
+        "versions": {name: 4.0},
+        "n-shot": {name: 0},
+        "higher_is_better": {name: {"accuracy": True}},
+        "n-samples": {name: {"original": total, "effective": n}},
+        "configs": {name: {"task": name, "metadata": {"version": 4.0}}},
+    }

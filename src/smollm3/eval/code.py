@@ -12,7 +12,8 @@ from typing import Any
 from smollm3.agent.sandbox import Limits, Run, StartError, find_sandbox
 from smollm3.errors import UserError
 
-LIMITS = Limits(seconds=30.0, cpu_seconds=60, memory=1 << 30, threads=1, calls=0)
+# The clock's limit is wide, so that on a busy computer the processor's decides.
+LIMITS = Limits(seconds=240.0, cpu_seconds=120, memory=1 << 30, threads=1, calls=0)
 _BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 # The sandbox has the standard library alone, and this is all that the tests of HumanEval+ and
 # MBPP+ want of NumPy: comparing numbers, also nested and in sets, as allclose does.
@@ -96,7 +97,16 @@ def humaneval(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float
     """pass@1 of an item of HumanEval+, in the harness's form."""
     entry_point = doc["entry_point"]
     program = code_of(results[0], doc["prompt"], entry_point)
-    return {"pass@1": float(run_tests(program, f"{doc['test']}\ncheck({entry_point})").passed)}
+    return {"pass@1": float(run_tests(program, humaneval_tests(doc)).passed)}
+
+
+def humaneval_tests(doc: Mapping[str, Any]) -> str:
+    """The item's tests. In the published file those of HumanEval/32 take a root for its polynomial,
+    so that no program can pass: they are read as they are meant."""
+    test = doc["test"].replace(
+        "_poly(*candidate(*inp), inp) <= 0.0001", "abs(_poly(*inp, candidate(*inp))) <= 0.0001"
+    )
+    return f"{test}\ncheck({doc['entry_point']})"
 
 
 def mbpp(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -144,7 +154,8 @@ _CALLS = """
 def _run():
     import json
     names = {"__name__": "solution"}
-    exec("from typing import *\\nfrom collections import *\\nimport math, heapq, bisect, itertools, functools", names)
+    exec("from typing import *\\nfrom collections import *\\nimport math, heapq, bisect", names)
+    exec("import itertools, functools, string, re", names)
     exec(compile(PROGRAM, "<program>", "exec"), names)
     for given, wanted in CASES:
         arguments = [json.loads(line) for line in given.strip().split("\\n")]

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from smollm3.errors import UserError
+from smollm3.eval import bfcl, code
 from smollm3.eval.journal import Journal
 from smollm3.eval.local import data_sets
 from smollm3.eval.ruler import Files
@@ -31,6 +32,7 @@ from smollm3.eval.target import Settings, Target
 
 EXTRA = "evaluating on benchmarks needs {}: pip install 'smollm3[eval]'"
 RANDOM_SEED, FEW_SHOT_SEED = 0, 1234  # the harness's own, so that its examples are ours
+BFCL_TOKENS = 4096  # of an answer, reasoning included
 BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 100,000 take minutes
 
 
@@ -68,18 +70,45 @@ def run_tasks(
         except ModuleNotFoundError as e:
             raise UserError(EXTRA.format(e.name)) from None
         adapter = Adapter(target, journal, settings, view)
+        found: dict[str, Any] = {"results": {}, "samples": {}}
+        of_harness = [name for name in wanted.tasks if not bfcl.is_bfcl(name)]
+        asked = _bfcl_questions(wanted, settings)
         with data_sets(wanted.data) as missing:
-            tasks = load_tasks(wanted, target, settings, missing)
-            found: dict[str, Any] = evaluate(
-                adapter,
-                tasks,
-                limit=wanted.limit,
-                bootstrap_iters=BOOTSTRAP,
-                apply_chat_template=settings.chat,
-                fewshot_as_multiturn=settings.chat,
-                log_samples=True,
-            )
+            if of_harness:
+                tasks = load_tasks(replace(wanted, tasks=of_harness), target, settings, missing)
+                found = evaluate(
+                    adapter,
+                    tasks,
+                    limit=wanted.limit,
+                    bootstrap_iters=BOOTSTRAP,
+                    apply_chat_template=settings.chat,
+                    fewshot_as_multiturn=settings.chat,
+                    log_samples=True,
+                )
+        for category, (questions, total) in asked.items():
+            limit = settings.max_tokens or BFCL_TOKENS
+            asks = [bfcl.ask_of(q, limit, settings.sample, settings.seed) for q in questions]
+            written = adapter.answered(asks)
+            samples = [bfcl.judged(q, w) for q, w in zip(questions, written, strict=True)]
+            for part, value in bfcl.results(category, samples, total).items():
+                found.setdefault(part, {}).update(value)
     found["smollm3"] = {"answers": adapter.answers, "answers_at_limit": adapter.at_limit}
+    return found
+
+
+def _bfcl_questions(
+    wanted: Wanted, settings: Settings
+) -> dict[str, tuple[list[bfcl.Question], int]]:
+    """category -> those that are asked, and how many there are."""
+    found = {}
+    for name in wanted.tasks:
+        if not bfcl.is_bfcl(name):
+            continue
+        if not settings.chat:
+            raise UserError(f"{name}: is of chats, with tools in the model's template; add --chat")
+        for category in bfcl.categories(name):
+            questions = bfcl.questions(category)
+            found[category] = (questions[: wanted.limit], len(questions))
     return found
 
 
@@ -141,6 +170,8 @@ def check_names(manager: Any, names: Sequence[str]) -> None:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{name}: no such task{hint}")
         config = (manager.task_index[name].cfg or {}) if name in manager.task_index else {}
+        if (config.get("metadata") or {}).get("sandbox"):
+            code.need_sandbox(name)
         if config.get("unsafe_code"):
             raise UserError(
                 f"{name}: would run the model's code on this computer, not isolated; take "

@@ -74,9 +74,14 @@ def names_of(tasks: str) -> list[str]:
 
 def lengths_of(lengths: str | None) -> list[int]:
     try:
-        found = [int(part.replace("k", "")) * (1024 if "k" in part else 1) for part in (lengths or "4096").split(",")]
+        found = [
+            int(part.replace("k", "")) * (1024 if "k" in part else 1)
+            for part in (lengths or "4096").split(",")
+        ]
     except ValueError:
-        raise UserError(f"--lengths: numbers of tokens by commas, as 4096,32k; not {lengths!r}") from None
+        raise UserError(
+            f"--lengths: numbers of tokens by commas, as 4096,32k; not {lengths!r}"
+        ) from None
     if min(found) < 1:
         raise UserError("--lengths: must be at least 1")
     return found

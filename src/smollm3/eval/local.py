@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,12 @@ def _mgsm(text: str, path: Path) -> Iterator[Row]:
         if len(row) != 2:
             raise UserError(f"{path}: must have a question and an answer in each line")
         number = int(row[1].replace(",", ""))
-        yield {"question": row[0], "answer": None, "answer_number": number, "equation_solution": None}
+        yield {
+            "question": row[0],
+            "answer": None,
+            "answer_number": number,
+            "equation_solution": None,
+        }
 
 
 def _squad(text: str, path: Path) -> Iterator[Row]:
@@ -97,6 +102,11 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 ({e.reason})") from None
 
 
+@lru_cache(4)  # MMLU's 57 subjects are asked for one by one, of the same files
+def _rows(reader: str, file: Path) -> list[Row]:
+    return list(_READERS[reader](read_text(file), file))
+
+
 @dataclass(frozen=True)
 class DataFolder:
     """A folder of data-set folders."""
@@ -127,12 +137,12 @@ class DataFolder:
                 + f" of the Hub: get it at https://huggingface.co/datasets/{path}, or leave --data "
                 "out to have it fetched"
             )
-        read = _READERS[entry.get("reader", "jsonl")]
+        reader = entry.get("reader", "jsonl")
         return {
             split: [
                 _renamed(row, entry.get("columns", {}))
-                for row in read(read_text(file), file)
-                if "where" not in entry or row.get(entry["where"]) == name
+                for row in _rows(reader, file)
+                if "where" not in entry or name in (None, "all") or row.get(entry["where"]) == name
             ]
             for split, file in there.items()
         }
@@ -180,7 +190,8 @@ def data_sets(folder: Path | None) -> Iterator[Set[tuple[str, str | None, str]]]
             place = f"https://huggingface.co/datasets/{path}"
             there = f"{folder}: holds no file for" if folder else "cannot be had from the Hub:"
             raise UserError(
-                f"{there} {path} {name or ''}".rstrip() + f" ({type(e).__name__}); get it at {place}"
+                f"{there} {path} {name or ''}".rstrip()
+                + f" ({type(e).__name__}); get it at {place}"
             ) from None
 
     datasets.load_dataset = load

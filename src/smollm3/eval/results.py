@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3.errors import UserError
-from smollm3.eval.measure import Z, Measure, share
+from smollm3.eval.measure import Measure, Z, share
 from smollm3.files import read_json, write_atomic, write_json
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -44,11 +43,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, or a conversation with the beginning of its answer."""
+    """A text, or a conversation with tools and with the beginning of its answer."""
 
     text: str = ""
     messages: tuple[dict[str, Any], ...] = ()
     prefill: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_chat(self) -> bool:
@@ -58,11 +58,12 @@ class Prompt:
 @dataclass(frozen=True)
 class Written:
     """An answer. text: without its reasoning; finish: "stop" or "length"; tokens: made, reasoning
-    included."""
+    included. calls: of tools, each {"name": ..., "arguments": {...}}."""
 
     text: str
     finish: str
     tokens: int
+    calls: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,10 @@ class EngineTarget:
         if system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
         rendered = self.tokenizer.render(
-            messages, enable_thinking=self.settings.think, date=DATE
+            messages,
+            tools=list(prompt.tools) or None,
+            enable_thinking=self.settings.think,
+            date=DATE,
         ).ids
         return rendered + self.tokenizer.encode(prompt.prefill) if prompt.prefill else rendered
 
@@ -266,11 +270,13 @@ class _Answer:
         if self.generation is None:
             return asdict(Written("", "length", 0))
         completion = self.generation.result()
-        text = completion.text
+        text, calls = completion.text, []
         if self.ask.prompt.is_chat:
-            message = self.target.tokenizer.parse(completion.text)
+            tools = bool(self.ask.prompt.tools)
+            message = self.target.tokenizer.parse(completion.text, tools=tools)
             text = until(message.content, self.ask.stop)
-        return asdict(Written(text, completion.finish_reason, len(completion.ids)))
+            calls = [{"name": c.name, "arguments": c.arguments} for c in message.tool_calls]
+        return asdict(Written(text, completion.finish_reason, len(completion.ids), calls))
 
 
 def until(text: str, stops: Sequence[str]) -> str:

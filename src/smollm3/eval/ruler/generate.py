@@ -10,7 +10,8 @@ import random
 import string
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from smollm3.errors import UserError
@@ -83,7 +84,9 @@ def generate(
         units = units or maker.least
         for attempt in range(ATTEMPTS):
 
-            def measured(n: int, name: str = f"{seed}/{task.name}/{length}/{index}/{attempt}") -> _Sized:
+            def measured(
+                n: int, name: str = f"{seed}/{task.name}/{length}/{index}/{attempt}"
+            ) -> _Sized:
                 draft = maker.make(random.Random(name), n)  # noqa: B023
                 return draft, count(draft.prompt + draft.prefix)
 
@@ -145,7 +148,9 @@ def _maker(task: RulerTask, length: int, files: Files, index: int) -> _Maker:
             return _frequent_words(length)
         case "qa":
             questions = squad(files.squad) if task.haystack == "squad" else hotpotqa(files.hotpotqa)
-            return _documents(questions.questions[index % len(questions.questions)], questions.texts)
+            return _documents(
+                questions.questions[index % len(questions.questions)], questions.texts
+            )
 
 
 # needles
@@ -164,7 +169,9 @@ def _niah(task: RulerTask, files: Files) -> _Maker:
         places, total = _places(task, rng, n, count)
         context = _mixed(_straw(task, rng, n, sentences), needles, places)
         one = task.queried * task.values == 1
-        query = queried[0] if len(queried) == 1 else ", ".join(queried[:-1]) + f", and {queried[-1]}"
+        query = (
+            queried[0] if len(queried) == 1 else ", ".join(queried[:-1]) + f", and {queried[-1]}"
+        )
         template, prefix, kind = prompts.NIAH, prompts.NIAH_PREFIX, str(task.value)
         if one:
             template = template.replace("Some", "A").replace("are all", "is").replace("are", "is")
@@ -239,7 +246,7 @@ def _chain(rng: random.Random, noises: int, letters: int) -> tuple[str, str, lis
             names.append(name)
     value = str(rng.randint(10_000, 99_999))
     chain = [f"VAR {names[0]} = {value}"]
-    chain += [f"VAR {b} = VAR {a} " for a, b in zip(names, names[1:], strict=False)]
+    chain += [f"VAR {b} = VAR {a} " for a, b in pairwise(names)]
     sentences = [f"{prompts.NOISE}\n"] * noises
     for shift, place in enumerate(sorted(rng.sample(range(noises), len(chain)))):
         sentences.insert(place + shift, chain[shift])
@@ -260,9 +267,7 @@ def _common_words(length: int) -> _Maker:
         shown, shown_words = _word_list(rng, *example)
         asked, outputs = _word_list(rng, n, often, seldom)
         answer = " ".join(f"{i}. {word}" for i, word in enumerate(shown_words, 1))
-        return _Draft(
-            f"{shown}{prompts.CWE_PREFIX} {answer}\n{asked}", prompts.CWE_PREFIX, outputs
-        )
+        return _Draft(f"{shown}{prompts.CWE_PREFIX} {answer}\n{asked}", prompts.CWE_PREFIX, outputs)
 
     return _Maker(make, 11)
 

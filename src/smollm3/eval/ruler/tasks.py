@@ -19,16 +19,14 @@ NIAH = (
 )
 NIAH_PREFIX = " The special magic {type} for {query} mentioned in the provided text are"
 NEEDLE = "One of the special magic {type} for {key} is: {value}."
-NOISE = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-)
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 VT = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
     "{context}\nQuestion: Find all variables that are assigned the value {query} in the text above."
 )
 VT_PREFIX = (
-    " Answer: According to the chain(s) of variable assignment in the text above, {count} variables "
-    "are assgined the value {query}, they are: "
+    " Answer: According to the chain(s) of variable assignment in the text above, {count} "
+    "variables are assgined the value {query}, they are: "
 )
 CWE = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
