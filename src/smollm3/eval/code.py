@@ -13,7 +13,7 @@ from smollm3.agent.sandbox import Limits, Run, StartError, find_sandbox
 from smollm3.errors import UserError
 
 # The clock's limit is wide, so that on a busy computer the processor's decides.
-LIMITS = Limits(seconds=240.0, cpu_seconds=120, memory=1 << 30, threads=1, calls=0)
+LIMITS = Limits(seconds=240.0, cpu_seconds=120, memory=4 << 30, threads=1, calls=0)
 _BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 # The sandbox has the standard library alone, and this is all that the tests of HumanEval+ and
 # MBPP+ want of NumPy: comparing numbers, also nested and in sets, as allclose does.

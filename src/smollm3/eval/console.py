@@ -91,6 +91,8 @@ def eval_on_console(
         }
         path = write_results(out, found, config, run)
     console.print(table(found))
+    for why in found["smollm3"]["skipped"].values():
+        console.print(f"left out: {why}", soft_wrap=True)
     cut = getattr(target, "cut", 0)
     if cut:
         console.print(f"{cut:,} prompts lost their beginning, to fit the model's context")

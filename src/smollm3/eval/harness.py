@@ -39,7 +39,8 @@ BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 10
 @dataclass(frozen=True)
 class Wanted:
     """What to run. few_shot: examples instead of the task's number. limit: items of each task.
-    data: a folder of data sets. lengths, files: of RULER's prompts."""
+    data: a folder of data sets. lengths, files: of RULER's prompts. skip: leave out, and name, what
+    cannot be had, as a suite does; else that is an error."""
 
     tasks: Sequence[str]
     few_shot: int | None = None
@@ -47,6 +48,7 @@ class Wanted:
     data: Path | None = None
     lengths: Sequence[int] = (4096,)
     files: Files = field(default_factory=Files)
+    skip: bool = False
 
 
 def own_tasks() -> Path:
@@ -71,11 +73,14 @@ def run_tasks(
             raise UserError(EXTRA.format(e.name)) from None
         adapter = Adapter(target, journal, settings, view)
         found: dict[str, Any] = {"results": {}, "samples": {}}
+        skipped: dict[str, str] = {}
         of_harness = [name for name in wanted.tasks if not bfcl.is_bfcl(name)]
         asked = _bfcl_questions(wanted, settings)
         with data_sets(wanted.data) as missing:
             if of_harness:
-                tasks = load_tasks(replace(wanted, tasks=of_harness), target, settings, missing)
+                tasks = load_tasks(
+                    replace(wanted, tasks=of_harness), target, settings, missing, skipped
+                )
                 found = evaluate(
                     adapter,
                     tasks,
@@ -92,7 +97,11 @@ def run_tasks(
             samples = [bfcl.judged(q, w) for q, w in zip(questions, written, strict=True)]
             for part, value in bfcl.results(category, samples, total).items():
                 found.setdefault(part, {}).update(value)
-    found["smollm3"] = {"answers": adapter.answers, "answers_at_limit": adapter.at_limit}
+    found["smollm3"] = {
+        "skipped": skipped,
+        "answers": adapter.answers,
+        "answers_at_limit": adapter.at_limit,
+    }
     return found
 
 
@@ -117,38 +126,60 @@ def load_tasks(
     target: Target,
     settings: Settings,
     missing: Collection[tuple[str, str | None, str]],
+    skipped: dict[str, str],
 ) -> Any:
     """What the harness's TaskManager makes of the names, with the seeds and examples that its own
-    command line sets. missing: splits that were asked for and are not there."""
+    command line sets. missing: splits that were asked for and are not there. skipped: gets the
+    tasks that are left out, with why."""
     named = [name for name in wanted.tasks if not ruler.is_ruler(name)]
     manager = task_manager(named)
-    check_names(manager, named)
-    made: list[Any] = []
-    for name in wanted.tasks:
-        if ruler.is_ruler(name):
-            ruler.need_known(wanted.lengths, target.context)
-            made += ruler.configs(
-                name, wanted.lengths, wanted.limit, target.count, wanted.files, settings.chat
-            )
-        else:
-            made.append(name)
     random.seed(RANDOM_SEED)
     np.random.seed(FEW_SHOT_SEED)
-    found = manager.load(made)
-    for name, task in found["tasks"].items():
-        shots = task.get_config("num_fewshot")
-        if wanted.few_shot is not None and shots != 0:  # a task's 0 is meant
-            shots = wanted.few_shot
-        task.set_config(key="num_fewshot", value=shots or 0)
-        task.set_fewshot_seed(seed=FEW_SHOT_SEED)
-        split = task.config.fewshot_split or task.config.training_split
-        gone = (task.DATASET_PATH, task.DATASET_NAME, split)
-        if shots and gone in missing:
-            raise UserError(
-                f"{wanted.data}: has not the {split} split of {gone[0]}, from which {name} takes "
-                f"its {shots} examples; add it, or give --few-shot 0"
-            )
+    found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in wanted.tasks:
+        try:
+            if not ruler.is_ruler(name):
+                check_name(manager, name)
+            loaded = manager.load(_specs(name, wanted, target, settings))
+            for task_name, task in loaded["tasks"].items():
+                _set_examples(task_name, task, wanted, missing)
+        except UserError as e:
+            if not wanted.skip:
+                raise
+            skipped[name] = str(e)
+            continue
+        for part, entries in found.items():
+            entries.update(loaded.get(part, {}))
+    if not found["tasks"]:
+        raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
     return found
+
+
+def _specs(name: str, wanted: Wanted, target: Target, settings: Settings) -> list[Any]:
+    """What the TaskManager is to load for a name."""
+    if not ruler.is_ruler(name):
+        return [name]
+    ruler.need_known(wanted.lengths, target.context)
+    return list(
+        ruler.configs(name, wanted.lengths, wanted.limit, target.count, wanted.files, settings.chat)
+    )
+
+
+def _set_examples(
+    name: str, task: Any, wanted: Wanted, missing: Collection[tuple[str, str | None, str]]
+) -> None:
+    shots = task.get_config("num_fewshot")
+    if wanted.few_shot is not None and shots != 0:  # a task's 0 is meant
+        shots = wanted.few_shot
+    task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+    split = task.config.fewshot_split or task.config.training_split
+    gone = (task.DATASET_PATH, task.DATASET_NAME, split)
+    if shots and gone in missing:
+        raise UserError(
+            f"{wanted.data}: has not the {split} split of {gone[0]}, from which {name} takes its "
+            f"{shots} examples; add it, or give --few-shot 0"
+        )
 
 
 def task_manager(names: Sequence[str]) -> Any:
@@ -162,21 +193,20 @@ def task_manager(names: Sequence[str]) -> Any:
     return TaskManager(include_path=folders, include_defaults=False)
 
 
-def check_names(manager: Any, names: Sequence[str]) -> None:
-    """That all of them exist and may run here. UserError with the nearest otherwise."""
-    for name in names:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, all_names(), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{name}: no such task{hint}")
-        config = (manager.task_index[name].cfg or {}) if name in manager.task_index else {}
-        if (config.get("metadata") or {}).get("sandbox"):
-            code.need_sandbox(name)
-        if config.get("unsafe_code"):
-            raise UserError(
-                f"{name}: would run the model's code on this computer, not isolated; take "
-                "humaneval_plus_sandbox or mbpp_plus_sandbox, which run it in the sandbox"
-            )
+def check_name(manager: Any, name: str) -> None:
+    """That a task exists and may run here. UserError with the nearest name otherwise."""
+    if name not in manager.all_tasks:
+        near = difflib.get_close_matches(name, all_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name}: no such task{hint}")
+    config = (manager.task_index[name].cfg or {}) if name in manager.task_index else {}
+    if (config.get("metadata") or {}).get("sandbox"):
+        code.need_sandbox(name)
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"{name}: would run the model's code on this computer, not isolated; take "
+            "humaneval_plus_sandbox or mbpp_plus_sandbox, which run it in the sandbox"
+        )
 
 
 def all_names() -> list[str]:

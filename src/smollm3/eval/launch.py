@@ -47,7 +47,9 @@ def launch(
         settings = replace(settings, chat=False, think=False)
     settings = replace(settings, **given)
     names = names_of(tasks) if tasks else chosen.tasks if chosen else []
-    wanted = Wanted(names, few_shot, limit, data, lengths_of(lengths), files)
+    wanted = Wanted(
+        names, few_shot, limit, data, lengths_of(lengths), files, skip=chosen is not None
+    )
     folder = out or Path("evals") / f"{_name(model)}{f'-{suite}' if suite else ''}"
     if URL.match(model):
         from smollm3.eval.remote import UrlTarget

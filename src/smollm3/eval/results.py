@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, Z, share
-from smollm3.files import read_json, write_atomic, write_json
+from smollm3.files import read_json, sha256_json, write_atomic, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,6 +114,7 @@ def write_results(
         text = "".join(f"{line}\n" for line in lines)
         write_atomic(folder / f"samples_{task}.jsonl", text.encode("utf-8", "surrogatepass"))
     plain["smollm3"] = {
+        "prompts": {task: _prompts(samples) for task, samples in found["samples"].items()},
         **json_of(found.get("smollm3", {})),
         "intervals": {
             task: {name: asdict(m) for name, m in by_name.items()}
@@ -123,6 +124,11 @@ def write_results(
     write_json(folder / RUN, dict(run))
     write_json(folder / RESULTS, plain)
     return folder / RESULTS
+
+
+def _prompts(samples: Sequence[Mapping[str, Any]]) -> str:
+    """A checksum of all prompts of a task: equal where two runs asked the same."""
+    return sha256_json([s.get("prompt_hash") for s in samples])[:16]
 
 
 @dataclass(frozen=True)
