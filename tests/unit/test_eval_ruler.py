@@ -200,10 +200,8 @@ def test_tasks_for_the_harness():
     assert not is_ruler("vt")
     made = configs("ruler_offline", [4096, 8192], None, count, Files(), chat=True)
     assert len(made) == 2 * len(OFFLINE) == 12
-    assert (
-        made[0]["gen_prefix"]
-        and "gen_prefix" not in configs("ruler_vt", [4096], 1, count, Files(), False)[0]
-    )
+    assert made[0]["gen_prefix"]
+    assert "gen_prefix" not in configs("ruler_vt", [4096], 1, count, Files(), False)[0]
 
 
 def test_scores_by_length_and_depth():

@@ -95,6 +95,34 @@ def compare(
     compare_on_console(results, json_file, plot, against)
 
 
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--items",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A data set's file: JSON lines, an item each.",
+)
+def contamination(files: tuple[Path, ...], items: Path) -> None:
+    """Tell which items of a data set stand in training data: 13 words in a row.
+
+    FILES are texts or JSON lines.
+
+    \b
+    smollm3 eval contamination corpus/*.jsonl.gz --items data/hellaswag/validation.jsonl.gz
+    """
+    from smollm3.eval.contamination import ItemIndex, documents
+
+    index = ItemIndex(documents([items]))
+    found = index.overlap(documents(files))
+    click.echo(
+        f"{len(found.items):,} of {found.of_items:,} items stand in {found.documents:,} of "
+        f"{found.of_documents:,} documents; {index.short:,} items are too short to tell"
+    )
+    if found.items:
+        click.echo("items: " + ", ".join(map(str, found.items)))
+
+
 class _EvalGroup(click.Group):
     """MODEL may stand where a subcommand's name would: `smollm3 eval MODEL` is the common case."""
 
@@ -113,8 +141,10 @@ def evaluation() -> None:
     \b
     smollm3 eval run --help       all options of smollm3 eval MODEL
     smollm3 eval compare A B
+    smollm3 eval contamination FILES --items FILE
     """
 
 
 evaluation.add_command(evaluate)
 evaluation.add_command(compare)
+evaluation.add_command(contamination)
