@@ -54,7 +54,7 @@ def test_a_score_is_what_the_engine_says(whole, tokenizer):
             sums.append(said)
         best = max(range(4), key=sums.__getitem__)
         assert sample["acc"] == float(best == sample["target"])
-    assert found["n-samples"]["hellaswag"]["effective"] == 12
+    assert found["n-samples"]["hellaswag"]["effective"] == 5
 
 
 def test_results_have_the_harness_form_and_intervals(whole):
@@ -64,10 +64,10 @@ def test_results_have_the_harness_form_and_intervals(whole):
     assert kept["results"]["piqa"]["acc,none"] == found["results"]["piqa"]["acc,none"]
     interval = kept["smollm3"]["intervals"]["hellaswag"]["acc,none"]
     assert interval["low"] <= interval["value"] <= interval["high"]
-    assert interval["n"] == 12
+    assert interval["n"] == 5
     lines = (out / "samples_piqa.jsonl").read_text().splitlines()
-    assert len(lines) == 8
-    assert read_results(out).measure("piqa", "acc").n == 8
+    assert len(lines) == 4
+    assert read_results(out).measure("piqa", "acc").n == 4
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -78,12 +78,12 @@ def test_killed_and_gone_on_with_gives_the_same_bytes(whole, tokenizer, data, tm
     wanted = Wanted(["hellaswag", "piqa"], data=data)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            evaluated(fake_target(tokenizer), wanted, tmp_path, Watching(rng.randint(1, 20)))
+            evaluated(fake_target(tokenizer), wanted, tmp_path, Watching(rng.randint(1, 9)))
         with (tmp_path / ITEMS).open("ab") as file:
             file.write(b'{"key": "00')
     view = Watching()
     evaluated(fake_target(tokenizer), wanted, tmp_path, view)
-    assert 0 < view.seen[-1][3] < 64 - 2  # some had been kept
+    assert 0 < view.seen[-1][3] < 28 - 1  # some had been kept
     for name in (RESULTS, "samples_hellaswag.jsonl", "samples_piqa.jsonl"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
@@ -105,7 +105,7 @@ def test_another_model_or_other_settings_are_refused(whole, tmp_path):
         Journal(tmp_path / "x", {})
     (tmp_path / "y").write_bytes((out / ITEMS).read_bytes() + b"[]\n")
     with pytest.raises(UserError, match=r"y:\d+: not of"):
-        origin = json.loads((out / ITEMS).open().readline())["origin"]
+        origin = json.loads((out / ITEMS).read_text().split("\n")[0])["origin"]
         Journal(tmp_path / "y", origin)
 
 

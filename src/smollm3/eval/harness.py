@@ -140,7 +140,7 @@ def load_tasks(
         try:
             if not ruler.is_ruler(name):
                 check_name(manager, name)
-            loaded = manager.load(_specs(name, wanted, target, settings))
+            loaded = _load(manager, name, _specs(name, wanted, target, settings))
             for task_name, task in loaded["tasks"].items():
                 _set_examples(task_name, task, wanted, missing)
         except UserError as e:
@@ -153,6 +153,17 @@ def load_tasks(
     if not found["tasks"]:
         raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
     return found
+
+
+def _load(manager: Any, name: str, specs: list[Any]) -> Any:
+    """A task's own code runs when it is loaded: what that needs and has not is told in one line."""
+    try:
+        return manager.load(specs)
+    except UserError:
+        raise
+    except Exception as e:
+        said = " ".join(str(e).split())[:300]
+        raise UserError(f"{name}: cannot be loaded ({type(e).__name__}: {said})") from None
 
 
 def _specs(name: str, wanted: Wanted, target: Target, settings: Settings) -> list[Any]:

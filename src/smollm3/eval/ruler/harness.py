@@ -99,7 +99,7 @@ def depths(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], float]
     """(length, depth in tenths) -> mean score, of the samples of single needles."""
     cells: dict[tuple[int, int], list[float]] = defaultdict(list)
     for sample in samples:
-        depth = sample["doc"].get("depth")
+        depth = sample.get("doc", {}).get("depth")
         if depth is not None:
             cells[sample["doc"]["length"], min(int(depth * 10), 9)].append(sample["score"])
     return {cell: sum(scores) / len(scores) for cell, scores in sorted(cells.items())}
