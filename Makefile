@@ -8,10 +8,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo ui test test-all lint peers vllm bench docs clean
+.PHONY: help demo ui test test-avx2 test-portable test-all lint peers vllm bench docs clean
 
 help:
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,12 @@ demo: $(VENV)/.installed ## train the nano recipe, print its score card, leave a
 
 test: $(VENV)/.installed-dev ## the tests of every change, with coverage
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
+
+test-avx2: ## the same on kernels of ours and of PyTorch that any processor since 2013 has
+	ATEN_CPU_CAPABILITY=avx2 SMOLLM3_ISA=avx2 $(MAKE) test
+
+test-portable: ## the same on kernels without any instruction set
+	ATEN_CPU_CAPABILITY=default SMOLLM3_ISA=portable $(MAKE) test
 
 test-all: $(VENV)/.installed-dev ## also the slow tests and the named breakages
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15

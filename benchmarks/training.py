@@ -26,7 +26,7 @@ from smollm3.chat import default_template
 from smollm3.data.spec import ProceduralSource
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.tokenizer import Tokenizer
-from smollm3.train import TrainJob, World
+from smollm3.train import ProcessGroup, TrainJob
 from smollm3.train.loop import Trainer
 from smollm3.train.spec import LearningRate, TrainStage
 
@@ -62,7 +62,7 @@ def compare(shape: tuple[int, int, int, int, int], steps: int, folder: Path) -> 
         shards={"longdoc": str(shard.folder)}, start={"longdoc": 0}, optimizer=None,
         work=str(folder / "work"), seed=0, threads=1,
     )  # fmt: skip
-    ours = Trainer(job, World.single(), print)
+    ours = Trainer(job, ProcessGroup.single(), print)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "model", dtype=torch.float32
     )

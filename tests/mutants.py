@@ -50,8 +50,8 @@ MUTANTS = [
     Mutant("warm-up begins at zero", "train/schedule.py", "lr.peak * (step + 1) / lr.warmup", "lr.peak * step / lr.warmup", f"{U}train_schedule.py"),
     Mutant("cosine ignores its end", "train/schedule.py", "lr.peak * (lr.end + (1 - lr.end) * share)", "lr.peak * share", f"{U}train_schedule.py"),
     Mutant("clipping before the global mean", "train/loop.py", "min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight", "min(1.0, self.stage.clip / (grad_norm * weight + 1e-6)) / weight", f"{U}train_loop.py"),
-    Mutant("NaN updates the weights", "train/guard.py", "math.isfinite(loss) and math.isfinite(grad_norm)", "True", f"{U}train_guard.py"),
-    Mutant("damaged state used", "train/state.py", 'content["sha256"] != sha256_file(folder / TENSORS)', "False", f"{U}train_state.py"),
+    Mutant("NaN updates the weights", "train/loss_spike.py", "math.isfinite(loss) and math.isfinite(grad_norm)", "True", f"{U}train_loss_spike.py"),
+    Mutant("a damaged training checkpoint is used", "train/training_checkpoint.py", 'content["sha256"] != sha256_file(folder / TENSORS)', "False", f"{U}train_checkpoint.py"),
     # data
     Mutant("the next document's first token is trained", "data/loader.py", "trained[:, 1:] & (documents[:, 1:] == documents[:, :-1])", "trained[:, 1:]", LOADER),
     Mutant("ranks get the same rows", "data/loader.py", "for r in (rank, rank + 1))", "for r in (0, 1))", I + "batches.py"),

@@ -12,6 +12,8 @@ import time
 
 import pyte
 
+PATIENCE = 180  # seconds until a test gives up; the machine may be busy with others
+
 # Makes the terminal that of its session, so that Ctrl-C interrupts.
 OWN = """
 import fcntl, os, sys, termios
@@ -23,7 +25,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 class Terminal:
     """Runs `command` on a terminal of its own; what has scrolled away is kept in `above`."""
 
-    def __init__(self, command, columns=100, lines=16, **environment):
+    def __init__(self, command, columns=100, lines=16, cwd=None, **environment):
         self.screen = pyte.HistoryScreen(columns, lines, history=1000)
         self.stream = pyte.ByteStream(self.screen)
         self.master, slave = os.openpty()
@@ -35,6 +37,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            cwd=cwd,
             env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", **environment},
         )
         os.close(slave)
@@ -81,7 +84,7 @@ class Terminal:
         self.stream.feed(data)
         return bool(data)
 
-    def until(self, seen, seconds=10):
+    def until(self, seen, seconds=PATIENCE):
         """Read until `seen`, a text on the screen or a function of the lines, is there."""
         test = seen if callable(seen) else lambda lines: seen in "\n".join(lines)
         end = time.monotonic() + seconds
@@ -101,8 +104,8 @@ class Terminal:
 
     def end(self):
         """The exit code, at the program's end."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while self.read(0.1):
             if time.monotonic() > end:
                 raise AssertionError(f"it does not end:\n{self.text}")
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)

@@ -6,11 +6,11 @@ A process can be killed between any two lines here and leaves either the old fil
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -27,7 +27,12 @@ MAX_JSON_BYTES = 32 << 20  # empty lists cost twenty times their text in memory
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable; without it a rename can be lost with the power."""
+    """Make the names inside `folder` durable; without it a rename can be lost with the power.
+
+    Windows cannot open a folder, and its file system journals names by itself.
+    """
+    if sys.platform == "win32":
+        return
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -36,7 +41,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    with path.open("rb") as f:
+    with path.open("r+b" if sys.platform == "win32" else "rb") as f:
         os.fsync(f.fileno())
 
 
@@ -165,22 +170,25 @@ def sha256_json(value: Any) -> str:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; a second one gets a UserError that names the holder.
 
-    The kernel drops the lock when the holder dies, however it dies.
+    The kernel drops the lock when the holder dies, however it dies. Who holds it stands in a file
+    of its own: nobody but the holder can read a locked file on Windows.
     """
+    from filelock import FileLock, Timeout
+
+    holder = folder / ".lock.pid"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
-    with lock:
+        lock = FileLock(folder / ".lock")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+            lock.acquire(timeout=0)
+        except Timeout:
+            pid = holder.read_text().strip() if holder.exists() else ""
             raise UserError(
-                f"{folder}: in use by process {lock.read().strip() or '?'}; "
-                "wait for it or choose another --out"
+                f"{folder}: in use by process {pid or '?'}; wait for it or choose another --out"
             ) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+    try:
+        with disk_errors(folder):
+            holder.write_text(str(os.getpid()))
         yield
+    finally:
+        lock.release()

@@ -38,11 +38,11 @@ def kill_in(stage, out, after):
                 break
         time.sleep(after)
         process.send_signal(signal.SIGKILL)
-    return followers_gone(out)
+    return workers_gone(out)
 
 
-def followers_gone(out):
-    """Whether no training process is left behind within a few seconds of its leader's death."""
+def workers_gone(out):
+    """Whether no training process is left behind within a few seconds of its main process's death."""
     for _ in range(100):
         found = subprocess.run(
             ["pgrep", "-f", f"{out}/.rendezvous"], capture_output=True, check=False
@@ -60,7 +60,7 @@ def check(smoke, out, stages, times):
     for stage in stages:
         for _ in range(times):
             assert kill_in(stage, out, rng.uniform(0, SECONDS[stage])), (
-                "a follower outlived its leader"
+                "a worker outlived its main process"
             )
     process = cli("run", "smoke", "--out", out)
     assert process.returncode == 0, process.stderr
@@ -95,5 +95,5 @@ def test_sigterm_stops_cleanly_and_goes_on(smoke, tmp_path):
     process.terminate()
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert "run again to go on" in output
-    assert list((out / ".work/stage1/state").glob("step-*"))
+    assert "run again to resume" in output
+    assert list((out / ".work/stage1/checkpoints").glob("step-*"))

@@ -90,7 +90,7 @@ def test_score_card(smoke):
             "n",
             "baseline",
             "target",
-            "holds",
+            "verdict",
         } <= set(claim)
     assert "Training lowers the loss on maths" in (smoke.parent / "smoke.txt").read_text()
 

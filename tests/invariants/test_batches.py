@@ -36,7 +36,7 @@ def shards(tmp_path_factory):
 
 
 STAGES = {
-    "wrapped": {"mixture": {"web": 0.6, "code": 0.15, "chat": 0.25}},
+    "concat_and_chunk": {"mixture": {"web": 0.6, "code": 0.15, "chat": 0.25}},
     "bfd": {"mixture": {"web": 0.3, "chat": 0.7}, "packing": "bfd", "loss": "assistant"},
     "pairs": {"mixture": {"pairs": 1}, "loss": "apo_zero", "context": 64},
 }
@@ -44,7 +44,7 @@ STAGES = {
 
 def loader(shards, kind, **changes):
     stage = make_stage(**({"context": 24, "batch": 8} | STAGES[kind] | changes))
-    return Loader(shards, stage, {"web": 17} if kind == "wrapped" else {}, 5, PAD)
+    return Loader(shards, stage, {"web": 17} if kind == "concat_and_chunk" else {}, 5, PAD)
 
 
 def same(a, b):
@@ -86,7 +86,7 @@ def test_batches_do_not_depend_on_what_was_asked_before(shards, kind, order):
 
 
 def test_a_later_stage_goes_on_where_the_first_ended(shards):
-    first = loader(shards, "wrapped", mixture={"web": 1}, steps=5)
+    first = loader(shards, "concat_and_chunk", mixture={"web": 1}, steps=5)
     rest = Loader(
         shards,
         make_stage(mixture={"web": 1}, context=24, batch=8),

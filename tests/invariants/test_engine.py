@@ -75,7 +75,7 @@ def ids(engine, asked, params=SAMPLED) -> list[list[int]]:
 
 def drained(engine) -> None:
     """No request runs, waits or holds a block."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (s := engine.stats()).running or s.waiting or s.blocks_used:
         assert time.monotonic() < deadline, s
         time.sleep(0.002)

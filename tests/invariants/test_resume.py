@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from smollm3.errors import UserError
-from smollm3.train import TrainJob, World, train
-from smollm3.train.state import TENSORS
+from smollm3.train import ProcessGroup, TrainJob, train
+from smollm3.train.training_checkpoint import TENSORS
 
 KINDS = {
-    "wrapped": {},
+    "concat_and_chunk": {},
     "bfd": {
         "mixture": {"chat": 1},
         "loss": "assistant",
@@ -34,7 +34,7 @@ def outcome(job):
     rows = [json.loads(line) for line in Path(job.work, "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["seconds"]
-    return Path(job.work, "state", f"step-{job.stage.steps}", TENSORS).read_bytes(), rows
+    return Path(job.work, "checkpoints", f"step-{job.stage.steps}", TENSORS).read_bytes(), rows
 
 
 class Killed(BaseException):
@@ -46,7 +46,7 @@ def test_cut_short_at_random_steps(make_job, tmp_path, kind):
     def job(name):
         return make_job(tmp_path / name, steps=STEPS, save_every=3, **KINDS[kind])
 
-    train(job("undisturbed"), World.single())
+    train(job("undisturbed"), ProcessGroup.single())
     rng = random.Random(kind)
     for trial in range(2):
         disturbed = job(f"disturbed{trial}")
@@ -57,17 +57,17 @@ def test_cut_short_at_random_steps(make_job, tmp_path, kind):
                     raise Killed
 
             with suppress(Killed):
-                train(disturbed, World.single(), kill)
-        result = train(disturbed, World.single())
+                train(disturbed, ProcessGroup.single(), kill)
+        result = train(disturbed, ProcessGroup.single())
         assert outcome(disturbed) == outcome(job("undisturbed"))
         assert result.metrics["steps"] == STEPS
 
 
 PROGRAM = """
 import sys
-from smollm3.train import TrainJob, World, train
+from smollm3.train import TrainJob, ProcessGroup, train
 job = TrainJob.from_json(sys.argv[1])
-train(job, World.single(), lambda record, steps: print(record.step, flush=True))
+train(job, ProcessGroup.single(), lambda record, steps: print(record.step, flush=True))
 """
 
 
@@ -79,7 +79,7 @@ def start(job):
 
 def test_sigkill_at_random_moments(make_job, tmp_path):
     jobs = [make_job(tmp_path / name, steps=60, save_every=2) for name in ("whole", "killed")]
-    train(jobs[0], World.single())
+    train(jobs[0], ProcessGroup.single())
     rng = random.Random(0)
     for at in (5, 20):
         process = start(jobs[1])
@@ -90,24 +90,24 @@ def test_sigkill_at_random_moments(make_job, tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
-    train(jobs[1], World.single())
+    train(jobs[1], ProcessGroup.single())
     assert outcome(jobs[0]) == outcome(jobs[1])
 
 
 def test_a_damaged_state_costs_only_the_steps_since_the_one_before(make_job, tmp_path):
     job, other = (make_job(tmp_path / x, steps=6, save_every=2) for x in "ab")
-    train(other, World.single())
+    train(other, ProcessGroup.single())
 
     def kill(record, steps):
         if record.step == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        train(job, World.single(), kill)
-    newest = Path(job.work, "state", "step-4", TENSORS)
+        train(job, ProcessGroup.single(), kill)
+    newest = Path(job.work, "checkpoints", "step-4", TENSORS)
     newest.write_bytes(newest.read_bytes()[:1000])
     said, steps = [], []
-    train(job, World.single(), lambda record, _: steps.append(record.step), said.append)
+    train(job, ProcessGroup.single(), lambda record, _: steps.append(record.step), said.append)
     assert steps == [3, 4, 5, 6]
     assert len(said) == 1
     assert "step-4: damaged" in said[0]
@@ -116,9 +116,9 @@ def test_a_damaged_state_costs_only_the_steps_since_the_one_before(make_job, tmp
 
 def test_a_finished_run_is_not_run_again(make_job, tmp_path):
     job = make_job(tmp_path)
-    first = train(job, World.single())
+    first = train(job, ProcessGroup.single())
     steps = []
-    second = train(job, World.single(), lambda record, _: steps.append(record.step))
+    second = train(job, ProcessGroup.single(), lambda record, _: steps.append(record.step))
     assert steps == []
     assert second.metrics == first.metrics
     assert second.used == first.used
@@ -126,19 +126,19 @@ def test_a_finished_run_is_not_run_again(make_job, tmp_path):
 
 
 def test_another_job_over_the_same_work_is_refused(make_job, tmp_path):
-    train(make_job(tmp_path), World.single())
+    train(make_job(tmp_path), ProcessGroup.single())
     for change in ({"batch": 2}, {"lr": {"peak": 1e-3}}, {"seed": 1}, {"start": {"web": 3}}):
-        with pytest.raises(UserError, match=r"step-6: the state of another job"):
-            train(make_job(tmp_path, **change), World.single())
+        with pytest.raises(UserError, match=r"step-6: the checkpoint of another job"):
+            train(make_job(tmp_path, **change), ProcessGroup.single())
 
 
 def test_the_same_job_elsewhere_is_the_same_job(make_job, tmp_path):
     job = make_job(tmp_path / "a")
-    train(job, World.single())
+    train(job, ProcessGroup.single())
     Path(job.work).rename(tmp_path / "b")
     steps = []
     moved = TrainJob.from_json(job.to_json().replace(job.work, str(tmp_path / "b")))
-    train(moved, World.single(), lambda record, _: steps.append(record.step))
+    train(moved, ProcessGroup.single(), lambda record, _: steps.append(record.step))
     assert steps == []
 
 
@@ -149,10 +149,12 @@ def test_resuming_under_another_environment_says_so(make_job, tmp_path):
 
     job = make_job(tmp_path, save_every=2)
     with pytest.raises(Killed):
-        train(job, World.single(), stop)
+        train(job, ProcessGroup.single(), stop)
     said = []
     result = train(
-        make_job(tmp_path, save_every=2, precision="bfloat16"), World.single(), warn=said.append
+        make_job(tmp_path, save_every=2, precision="bfloat16"),
+        ProcessGroup.single(),
+        warn=said.append,
     )
     assert result.metrics["resumed_under"] == [{"precision": ["float32", "bfloat16"]}]
     assert len(said) == 1

@@ -88,11 +88,18 @@ def assert_same_gradients(theirs, ours):
     from smollm3.checkpoint.hf import published_name
 
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, expected[published_name(name)], atol=1e-5, rtol=1e-4, msg=name
-        )
+        assert_close_to_rounding(parameter.grad, expected[published_name(name)], name)
     theirs.zero_grad()
     ours.zero_grad()
+
+
+def assert_close_to_rounding(ours, theirs, name):
+    """Equal within 1e-4 of the tensor's own size. A single element may be a sum of large terms that
+    cancel, whose last bits depend on the order of the sum and so on the processor."""
+    distance = (ours - theirs).norm() / theirs.norm()
+    assert distance < 1e-4, f"{name}: {float(distance):.1e} of the gradient's norm apart"
+    farthest = (ours - theirs).abs().max() / theirs.abs().max()
+    assert farthest < 1e-3, f"{name}: an element is {float(farthest):.1e} of the largest apart"
 
 
 def test_sft_on_assistant_tokens(peers, tmp_path):

@@ -39,10 +39,8 @@ def render(template, chat=CHAT, **options):
     ids=lambda template: template[:40],
 )
 def test_bombs(template):
-    start = time.monotonic()
     with pytest.raises(UserError, match="^chat template: "):
         render(template)
-    assert time.monotonic() - start < 9  # none waits for the time limit
     assert render("{{ messages[0].content }}") == "q"
 
 

@@ -23,7 +23,7 @@ def text_shard(tmp_path, name="a", n=40, lengths=(5, 9, 3, 14)):
     return make_shard(tmp_path / name, documents)
 
 
-def test_wrapped_rows_are_consecutive_tokens(tmp_path):
+def test_concat_and_chunk_rows_are_consecutive_tokens(tmp_path):
     shard = text_shard(tmp_path)
     batch = load({"a": shard}).batch(0)
     assert batch.ids_BT.flatten().tolist() == list(range(32))
@@ -39,7 +39,7 @@ def test_wrapped_rows_are_consecutive_tokens(tmp_path):
     assert batch.documents_BT[1].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
-def test_wrapped_start_and_the_next_round(tmp_path):
+def test_concat_and_chunk_start_and_the_next_round(tmp_path):
     shard = text_shard(tmp_path, n=4)  # 31 tokens
     loader = load({"a": shard}, start={"a": 21}, batch=2)
     batch = loader.batch(0)
@@ -72,7 +72,7 @@ def chat_shard(tmp_path, name="chat"):
         ("all", "generated", {1, 2, 3, 4, 5}),
     ],
 )
-@pytest.mark.parametrize("packing", ["wrapped", "bfd"])
+@pytest.mark.parametrize("packing", ["concat_and_chunk", "bfd"])
 def test_masks_are_those_of_the_target(tmp_path, loss, mask, trained, packing):
     shard = chat_shard(tmp_path)
     batch = load({"a": shard}, loss=loss, mask=mask, packing=packing, context=11, batch=5).batch(0)

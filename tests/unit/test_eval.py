@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from smollm3.data.spec import Source
 from smollm3.data.synthetic import TASKS, is_held_out, items
 from smollm3.errors import UserError
 from smollm3.eval import Claim, EvalStage, check_claims, evaluate, show, table
-from smollm3.eval.measure import Measure, ratio, share
+from smollm3.eval.measure import Measure, difference, ratio, share
 from smollm3.eval.nano import DATE, MODES, Answer, Suite, known_metrics
 from smollm3.eval.scorecard import _judged
 from smollm3.infer import Completion, Engine, load_engine
@@ -60,7 +61,57 @@ def test_ratio_is_by_token_with_the_error_of_documents() -> None:
 
 
 def test_ratio_of_equal_documents_is_certain() -> None:
-    assert ratio([3.0, 6.0], [1, 2]) == Measure(3.0, 3.0, 3.0, 2)
+    assert ratio([3.0, 6.0], [1, 2]).numbers() == {"value": 3.0, "low": 3.0, "high": 3.0, "n": 2}
+
+
+# Differences
+
+
+def test_a_difference_of_paired_shares_by_hand() -> None:
+    """10 pairs, 5 won, 1 lost, 4 equal. With half a pair of each kind: 5.5 and 1.5 of 12, mean
+    4/12, variance 7/12 - 1/9 = 0.4722, half 1.96·sqrt(0.4722/12) = 0.3888."""
+    wins, losses = [(True, False)] * 5, [(False, True)]
+    ours, theirs = zip(*wins, *losses, *[(True, True)] * 4, strict=True)
+    measure = difference(share(ours), share(theirs))
+    assert measure.value == pytest.approx(0.4)
+    assert (measure.low, measure.high) == pytest.approx((1 / 3 - 0.3888, 1 / 3 + 0.3888), abs=1e-4)
+
+
+def test_what_is_hard_for_both_is_no_difference() -> None:
+    """Documents of very different losses, each 0.1 nats a token lower: paired, that is certain."""
+    counts = [10] * 6
+    high = [10.0 * level for level in (1, 9, 2, 8, 3, 7)]
+    low = [total - 1.0 for total in high]
+    paired = difference(ratio(low, counts), ratio(high, counts))
+    assert (paired.low, paired.high) == pytest.approx((-0.1, -0.1))
+    alone = difference(ratio(low, counts), ratio(high[:-1], counts[:-1]))
+    assert alone.low < -1 < 1 < alone.high
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_no_number_of_equal_answers_is_certain(pairs: list[tuple[bool, bool]]) -> None:
+    ours, theirs = zip(*pairs, strict=True)
+    measure = difference(share(ours), share(theirs))
+    assert measure.low < measure.high
+    opposite = difference(share(theirs), share(ours))
+    assert (measure.low, measure.value) == pytest.approx((-opposite.high, -opposite.value))
+    more = difference(share(ours * 4), share(theirs * 4))
+    assert more.high - more.low < measure.high - measure.low
+
+
+@pytest.mark.parametrize(("n", "m"), [(60, 60), (60, 90)])
+def test_an_interval_of_95_percent_holds_the_truth_about_as_often(n: int, m: int) -> None:
+    """Shares of 0.9 and 0.7 with a shared half: 1,000 draws; 0.95 ± 3 standard errors of 0.007."""
+    rng = Random(0)
+    held = 0
+    for _ in range(1000):
+        shared = [rng.random() for _ in range(max(n, m))]
+        ours = [u < 0.9 for u in shared[:n]]
+        theirs = [(u if rng.random() < 0.5 else rng.random()) < 0.7 for u in shared[:m]]
+        measure = difference(share(ours), share(theirs))
+        held += measure.low <= 0.2 <= measure.high
+    # What is paired but compared as unpaired (m > n) gets too wide an interval, never too narrow.
+    assert 0.93 <= held / 1000 <= (0.97 if n == m else 1)
 
 
 # A real model and real data
@@ -137,7 +188,7 @@ def stage(*claims: dict[str, Any], **changes: Any) -> EvalStage:
 
 
 def claim(metric: str, model: str = "long", **changes: Any) -> dict[str, Any]:
-    judged = changes if {"at_least", "at_most"} & set(changes) else changes | {"at_least": 0}
+    judged = changes if {"at_least", "at_most"} & set(changes) else changes | {"at_least": 0.01}
     return {"claim": "It can", "metric": metric, "model": model} | judged
 
 
@@ -431,39 +482,77 @@ def test_margin_needs_preference_data_and_claims_need_their_models() -> None:
         check_claims(stage(wrong), ["long"], {})
 
 
-def judged(measured: float, baseline: float, **bound: Any) -> tuple[bool, str]:
-    numbers = {"m": {"tool_json": Measure(measured, 0, 1, 9)}}
-    numbers["base"] = {"tool_json": Measure(baseline, 0, 1, 9)}
+def hits(value: float, n: int = 200) -> Measure:
+    return share([i < round(value * n) for i in range(n)])
+
+
+def judged(measured: Measure, baseline: Measure, **bound: Any) -> dict[str, Any]:
+    numbers = {"m": {"tool_json": measured}, "base": {"tool_json": baseline}}
     compared = {} if bound.get("compare", "value") == "value" else {"baseline_model": "base"}
-    row = _judged(Claim(claim="c", metric="tool_json", model="m", **(compared | bound)), numbers)
-    assert row["baseline"] == (baseline if compared else None)
-    assert (row["value"], row["n"]) == (measured, 9)
-    return row["holds"], row["target"]
+    given = Claim(claim="c", metric="tool_json", model="m", **(compared | bound))
+    row = _judged(given, numbers, {"tool_json": 0.1})
+    assert row["baseline"] == (baseline.value if compared else None)
+    assert (row["value"], row["n"]) == (measured.value, measured.n)
+    assert bool(row["why"]) == (row["verdict"] == "not shown")
+    return row
 
 
 @pytest.mark.parametrize(
-    ("measured", "baseline", "bound", "expected"),
+    ("measured", "baseline", "bound", "verdict", "target"),
     [
-        (0.9, 0, {"at_least": 0.9}, (True, "≥ 90.0%")),
-        (0.89, 0, {"at_least": 0.9}, (False, "≥ 90.0%")),
-        (0.1, 0, {"at_most": 0.1}, (True, "≤ 10.0%")),
-        (0.75, 0.5, {"at_least": 0.25, "compare": "difference"}, (True, "≥ baseline + 25.0%")),
-        (0.5, 0.75, {"at_most": -0.25, "compare": "difference"}, (True, "≤ baseline - 25.0%")),
-        (0.5, 0.5, {"at_most": 0, "compare": "difference"}, (True, "≤ baseline")),
-        (0.6, 0.3, {"at_least": 2, "compare": "ratio"}, (True, "≥ 2 x baseline")),
-        (0.59, 0.3, {"at_least": 2, "compare": "ratio"}, (False, "≥ 2 x baseline")),
-        (0.6, 0.3, {"at_most": 1.5, "compare": "ratio"}, (False, "≤ 1.5 x baseline")),
-        # a baseline of nothing: any more is more, the same nothing is not
-        (0.01, 0, {"at_least": 2, "compare": "ratio"}, (True, "≥ 2 x baseline")),
-        (0, 0, {"at_least": 2, "compare": "ratio"}, (False, "≥ 2 x baseline")),
-        (0, 0, {"at_most": 2, "compare": "ratio"}, (True, "≤ 2 x baseline")),
-        (0.01, 0, {"at_most": 2, "compare": "ratio"}, (False, "≤ 2 x baseline")),
+        (0.97, 0, {"at_least": 0.9}, "holds", "≥ 90.0%"),
+        (0.92, 0, {"at_least": 0.9}, "not shown", "≥ 90.0%"),
+        (0.88, 0, {"at_least": 0.9}, "not shown", "≥ 90.0%"),
+        (0.8, 0, {"at_least": 0.9}, "fails", "≥ 90.0%"),
+        (0.04, 0, {"at_most": 0.1}, "holds", "≤ 10.0%"),
+        (0.2, 0, {"at_most": 0.1}, "fails", "≤ 10.0%"),
+        (0.9, 0.5, {"at_least": 0.25, "compare": "difference"}, "holds", "≥ baseline + 25.0%"),
+        (0.75, 0.5, {"at_least": 0.25, "compare": "difference"}, "not shown", "≥ baseline + 25.0%"),
+        (0.3, 0.75, {"at_most": -0.25, "compare": "difference"}, "holds", "≤ baseline - 25.0%"),
+        (0.5, 0.5, {"at_most": 0, "compare": "difference"}, "not shown", "≤ baseline"),
+        (0.9, 0.3, {"at_least": 2, "compare": "ratio"}, "holds", "≥ 2 x baseline"),
+        (0.6, 0.3, {"at_least": 2, "compare": "ratio"}, "not shown", "≥ 2 x baseline"),
+        (0.3, 0.3, {"at_least": 2, "compare": "ratio"}, "fails", "≥ 2 x baseline"),
+        # A baseline of nothing: some more is more, the same nothing is not.
+        (0.3, 0, {"at_least": 2, "compare": "ratio"}, "holds", "≥ 2 x baseline"),
+        (0, 0, {"at_least": 2, "compare": "ratio"}, "not shown", "≥ 2 x baseline"),
+        # Better than the baseline, but no better than the commonest answer (10%).
+        (0.09, 0, {"at_least": 0, "compare": "difference"}, "not shown", "≥ baseline"),
     ],
 )
 def test_judging(
-    measured: float, baseline: float, bound: dict[str, Any], expected: tuple[bool, str]
+    measured: float, baseline: float, bound: dict[str, Any], verdict: str, target: str
 ) -> None:
-    assert judged(measured, baseline, **bound) == expected
+    row = judged(hits(measured), hits(baseline), **bound)
+    assert (row["verdict"], row["target"]) == (verdict, target)
+
+
+def test_a_loss_above_the_uniform_guess_shows_nothing() -> None:
+    """The merge of a model that lost long documents: lower than before, and still noise."""
+    row = {"claim": "c", "metric": "loss/x", "model": "m", "baseline_model": "base"}
+    given = Claim(**row, compare="difference", at_most=0)
+    losses = {level: ratio([level * 9, level * 11], [9, 11]) for level in (5.0, 7.5, 8.0)}
+
+    def verdict(measured: float) -> tuple[str, str]:
+        numbers = {"m": {"loss/x": losses[measured]}, "base": {"loss/x": losses[8.0]}}
+        judged = _judged(given, numbers, {"loss/x": math.log(1024)})
+        return judged["verdict"], judged["why"]
+
+    assert verdict(5.0) == ("holds", "")
+    assert verdict(7.5) == (
+        "not shown",
+        "no better than a uniform guess over the vocabulary: 6.931",
+    )
+
+
+def test_chance(tokenizer: Tokenizer) -> None:
+    suite = scripted(tokenizer, perfect)
+    suite.engine.config.vocab_size = 400
+    assert suite.chance("loss/maths") == math.log(400)
+    answers = [item.answer for item in items("mod", suite.stage.items, 0, held_out=True)]
+    assert suite.chance("accuracy/mod/think") == max(map(answers.count, answers)) / len(answers)
+    assert suite.chance("preference/margin") == 0.5
+    assert suite.chance("tool_json") == suite.chance("adherence/think") == 0
 
 
 def test_claims_that_make_no_sense_are_refused() -> None:
@@ -471,6 +560,12 @@ def test_claims_that_make_no_sense_are_refused() -> None:
         Claim(claim="c", metric="tool_json", model="m", at_least=1, at_most=2)
     with pytest.raises(ValidationError, match="goes with a baseline"):
         Claim(claim="c", metric="tool_json", model="m", at_least=1, compare="ratio")
+    for bound in ({"at_least": 0}, {"at_most": 1}):
+        with pytest.raises(ValidationError, match="every model reaches this"):
+            Claim(claim="c", metric="tool_json", model="m", **bound)
+    with pytest.raises(ValidationError, match="every model reaches this"):
+        Claim(claim="c", metric="loss/x", model="m", at_least=0)
+    assert Claim(claim="c", metric="loss/x", model="m", at_most=1).at_most == 1
 
 
 def test_losses_and_shares_are_shown_differently() -> None:
@@ -481,12 +576,16 @@ def test_losses_and_shares_are_shown_differently() -> None:
 def test_the_table_for_the_terminal() -> None:
     row = {"claim": "It adds", "metric": "accuracy/sum/think", "model": "sft", "value": 0.715}
     row |= {"low": 0.65, "high": 0.77, "n": 200, "baseline": 0.15, "target": "≥ 2 x baseline"}
-    card = {"claims": [row | {"holds": True}, row | {"holds": False, "baseline": None}]}
+    row["why"] = ""
+    covered = {"verdict": "not shown", "why": "the interval covers the target"}
+    others = [row | {"verdict": "fails", "baseline": None}, row | covered]
+    card = {"claims": [row | {"verdict": "holds"}, *others]}
     out = io.StringIO()
     Console(file=out, width=140).print(table(card))
     text = out.getvalue()
-    assert "1 of 2 hold" in text
+    assert "1 of 3 claims hold, 1 is not shown, 1 fails" in text
     assert "accuracy/sum/think of sft" in text
     assert "65.0% to 77.0%" in text
-    assert text.count("15.0%") == 1
-    assert text.count("✓") == text.count("✗") == 1
+    assert "the interval covers the target" in text
+    assert text.count("15.0%") == 2
+    assert text.count("✓") == text.count("✗") == text.count("–") == 1

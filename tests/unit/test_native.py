@@ -128,6 +128,19 @@ def test_the_module_checks_what_it_is_given(call, what):
 # arithmetic
 
 
+def test_the_instruction_set_can_be_chosen(folder, monkeypatch):
+    path, model = folder()
+    chosen = []
+    monkeypatch.setattr(kernels, "Model", lambda *given: chosen.append(given[-1]))
+    for said, asked in (("", ""), ("portable", ""), ("portable", ISAS[0])):
+        monkeypatch.setenv("SMOLLM3_ISA", said)
+        NativeBackend(path, model.config, blocks=4, threads=1, isa=asked)
+    assert chosen == ["", "portable", ISAS[0]]
+    monkeypatch.setenv("SMOLLM3_ISA", "mmx")
+    with pytest.raises(UserError, match="SMOLLM3_ISA=mmx: this processor has .*portable; unset it"):
+        NativeBackend(path, model.config, blocks=4, threads=1)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_float32_is_pytorch(folder, isa):
     path, model = folder()

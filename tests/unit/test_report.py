@@ -82,7 +82,8 @@ def claim(text: str, metric: str, model: str, value: float, **changes: Any) -> d
         "n": 200,
         "baseline": None,
         "target": "≥ 90.0%",
-        "holds": True,
+        "verdict": "holds",
+        "why": "",
     }
     return row | changes
 
@@ -105,7 +106,7 @@ CLAIMS = [
         baseline=0.15,
         target="≥ 2 x baseline",
     ),
-    claim("The merge keeps the sums", "accuracy/sum/think", "final", 0.31, holds=False),
+    claim("The merge keeps the sums", "accuracy/sum/think", "final", 0.31, verdict="fails"),
 ]
 
 

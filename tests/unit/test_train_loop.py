@@ -9,11 +9,11 @@ import torch
 from smollm3 import checkpoint
 from smollm3.errors import UserError
 from smollm3.tokenizer import Tokenizer
-from smollm3.train import Stopped, TrainJob, World, loop, reference, save_optimizer, train
+from smollm3.train import ProcessGroup, Stopped, TrainJob, loop, reference, save_optimizer, train
 
 CHAT = {"mixture": {"chat": 1}, "loss": "assistant", "packing": "bfd", "context": 256}
 PAIRS = {"mixture": {"pairs": 1}, "loss": "apo_zero", "context": 1024, "batch": 3, "steps": 3}
-WORLD = World.single()
+WORLD = ProcessGroup.single()
 
 
 def rows(job):

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from smollm3.data import Batch
+from smollm3.data.spec import PREFERENCE_LOSSES
 from smollm3.model import ModelConfig, Transformer
 from smollm3.train import losses
 from smollm3.train.forward import slices
-from smollm3.train.spec import PREFERENCE_LOSSES
 
 CONFIG = ModelConfig(
     vocab_size=50, layers=1, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=8,

@@ -48,8 +48,9 @@ def published_name(ours: str) -> str:
 
 
 def load_config(target: str | Path) -> ModelConfig:
-    """The network that `target`'s config.json, or GGUF file, describes."""
-    path = locate(target)
+    """The network that `target`'s config.json, or GGUF file, describes. Of a Hub id only its
+    config.json is fetched."""
+    path = locate(target, ["config.json"])
     if path.is_file():
         return gguf.load_config(path)
     file = path / "config.json"

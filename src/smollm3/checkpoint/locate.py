@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from smollm3.errors import UserError
@@ -20,10 +21,10 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?"
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
 
-def locate(target: str | Path) -> Path:
+def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
     """The folder of `target`: a model folder, a run's folder (its final model), a Hub id with an
     optional @revision (fetched, or from the cache when offline), or a short name. A GGUF file is
-    the file itself.
+    the file itself. wanted: patterns of the files that are fetched from the Hub.
 
     Raises UserError for what is none of these or cannot be fetched.
     """
@@ -45,7 +46,7 @@ def locate(target: str | Path) -> Path:
     if hub is None or Path(hub["repo"]).parent.is_dir():
         known = ", ".join([*SHORT_NAMES, *PACKAGED])
         raise UserError(f"{target}: no such folder, and neither a Hub id nor one of {known}")
-    return _fetch(str(target), hub["repo"], hub["revision"])
+    return _fetch(str(target), hub["repo"], hub["revision"], wanted)
 
 
 def _final_model(run: Path) -> Path:
@@ -58,12 +59,12 @@ def _final_model(run: Path) -> Path:
     return run / final
 
 
-def _fetch(target: str, repo: str, revision: str | None) -> Path:
+def _fetch(target: str, repo: str, revision: str | None, wanted: Sequence[str]) -> Path:
     import huggingface_hub
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
+            repo, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"]
         )
     except Exception as e:  # the Hub's and the HTTP library's errors share no base
         raise UserError(

@@ -45,10 +45,10 @@ def run(
         _print_plan(loaded)
         return
     from smollm3.recipe.console import run_on_console
-    from smollm3.train import World, follow
+    from smollm3.train import ProcessGroup, run_worker
 
-    if int(os.environ.get("RANK", "0")):  # under torchrun: the first process leads
-        follow(World.from_environment())
+    if int(os.environ.get("RANK", "0")):  # under torchrun: rank 0 is the main process
+        run_worker(ProcessGroup.from_environment())
         return
     run_on_console(loaded, out or Path("runs") / loaded.name, only, redo)
 

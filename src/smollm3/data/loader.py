@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +17,10 @@ from smollm3.data.mixture import Mixture
 from smollm3.data.order import permutation
 from smollm3.data.packing import packing_index
 from smollm3.data.shards import GENERATED, PUBLISHED, Shard
+from smollm3.data.spec import BatchSpec
 from smollm3.errors import UserError
 
 Ints = NDArray[np.int64]
-
-
-class Stage(Protocol):
-    """What the loader reads of a TrainStage."""
-
-    @property
-    def mixture(self) -> dict[str, float]: ...
-    @property
-    def loss(self) -> str: ...
-    @property
-    def mask(self) -> Literal["generated", "published"]: ...
-    @property
-    def packing(self) -> Literal["wrapped", "bfd"]: ...
-    @property
-    def context(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def tokens(self) -> float | None: ...
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def epochs(self) -> float | None: ...
-    @property
-    def is_preference(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +57,7 @@ class _Source(ABC):
         return trained
 
 
-class _Wrapped(_Source):
+class _ConcatAndChunk(_Source):
     """The tokens of the shard as one ring, cut every `context` tokens from `start` on."""
 
     def __init__(self, shard: Shard, mask_bit: int | None, context: int, start: int) -> None:
@@ -117,7 +93,7 @@ class _Wrapped(_Source):
         )
 
 
-class _Packed(_Source):
+class _BestFitDecreasing(_Source):
     """Whole documents in best-fit-decreasing rows, in a new order every epoch."""
 
     def __init__(self, shard: Shard, mask_bit: int | None, context: int, seed: int) -> None:
@@ -188,9 +164,9 @@ class Loader:
     """The batches of a training stage. It has no state: any batch can be had at any time, and
     the ranks' parts of a batch put together are the same for every number of ranks.
 
-    wrapped: sample i of a source is `context` tokens from start + i * context on, in a ring.
-    bfd: sample i is a row of whole documents; preference losses: a pair. Both are visited in an
-    order that is shuffled anew each epoch.
+    concat_and_chunk: sample i of a source is `context` tokens from start + i * context on, in a
+    ring. bfd: sample i is a row of whole documents; preference losses: a pair. Both are visited
+    in an order that is shuffled anew each epoch.
     A target is never the first token of another document. Under `loss: assistant` conversations
     count by their mask; text sources count every token.
 
@@ -199,10 +175,15 @@ class Loader:
     """
 
     def __init__(
-        self, shards: dict[str, Shard], stage: Stage, start: dict[str, int], seed: int, pad_id: int
+        self,
+        shards: dict[str, Shard],
+        stage: BatchSpec,
+        start: dict[str, int],
+        seed: int,
+        pad_id: int,
     ) -> None:
-        """start: where each source goes on, in tokens (packing: wrapped). A source that cannot
-        be used in this stage is a UserError that names it."""
+        """start: where each source continues, in tokens (packing: concat_and_chunk). A source that
+        cannot be used in this stage is a UserError that names it."""
         self.stage = stage
         self.pad_id = pad_id
         self.mixture = Mixture(stage.mixture)
@@ -237,12 +218,12 @@ class Loader:
         counts = self.mixture.counts(k * self.stage.batch)
         return {name: n * each for name, n in counts.items()}
 
-    def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
-        """Rank's part of batch k: rows rank * B // world up to (rank + 1) * B // world."""
+    def batch(self, k: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """Rank's part of batch k: rows rank * B // world_size to (rank + 1) * B // world_size."""
         size = self.stage.batch
         before, after = self.used(k), self.used(k + 1)
         used = {name: after[name] - before[name] for name in after if after[name] > before[name]}
-        first, last = (k * size + r * size // world for r in (rank, rank + 1))
+        first, last = (k * size + r * size // world_size for r in (rank, rank + 1))
         samples = self.mixture.samples(first, last)
         if self.stage.is_preference:
             return self._pairs(samples, used)
@@ -285,7 +266,7 @@ class Loader:
         )
 
 
-def _source(shard: Shard, stage: Stage, start: int, seed: int) -> _Source:
+def _source(shard: Shard, stage: BatchSpec, start: int, seed: int) -> _Source:
     if stage.is_preference != (shard.format == "preference"):
         needs = "preference pairs" if stage.is_preference else "text or conversations"
         raise UserError(
@@ -297,5 +278,5 @@ def _source(shard: Shard, stage: Stage, start: int, seed: int) -> _Source:
     if stage.is_preference:
         return _Pairs(shard, mask_bit, stage.context, seed)
     if stage.packing == "bfd":
-        return _Packed(shard, mask_bit, stage.context, seed)
-    return _Wrapped(shard, mask_bit, stage.context, start)
+        return _BestFitDecreasing(shard, mask_bit, stage.context, seed)
+    return _ConcatAndChunk(shard, mask_bit, stage.context, start)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 from bisect import bisect_left, insort
 from collections import deque
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from smollm3.files import write_atomic
@@ -54,8 +54,7 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
 def packing_index(folder: Path, split: str, lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     """`best_fit_decreasing` of a shard's documents, computed by the first who asks and kept."""
     path = folder / f"{split}.bfd-{capacity}.npy"
-    with (folder / ".packing.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of this run wait
+    with FileLock(folder / ".packing.lock"):  # the other processes of this run wait
         if path.exists():
             try:
                 with path.open("rb") as f:

@@ -1,15 +1,18 @@
-"""What a recipe says about where data come from."""
+"""What a recipe says about data: where they come from, and how batches are made of them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from smollm3.spec import Spec
+from smollm3.config import StrictModel
+
+Weight = Annotated[float, Field(gt=0)]
+PREFERENCE_LOSSES = ("apo_zero", "apo_down", "dpo")
 
 
-class _Source(Spec):
+class _Source(StrictModel):
     """Common to all sources.
 
     format: what a row is: a text, a conversation, or a preference pair.
@@ -76,3 +79,35 @@ Source = Annotated[
     TextSource | JsonlSource | ParquetSource | HubSource | StdlibSource | ProceduralSource,
     Field(discriminator="kind"),
 ]
+
+
+class BatchSpec(StrictModel):
+    """The part of a training stage that decides its batches.
+
+    mixture: source -> weight, in tokens (in pairs for preference losses); divided by their sum.
+    loss, mask: which tokens are trained on; mask is which of a conversation's `assistant` counts.
+    packing: concat_and_chunk cuts rows from one stream of tokens; bfd (best fit decreasing) puts
+        whole documents into rows. Documents never attend to each other.
+    context: tokens in a row. batch: rows (or pairs) in one optimizer step, over all ranks.
+    Exactly one of tokens, steps and epochs says how long the stage is.
+    """
+
+    mixture: dict[str, Weight] = Field(min_length=1)
+    loss: Literal["all", "assistant", "apo_zero", "apo_down", "dpo"] = "all"
+    mask: Literal["generated", "published"] = "generated"
+    packing: Literal["concat_and_chunk", "bfd"] = "concat_and_chunk"
+    context: int = Field(ge=8)
+    batch: int = Field(gt=0)
+    tokens: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> BatchSpec:
+        if sum(x is not None for x in (self.tokens, self.steps, self.epochs)) != 1:
+            raise ValueError("give exactly one of tokens, steps and epochs")
+        return self
+
+    @property
+    def is_preference(self) -> bool:
+        return self.loss in PREFERENCE_LOSSES

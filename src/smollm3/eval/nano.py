@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -115,6 +116,21 @@ class Suite:
                 return share([a.right for a in self._tool_answers()])
             case _:
                 return self._margin()
+
+    def chance(self, metric: str) -> float:
+        """What no knowledge reaches: the loss of a uniform guess over the vocabulary, the share of
+        the commonest answer among a task's, one pair in two, 0 for what must be written right."""
+        match metric.split("/"):
+            case ["loss", _]:
+                return math.log(self.engine.config.vocab_size)
+            case ["accuracy", task, _]:
+                asked = items(task, self.stage.items, self.seed, held_out=True)
+                expected = Counter(item.answer or _spelled(item) for item in asked)
+                return max(expected.values()) / len(asked)
+            case ["preference", _]:
+                return 0.5
+            case _:
+                return 0.0
 
     def samples(self) -> list[dict[str, Any]]:
         """The first answers in both modes, tasks in turn, for people to read."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import platform
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import torch
 from smollm3.checkpoint import load_config
 from smollm3.data.shards import Shard
 from smollm3.errors import UserError
-from smollm3.eval.measure import Measure
+from smollm3.eval.measure import Measure, difference
 from smollm3.eval.nano import Suite, known_metrics
 from smollm3.eval.spec import Claim, EvalStage
 from smollm3.infer import load_engine
@@ -47,6 +46,7 @@ def evaluate(
     window = min(load_config(models[model]).context for model in wanted)
 
     metrics: dict[str, dict[str, Measure]] = {}
+    chances: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
     total, done = sum(map(len, wanted.values())), 0
     for model, names in wanted.items():
@@ -56,13 +56,14 @@ def evaluate(
             if progress:
                 progress("measuring", done, total, f"{name} of {model}")
             metrics[model][name] = suite.measure(name)
+            chances[name] = suite.chance(name)
             done += 1
         if model == stage.claims[-1].model:
             samples = suite.samples()
     return {
-        "claims": [_judged(claim, metrics) for claim in stage.claims],
+        "claims": [_judged(claim, metrics, chances) for claim in stage.claims],
         "metrics": {
-            model: {name: asdict(measure) for name, measure in measures.items()}
+            model: {name: measure.numbers() for name, measure in measures.items()}
             for model, measures in metrics.items()
         },
         "samples": samples,
@@ -99,6 +100,21 @@ def show(metric: str, value: float) -> str:
     return f"{value:.3f}" if metric.startswith("loss/") else f"{100 * value:.1f}%"
 
 
+MARKS = {"holds": "[green]✓[/]", "not shown": "[yellow]–[/]", "fails": "[red]✗[/]"}
+
+
+def title(claims: Sequence[Mapping[str, Any]]) -> str:
+    """'10 of 13 claims hold, 2 are not shown, 1 fails'."""
+    held, unknown, failed = (
+        sum(claim["verdict"] == verdict for claim in claims)
+        for verdict in ("holds", "not shown", "fails")
+    )
+    text = f"{held} of {len(claims)} claims hold"
+    if unknown:
+        text += f", {unknown} {'is' if unknown == 1 else 'are'} not shown"
+    return text + (f", {failed} {'fails' if failed == 1 else 'fail'}" if failed else "")
+
+
 def table(scorecard: Mapping[str, Any]) -> Table:
     """The claims for the terminal."""
     from rich import box
@@ -106,10 +122,7 @@ def table(scorecard: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     claims = scorecard["claims"]
-    held = sum(claim["holds"] for claim in claims)
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"score card: {held} of {len(claims)} hold", title_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD, title=f"score card: {title(claims)}", title_justify="left")
     table.add_column("")
     table.add_column("claim")
     for column in ("value", "95% interval", "baseline"):
@@ -118,9 +131,10 @@ def table(scorecard: Mapping[str, Any]) -> Table:
     for claim in claims:
         metric = claim["metric"]
         baseline = claim["baseline"]
+        about = f"\n{metric} of {claim['model']}"
         table.add_row(
-            "[green]✓[/]" if claim["holds"] else "[red]✗[/]",
-            Text.assemble(claim["claim"], (f"\n{metric} of {claim['model']}", "dim")),
+            MARKS[claim["verdict"]],
+            Text.assemble(claim["claim"], (about, "dim"), (f"\n{claim['why']}".rstrip(), "yellow")),
             show(metric, claim["value"]),
             f"{show(metric, claim['low'])} to {show(metric, claim['high'])}",
             "" if baseline is None else show(metric, baseline),
@@ -138,37 +152,65 @@ def _baseline(claim: Claim) -> tuple[str, str]:
     return claim.baseline_model or claim.model, claim.baseline_metric or claim.metric
 
 
-def _judged(claim: Claim, metrics: Mapping[str, Mapping[str, Measure]]) -> dict[str, Any]:
-    """Judged by the measured values themselves; the interval says how much to make of it."""
+def _judged(
+    claim: Claim,
+    metrics: Mapping[str, Mapping[str, Measure]],
+    chances: Mapping[str, float],
+) -> dict[str, Any]:
+    """A claim holds or fails where the 95% interval of its distance to the target has one sign,
+    else it is not shown; nor is it shown by a model that is no better than chance."""
     model, metric = _measured(claim)
     measure = metrics[model][metric]
-    baseline: float | None = None
+    baseline: Measure | None = None
     if claim.compare != "value":
         baseline_model, baseline_metric = _baseline(claim)
-        baseline = metrics[baseline_model][baseline_metric].value
+        baseline = metrics[baseline_model][baseline_metric]
+    verdict, why = _verdict(claim, measure, baseline)
+    chance = chances[metric]
+    is_loss = metric.startswith("loss/")
+    better = measure.high < chance if is_loss else measure.low > chance
+    if verdict == "holds" and claim.wants_better and not better:
+        guess = "a uniform guess over the vocabulary" if is_loss else "guessing"
+        verdict, why = "not shown", f"no better than {guess}: {show(metric, chance)}"
     return {
         "claim": claim.claim,
         "metric": metric,
         "model": model,
-        **asdict(measure),
-        "baseline": baseline,
+        **measure.numbers(),
+        "baseline": None if baseline is None else baseline.value,
+        "chance": chance,
         "target": _target(claim),
-        "holds": _holds(claim, measure.value, baseline or 0.0),
+        "verdict": verdict,
+        "why": why,
     }
 
 
-def _holds(claim: Claim, value: float, baseline: float) -> bool:
-    """A ratio is judged as value against bound x baseline, so a baseline of 0 divides nothing:
-    any value above 0 is more than any multiple of it, and 0 is not."""
+def _verdict(claim: Claim, measure: Measure, baseline: Measure | None) -> tuple[str, str]:
+    """("holds", "fails" or "not shown", the reason of the last). A ratio is judged as the
+    difference value - bound x baseline, so that a baseline of 0 divides nothing."""
+    wants_more = claim.at_least is not None
     bound = claim.at_least if claim.at_least is not None else claim.at_most
     assert bound is not None  # the claim's own check
-    if claim.compare == "difference":
-        bound += baseline
+    if baseline is None:
+        distance = measure
     elif claim.compare == "ratio":
-        bound *= baseline
-        if claim.at_least is not None and baseline == 0:
-            return value > 0
-    return value >= bound if claim.at_least is not None else value <= bound
+        distance, bound = difference(measure, baseline, bound), 0.0
+    else:
+        distance = difference(measure, baseline)
+    low, high = distance.low - bound, distance.high - bound
+    if not wants_more:
+        low, high = -high, -low
+    if low >= 0:
+        return "holds", ""
+    if high < 0:
+        return "fails", ""
+    what = {
+        "value": "the interval",
+        "difference": "the interval of the difference",
+        "ratio": f"the interval of value - {claim.at_least or claim.at_most:g} x baseline",
+    }[claim.compare]
+    span = f"{show(claim.metric, distance.low)} to {show(claim.metric, distance.high)}"
+    return "not shown", f"{what} covers the target: {span}"
 
 
 def _target(claim: Claim) -> str:

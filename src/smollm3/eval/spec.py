@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smollm3.spec import Spec
+from smollm3.config import StrictModel
 
 
-class Claim(Spec):
+class Claim(StrictModel):
     """One line of the score card: a metric of a model against a number or another metric.
 
     metric: e.g. `loss/maths`, `accuracy/sum/think`, `adherence/no_think`, `tool_json`.
@@ -34,10 +35,21 @@ class Claim(Spec):
         has_baseline = self.baseline_metric is not None or self.baseline_model is not None
         if has_baseline != (self.compare != "value"):
             raise ValueError("compare: difference or ratio goes with a baseline, value without")
+        lowest, highest = 0, math.inf if self.metric.startswith("loss/") else 1
+        if self.compare == "value" and (
+            (self.at_least is not None and self.at_least <= lowest)
+            or (self.at_most is not None and self.at_most >= highest)
+        ):
+            raise ValueError(f"every model reaches this; {self.metric} needs a bound that can fail")
         return self
 
+    @property
+    def wants_better(self) -> bool:
+        """Whether the bound asks for a good value: a low loss, a high share."""
+        return (self.at_most if self.metric.startswith("loss/") else self.at_least) is not None
 
-class EvalStage(Spec):
+
+class EvalStage(StrictModel):
     """Measures models and writes scorecard.json.
 
     items: procedural test items for each task and mode; documents: held-out documents for each

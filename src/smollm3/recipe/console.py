@@ -34,13 +34,14 @@ class RunConsole:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Progress(
-            TextColumn("[bold]{task.fields[stage]}"),
-            TextColumn("{task.description}"),
+            # Without markup: a stage's name or a detail may hold brackets.
+            TextColumn("{task.fields[stage]}", style="bold", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -60,25 +61,36 @@ class RunConsole:
         )
 
     def _started(self, name: str, stage: Stage) -> None:
-        self.stage, self.what = name, ""
+        self.stage = name
         self.logged = time.monotonic()
-        self.task = self.bar.add_task("starting", stage=name, detail="", total=1)
+        self._show("starting", 1)
         if not self.console.is_terminal:
             self._print(f"> {name}")
 
     def _progress(self, what: str, done: float, of: float, detail: str) -> None:
-        assert self.task is not None
         if what != self.what:
-            self.bar.reset(self.task, description=what, total=of, detail=detail)
-            self.what = what
+            self._show(what, of)
+        assert self.task is not None
         self.bar.update(self.task, completed=done, total=of, detail=detail)
         if not self.console.is_terminal and time.monotonic() - self.logged > LOG_EVERY_SECONDS:
             self.logged = time.monotonic()
             self._print(f"  {self.stage}: {what} {done:.0f}/{of:.0f} {escape(detail)}")
 
+    def _show(self, what: str, of: float) -> None:
+        """A new bar in place of the old one: its time and its rate start again with its work.
+        (Progress.reset would do, but rich replaces a task's fields there instead of updating them.)
+        """
+        self._hide()
+        self.what = what
+        self.task = self.bar.add_task(what, stage=self.stage, detail="", total=of)
+
+    def _hide(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+
     def _finished(self, name: str, record: dict[str, Any]) -> None:
-        assert self.task is not None
-        self.bar.remove_task(self.task)
+        self._hide()
         facts = ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in record["metrics"].items()
@@ -105,7 +117,7 @@ def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[s
         with view.bar:
             Run(recipe, out, view.events()).execute(only, redo)
     except Stopped as stop:
-        console.print(f"stopped at step {stop.step} of {view.stage}; run again to go on")
+        console.print(f"stopped at step {stop.step} of {view.stage}; run again to resume")
         sys.exit(128 + stop.signal)
     console.print(f"[dim]{time.monotonic() - started:.0f}s in all")
     scorecard = out / "scorecard.json"

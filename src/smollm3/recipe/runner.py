@@ -30,7 +30,7 @@ from smollm3.recipe.graph import (
 from smollm3.recipe.schema import Recipe, Stage, TokenizerStage
 from smollm3.recipe.stages import StageInputs, run_stage
 from smollm3.report import write_report
-from smollm3.train import Followers
+from smollm3.train import WorkerGroup
 from smollm3.train.spec import TrainStage
 
 BEGUN = "recipe.json"
@@ -67,16 +67,16 @@ class Run:
             for name in again:
                 self._forget(name)
             self._write_run_json()
-            with Followers(self.recipe.processes, self.out) as followers:
+            with WorkerGroup(self.recipe.processes, self.out) as workers:
                 for name, stage in self.recipe.stages.items():
                     if only and name != only:
                         continue
-                    self._stage(name, stage, followers)
+                    self._stage(name, stage, workers)
             self._publish_results()
 
     # -- one stage ---------------------------------------------------------------------------
 
-    def _stage(self, name: str, stage: Stage, followers: Followers) -> None:
+    def _stage(self, name: str, stage: Stage, workers: WorkerGroup) -> None:
         folder = self.out / name
         inputs = self._inputs(name, stage)
         if self._is_done(name):
@@ -94,7 +94,7 @@ class Run:
         started = time.time()
         write_json(inputs.work / BEGUN, self._config(name, stage))
         try:
-            result = run_stage(stage, inputs, followers, self.events.progress, self.events.warn)
+            result = run_stage(stage, inputs, workers, self.events.progress, self.events.warn)
         except UserError as e:
             raise UserError(f"stages.{name}: {e}") from e
         with new_folder(folder) as temporary:

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from smollm3.data.spec import Source
+from smollm3.config import StrictModel
+from smollm3.data.spec import Source, Weight
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, nope_pattern
-from smollm3.spec import Spec
-from smollm3.train.spec import TrainStage, Weight
+from smollm3.train.spec import TrainStage
 
 
-class ModelShape(Spec):
+class ModelShape(StrictModel):
     """A network that is trained from nothing; with a parent, its config.json is the truth."""
 
     layers: int = Field(gt=0)
@@ -46,7 +46,7 @@ class ModelShape(Spec):
         )
 
 
-class ChatIdentity(Spec):
+class ChatIdentity(StrictModel):
     """Who the model says it is; a user's model does not claim to be someone else's."""
 
     name: str = "an assistant"
@@ -54,7 +54,7 @@ class ChatIdentity(Spec):
     cutoff: str | None = None
 
 
-class TokenizerStage(Spec):
+class TokenizerStage(StrictModel):
     """Trains a byte-level BPE of `vocab` entries, control tokens included, on `characters` of
     the mixture; or takes the tokenizer `from` a folder or Hub id."""
 
@@ -73,14 +73,14 @@ class TokenizerStage(Spec):
         return self
 
 
-class MergeStage(Spec):
+class MergeStage(StrictModel):
     """Linear merge: sum of weight x tensor over the parents, divided by the sum of weights."""
 
     kind: Literal["merge"]
     from_: dict[str, Weight] = Field(alias="from", min_length=1)
 
 
-class ExportStage(Spec):
+class ExportStage(StrictModel):
     """Writes a model in formats that other programs read: hf:bfloat16, gguf:q8_0, mlx:4bit ..."""
 
     kind: Literal["export"]
@@ -94,7 +94,14 @@ Stage = Annotated[
 ]
 
 
-class Recipe(Spec):
+class Cluster(StrictModel):
+    """The GPUs that a recipe was made for. Only `--dry-run` reads it, for time."""
+
+    gpus: int = Field(gt=0)
+    gpu: Literal["t4", "l4", "a10", "l40s", "rtx-3090", "rtx-4090", "a100", "h100", "h200", "b200"]
+
+
+class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
     than helps: two threads at 64 hidden are slower than one)."""
 
@@ -102,6 +109,7 @@ class Recipe(Spec):
     seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, gt=0)
     threads: int = Field(default=1, gt=0)
+    hardware: Cluster | None = None
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Source] = Field(default_factory=dict)

@@ -21,7 +21,7 @@ from smollm3.recipe.graph import sources_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.report import model_card
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
-from smollm3.train import Followers, TrainJob, save_optimizer
+from smollm3.train import TrainJob, WorkerGroup, save_optimizer
 from smollm3.train.spec import TrainStage
 
 Progress = Callable[[str, float, float, str], None]
@@ -62,14 +62,14 @@ class StageResult:
 
 
 def run_stage(
-    stage: Stage, inputs: StageInputs, followers: Followers, progress: Progress, warn: Warn
+    stage: Stage, inputs: StageInputs, workers: WorkerGroup, progress: Progress, warn: Warn
 ) -> StageResult:
     """Do the stage's work; nothing is written outside `inputs.work` and the prepared data."""
     match stage:
         case TokenizerStage():
             return _tokenizer(stage, inputs, progress)
         case TrainStage():
-            return _train(stage, inputs, followers, progress, warn)
+            return _train(stage, inputs, workers, progress, warn)
         case MergeStage():
             return _merge(stage, inputs)
         case EvalStage():
@@ -121,14 +121,20 @@ def _prepare(
 ) -> dict[str, data.Shard]:
     shards = {}
     for i, name in enumerate(sources):
-        progress("preparing data", i, len(sources), name)
+
+        def report(documents: int, i: int = i, name: str = name) -> None:
+            progress("preparing data", i, len(sources), f"{name}: {documents:,} documents")
+
+        report(0)
         source = inputs.recipe.sources[name]
-        shards[name] = data.prepare(name, source, tokenizer, inputs.data, inputs.recipe.seed)
+        shards[name] = data.prepare(
+            name, source, tokenizer, inputs.data, inputs.recipe.seed, progress=report
+        )
     return shards
 
 
 def _train(
-    stage: TrainStage, inputs: StageInputs, followers: Followers, progress: Progress, warn: Warn
+    stage: TrainStage, inputs: StageInputs, workers: WorkerGroup, progress: Progress, warn: Warn
 ) -> StageResult:
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None  # the recipe's check
@@ -164,7 +170,7 @@ def _train(
         seed=inputs.recipe.seed,
         threads=inputs.recipe.threads,
     )
-    result = followers.train(
+    result = workers.train(
         job,
         on_step=lambda record, steps: progress(
             "training", record.step, steps, f"loss {record.loss:.3f}"
@@ -225,7 +231,7 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
         write_json(out / "scorecard.json", card)
         write_json(out / "samples.json", samples)
 
-    held = sum(claim["holds"] for claim in card["claims"])
+    held = sum(claim["verdict"] == "holds" for claim in card["claims"])
     return StageResult(
         save=save,
         sources={name: shard.digest for name, shard in shards.items()},

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from smollm3.eval import show
+from smollm3.eval import show, title
 from smollm3.files import write_atomic
 from smollm3.report.chart import Chart, Series, chart
 from smollm3.report.run import RunRecord, StageRecord, read_run
@@ -35,6 +35,7 @@ def render(run: RunRecord) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"count": count, "duration": duration, "size": size}
+    environment.filters["title_of_claims"] = title
     files = resources.files("smollm3.report")
     script = (files / "report.js").read_text(encoding="utf-8")
     template = environment.from_string((files / "report.html.jinja").read_text(encoding="utf-8"))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from smollm3 import checkpoint
+from smollm3.data.spec import PREFERENCE_LOSSES
 from smollm3.errors import UserError
 from smollm3.files import read_json
-from smollm3.train.spec import PREFERENCE_LOSSES
 
 
 @dataclass(frozen=True)

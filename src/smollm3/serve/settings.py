@@ -12,9 +12,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from smollm3.config import StrictModel
 from smollm3.errors import UserError
 from smollm3.files import read_text
-from smollm3.spec import Spec
 
 KEY_VARIABLE = "SMOLLM3_API_KEY"
 LEAST_KEY = 16  # characters
@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class Settings(Spec):
+class Settings(StrictModel):
     """Keys of a configuration file, and the command line's options of the same names."""
 
     host: str = "127.0.0.1"

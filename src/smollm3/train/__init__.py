@@ -1,20 +1,20 @@
-"""Training: one loop, its losses, optimizer, schedule, states, and data parallelism."""
+"""Training: one loop, its losses, optimizer, schedule, training checkpoints, data parallelism."""
 
-from smollm3.train.followers import Followers, follow
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.loop import train
 from smollm3.train.optimizer import save_optimizer
+from smollm3.train.process_group import ProcessGroup
 from smollm3.train.stop import Stopped
-from smollm3.train.world import World
+from smollm3.train.worker_group import WorkerGroup, run_worker
 
 __all__ = [
-    "Followers",
+    "ProcessGroup",
     "StepRecord",
     "Stopped",
     "TrainJob",
     "TrainResult",
-    "World",
-    "follow",
+    "WorkerGroup",
+    "run_worker",
     "save_optimizer",
     "train",
 ]

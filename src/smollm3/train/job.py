@@ -26,7 +26,8 @@ class TrainJob:
     parent: model to start from; None: fresh weights from (`seed`, `model`).
     model: the configuration in force; it may differ from the parent's in theta and context.
     tokenizer: folder. shards: source -> prepared folder. start: source -> token offset.
-    optimizer: file of moments to go on with. work: folder for states and metrics.jsonl.
+    optimizer: file of the optimizer state to continue with. work: folder for training checkpoints
+    and metrics.jsonl.
     threads: of each process.
     """
 
@@ -51,8 +52,8 @@ class TrainJob:
     def digest(self, shards: dict[str, Shard]) -> str:
         """Checksum of everything that decides the result, by content and not by place.
 
-        What only moves the last bits (threads, compile, precision) is not in it: a state
-        records it apart, see `state.environment`.
+        What only moves the last bits (threads, compile, precision) is not in it: a
+        training checkpoint records it apart, see `training_checkpoint.environment`.
         """
         stage = self.stage.model_dump(mode="json", by_alias=True, exclude={"compile", "precision"})
         return sha256_json(
@@ -92,7 +93,8 @@ class StepRecord:
     """One optimizer step. step counts from 1; loss in nats per trained token (or per pair).
 
     grad_norm: before clipping. tokens: taken by this step, all ranks together (pairs for
-    preference losses). skipped: the guard left the weights as they were. metrics: means over
+    preference losses). skipped: the loss-spike guard left the weights as
+    they were. metrics: means over
     the step that the loss adds (margin, accuracy).
     """
 

@@ -20,32 +20,33 @@ from smollm3.data.batch import Batch
 from smollm3.errors import UserError
 from smollm3.model import Transformer
 from smollm3.train import optimizer as optimizers
-from smollm3.train import schedule, state
+from smollm3.train import schedule
+from smollm3.train import training_checkpoint as checkpoints
 from smollm3.train.forward import Forward, slices
-from smollm3.train.guard import PATIENCE
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
+from smollm3.train.loss_spike import PATIENCE
 from smollm3.train.losses import PREFERENCE_METRICS, LossSums, language_modelling, preference
 from smollm3.train.metrics import MetricsLog
+from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import references
 from smollm3.train.stop import Stopped, StopSignals
-from smollm3.train.world import World
 
 OnStep = Callable[[StepRecord, int], None]
 Warn = Callable[[str], None]
 
 
 def train(
-    job: TrainJob, world: World, on_step: OnStep | None = None, warn: Warn | None = None
+    job: TrainJob, group: ProcessGroup, on_step: OnStep | None = None, warn: Warn | None = None
 ) -> TrainResult:
     """Run `job`, or what is left of it; every rank calls this.
 
-    Rank 0 leaves metrics.jsonl and state/ in job.work. on_step gets each step and how many
+    Rank 0 writes metrics.jsonl and checkpoints/ in job.work. on_step gets each step and how many
     there are in all; warn gets lines about what went differently than a user expects.
-    Raises Stopped after SIGINT or SIGTERM, with the state saved; UserError for bad input, a
-    run that the guard gave up, or a rank that died.
+    Raises Stopped after SIGINT or SIGTERM, with a training checkpoint saved; UserError for
+    bad input, too many loss spikes in a row, or a rank that died.
     """
     torch.set_num_threads(job.threads)
-    trainer = Trainer(job, world, warn or logging.getLogger(__name__).warning)
+    trainer = Trainer(job, group, warn or logging.getLogger(__name__).warning)
     trainer.run(on_step or (lambda record, steps: None))
     return trainer.result()
 
@@ -68,30 +69,30 @@ class Gradients:
 class Trainer:
     """A job between its steps."""
 
-    def __init__(self, job: TrainJob, world: World, warn: Warn) -> None:
-        self.job, self.stage, self.world = job, job.stage, world
-        self.states = Path(job.work) / "state"
+    def __init__(self, job: TrainJob, group: ProcessGroup, warn: Warn) -> None:
+        self.job, self.stage, self.group = job, job.stage, group
+        self.checkpoints = Path(job.work) / "checkpoints"
         shards = {name: Shard.open(Path(folder)) for name, folder in job.shards.items()}
         pad_id = load_tokenizer(job.tokenizer).pad_id
         self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id)
         schedule.check(job.stage.lr, self.loader.steps)
-        if world.leads:
-            self._tell_lengths(warn)
+        if group.is_main_process:
+            self._warn_of_lengths(warn)
 
-        self.environment = state.environment(
-            job.threads, world.size, job.stage.precision, job.stage.compile
+        self.environment = checkpoints.environment(
+            job.threads, group.size, job.stage.precision, job.stage.compile
         )
-        self.progress = state.Progress()
+        self.progress = checkpoints.Progress()
         self.model, self.optimizer = self._begin(shards, warn)
-        self.forward = Forward(self.model, job.stage, world.device)
+        self.forward = Forward(self.model, job.stage, group.device)
         self.references = (
-            references(job, shards, self.loader, world, warn) if job.stage.is_preference else None
+            references(job, shards, self.loader, group, warn) if job.stage.is_preference else None
         )
         # Behind the gradients: loss, weight, stop flag, and the loss's own metrics.
         self.metric_names = PREFERENCE_METRICS if job.stage.is_preference else ()
         self.gradients = Gradients(self.model, 3 + len(self.metric_names))
 
-    def _tell_lengths(self, warn: Warn) -> None:
+    def _warn_of_lengths(self, warn: Warn) -> None:
         context = self.stage.context
         for name, n in self.loader.truncated.items():
             warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
@@ -99,33 +100,37 @@ class Trainer:
             warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
-        """Model and optimizer from the newest good state, or from the job's beginnings."""
+        """Model and optimizer from the newest good checkpoint, or from where the job starts."""
         found = None
-        if self.world.leads:
+        if self.group.is_main_process:
             self.digest = self.job.digest(shards)
-            found = state.find(self.states, self.digest, self.environment, warn)
-        step = self.world.broadcast_text(str(found.step) if found else "")
+            found = checkpoints.find(self.checkpoints, self.digest, self.environment, warn)
+        step = self.group.broadcast_text(str(found.step) if found else "")
         if not step:
-            model = self.job.start_model().to(self.world.device)
+            model = self.job.start_model().to(self.group.device)
             optimizer = optimizers.adamw(model, self.stage.optimizer)
             if self.job.optimizer:
                 optimizers.load(optimizer, model, Path(self.job.optimizer))
             return model, optimizer
 
-        progress, tensors = state.read(self.states, int(step))
+        progress, tensors = checkpoints.read(self.checkpoints, int(step))
         self.progress = found or progress
-        model = Transformer(self.job.model).to(self.world.device)
+        model = Transformer(self.job.model).to(self.group.device)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(tensors.pop(f"model/{name}"))
         optimizer = optimizers.adamw(model, self.stage.optimizer)
-        optimizers.set_tensors(optimizer, model, tensors, state.folder_of(self.states, int(step)))
+        optimizers.set_tensors(
+            optimizer, model, tensors, checkpoints.folder_of(self.checkpoints, int(step))
+        )
         return model, optimizer
 
     def run(self, on_step: OnStep) -> None:
-        """All remaining steps, with their rows and states."""
+        """All remaining steps, with their metrics rows and checkpoints."""
         steps, done = self.loader.steps, self.progress.step
-        log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done) if self.world.leads else None
+        log = None
+        if self.group.is_main_process:
+            log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done)
         with StopSignals() as signals, log or nullcontext():
             for k in range(done, steps):
                 record, stopping = self.step(k, stop=signals.received is not None)
@@ -139,9 +144,9 @@ class Trainer:
                     raise Stopped(k + 1, signals.received or signal.SIGTERM)
 
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
-        """Batch k and its update; also whether any rank was told to stop."""
+        """Batch k and its update; also whether any rank was asked to stop."""
         started = time.perf_counter()
-        batch = self.loader.batch(k, self.world.rank, self.world.size)
+        batch = self.loader.batch(k, self.group.rank, self.group.size)
         self.gradients.flat.zero_()
         others = self.gradients.others
         for part in slices(batch, self.stage.micro_batch):
@@ -153,17 +158,17 @@ class Trainer:
             for i, metric in enumerate(sums.metrics, start=3):
                 others[i] += metric
         others[2] = float(stop)
-        self.world.all_reduce_(self.gradients.flat)
+        self.group.all_reduce_(self.gradients.flat)
 
-        # One copy to the host a step. A batch without weight gives NaN, which the guard skips.
+        # One copy to the host a step. A batch without weight gives NaN, whose update is skipped.
         norm = torch.linalg.vector_norm(self.gradients.all)[None]
         norm_, total, weight, stops, *sums_ = torch.cat([norm, others]).tolist()
         loss, grad_norm = (total / weight, norm_ / weight) if weight else (math.nan, math.nan)
         lr = schedule.learning_rate(self.stage.lr, k, self.loader.steps)
-        skipped = not self.progress.guard.accepts(loss, grad_norm)
+        skipped = not self.progress.loss_spike_guard.accepts(loss, grad_norm)
         if not skipped:
             self._update(lr, weight, grad_norm)
-        elif self.progress.guard.gives_up:
+        elif self.progress.loss_spike_guard.gives_up:
             raise UserError(self._given_up(k, loss, grad_norm))
 
         seconds = time.perf_counter() - started
@@ -180,7 +185,7 @@ class Trainer:
         metrics: dict[str, Any] = {
             "steps": progress.step,
             "loss": progress.loss,
-            "skipped": progress.guard.skipped,
+            "skipped": progress.loss_spike_guard.skipped,
             "seconds": progress.seconds,
             "tokens_per_second": sum(used.values()) / progress.seconds,
         }
@@ -221,4 +226,4 @@ class Trainer:
             f"model/{name}": p for name, p in self.model.named_parameters()
         }
         tensors |= optimizers.tensors_of(self.optimizer, self.model)
-        state.save(self.states, self.progress, tensors, self.digest, self.environment)
+        checkpoints.save(self.checkpoints, self.progress, tensors, self.digest, self.environment)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row a step, cut back to the state from which a run goes on."""
+"""metrics.jsonl: one row a step, cut back to the checkpoint from which a run resumes."""
 
 from __future__ import annotations
 

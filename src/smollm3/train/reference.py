@@ -16,7 +16,7 @@ from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.forward import Forward, slices
 from smollm3.train.job import TrainJob
 from smollm3.train.losses import log_probs
-from smollm3.train.world import World
+from smollm3.train.process_group import ProcessGroup
 
 Pair = tuple[str, int]
 
@@ -37,7 +37,7 @@ def references(
     job: TrainJob,
     shards: dict[str, Shard],
     loader: Loader,
-    world: World,
+    group: ProcessGroup,
     warn: Callable[[str], None],
 ) -> References:
     """Read them from beside the prepared data, or compute and store them there.
@@ -59,29 +59,29 @@ def references(
     )
     data = Path(next(iter(job.shards.values()))).parent
     path = data / f"reference-{key[:16]}.safetensors"
-    sums_P2 = _stored(path, len(pairs), warn) if world.leads else None
-    if not world.broadcast_text("stored" if sums_P2 is not None else ""):
-        sums_P2 = _compute(job, loader, world, pairs)
-        if world.leads:
+    sums_P2 = _stored(path, len(pairs), warn) if group.is_main_process else None
+    if not group.broadcast_text("stored" if sums_P2 is not None else ""):
+        sums_P2 = _compute(job, loader, group, pairs)
+        if group.is_main_process:
             _store(path, sums_P2)
     elif sums_P2 is None:
         sums_P2 = read_tensors(path)["sums"]
-    return References(pairs, sums_P2.to(world.device))
+    return References(pairs, sums_P2.to(group.device))
 
 
-def _compute(job: TrainJob, loader: Loader, world: World, pairs: Sequence[Pair]) -> Tensor:
+def _compute(job: TrainJob, loader: Loader, group: ProcessGroup, pairs: Sequence[Pair]) -> Tensor:
     """[pairs, 2] on every rank. Batches are dealt out whole, and a pair is computed in the first
     one that has it, so the number of ranks changes no bit."""
-    model = job.start_model().to(world.device)
-    forward = Forward(model, job.stage, world.device)
+    model = job.start_model().to(group.device)
+    forward = Forward(model, job.stage, group.device)
     row = {pair: i for i, pair in enumerate(pairs)}
-    sums_P2 = torch.zeros(len(pairs), 2, device=world.device)
+    sums_P2 = torch.zeros(len(pairs), 2, device=group.device)
     seen: set[Pair] = set()
     for k in range(loader.steps):
         batch = loader.batch(k)
         new = set(batch.pairs) - seen
         seen |= new
-        if not new or k % world.size != world.rank:
+        if not new or k % group.size != group.rank:
             continue
         for part in slices(batch, job.stage.micro_batch):
             with torch.no_grad(), forward.precision():
@@ -89,7 +89,7 @@ def _compute(job: TrainJob, loader: Loader, world: World, pairs: Sequence[Pair])
             for pair, both in zip(part.pairs, torch.stack(sums_2P, 1), strict=True):
                 if pair in new:
                     sums_P2[row[pair]] = both
-    world.all_reduce_(sums_P2)  # every other rank has zeros there
+    group.all_reduce_(sums_P2)  # every other rank has zeros there
     return sums_P2.cpu()
 
 

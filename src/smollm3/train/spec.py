@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smollm3.spec import Spec
-
-Weight = Annotated[float, Field(gt=0)]
-PREFERENCE_LOSSES = ("apo_zero", "apo_down", "dpo")
+from smollm3.config import StrictModel
+from smollm3.data.spec import BatchSpec
 
 
-class LearningRate(Spec):
+class LearningRate(StrictModel):
     """One stage's own segment of the schedule: warm up, hold, decay.
 
     warmup: steps of linear rise; the first has peak/warmup, the last the peak. decay: shape of
@@ -28,7 +26,7 @@ class LearningRate(Spec):
     end: float = Field(default=0.0, ge=0, le=1)
 
 
-class Optimizer(Spec):
+class Optimizer(StrictModel):
     """AdamW as published: no weight decay on embeddings, decay on norms."""
 
     betas: tuple[float, float] = (0.9, 0.95)
@@ -36,31 +34,21 @@ class Optimizer(Spec):
     weight_decay: float = Field(default=0.1, ge=0)
 
 
-class TrainStage(Spec):
+class TrainStage(BatchSpec):
     """Pretraining, long context, mid-training, SFT and preference are spellings of this.
 
     from: the stage, folder or Hub id to start from (absent: the model stage above).
-    carry: what goes on from the parent: its optimizer state, its place in the data.
-    mixture: source -> weight, in tokens (in pairs for preference losses); divided by their sum.
-    batch: rows (or pairs) in one optimizer step, over all ranks. micro_batch: rows in one
-    forward pass of one rank (absent: all at once). Exactly one of tokens, steps and epochs.
+    carry: what continues from the parent: its optimizer state, its place in the data.
+    micro_batch: rows in one forward pass of one rank (absent: all at once).
+    save_every: steps between training checkpoints.
     """
 
     kind: Literal["train"]
     from_: str | None = Field(default=None, alias="from")
     carry: list[Literal["optimizer", "data"]] = Field(default_factory=list)
-    mixture: dict[str, Weight] = Field(min_length=1)
-    loss: Literal["all", "assistant", "apo_zero", "apo_down", "dpo"] = "all"
-    mask: Literal["generated", "published"] = "generated"
-    packing: Literal["wrapped", "bfd"] = "wrapped"
     beta: float = Field(default=0.05, gt=0)
-    context: int = Field(ge=8)
     rope_theta: float | None = Field(default=None, gt=0)
-    batch: int = Field(gt=0)
     micro_batch: int | None = Field(default=None, gt=0)
-    tokens: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0)
     lr: LearningRate
     optimizer: Optimizer = Optimizer()
     clip: float = Field(default=1.0, gt=0)
@@ -69,13 +57,9 @@ class TrainStage(Spec):
     save_every: int = Field(default=200, gt=0)
 
     @model_validator(mode="after")
-    def _consistent(self) -> TrainStage:
-        if sum(x is not None for x in (self.tokens, self.steps, self.epochs)) != 1:
-            raise ValueError("give exactly one of tokens, steps and epochs")
-        if "data" in self.carry and (self.packing != "wrapped" or self.is_preference):
-            raise ValueError("carry: data needs packing: wrapped, where a place is a token offset")
+    def _can_carry_data(self) -> TrainStage:
+        if "data" in self.carry and (self.packing != "concat_and_chunk" or self.is_preference):
+            raise ValueError(
+                "carry: data needs packing: concat_and_chunk, where a place is a token offset"
+            )
         return self
-
-    @property
-    def is_preference(self) -> bool:
-        return self.loss in PREFERENCE_LOSSES

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the step at hand, with its state saved."""
+"""SIGINT and SIGTERM end a run after the step at hand, with a checkpoint saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Stopped(Exception):
-    """Training was asked to stop; its state after `step` is saved and a next run goes on."""
+    """Training was asked to stop; the checkpoint of `step` is saved and the next run resumes."""
 
     def __init__(self, step: int, signal: int) -> None:
-        super().__init__(f"stopped at step {step}; run again to go on")
+        super().__init__(f"stopped at step {step}; run again to resume")
         self.step = step
         self.signal = signal
 

@@ -46,7 +46,11 @@ class NativeBackend:
     ) -> None:
         """dtype: see `packed.plan`. blocks: of the pool; None takes what memory allows. cache_type:
         None is f32 for float32 weights, else bf16. threads: None takes the processors this process
-        may use. isa: one of smollm3_kernels.instruction_sets(), the fastest where it is empty."""
+        may use. isa: one of smollm3_kernels.instruction_sets(); empty: what SMOLLM3_ISA says, else
+        the fastest."""
+        isa = isa or os.environ.get("SMOLLM3_ISA", "")
+        if isa and isa not in (known := smollm3_kernels.instruction_sets()):
+            raise UserError(f"SMOLLM3_ISA={isa}: this processor has {', '.join(known)}; unset it")
         plan = packed.plan(path, config, dtype)
         if cache_type is None:
             exact = all(part.form == "f32" for part in plan.parts.values())

@@ -1,4 +1,4 @@
-"""Keeps bad batches out of the weights: no numbers, and losses far above what is usual."""
+"""Skips the updates of bad batches: a loss that is not finite, or a spike far above its mean."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 WARM_UP = 50  # good steps before a loss can be called a spike
 DEVIATIONS = 6.0
-FLOOR = 0.5  # nats; a steadier loss than this/6 does not make every wobble a spike
+FLOOR = 0.5  # nats; below a deviation of a sixth of it, small wobbles are no spikes
 MEMORY = 0.98  # of the running mean and variance: about the last 50 steps
 PATIENCE = 20  # skipped updates in a row before the run stops
 
 
 @dataclass
-class Guard:
+class LossSpikeGuard:
     """Judges each step from numbers that all ranks share, so that all decide alike.
 
     The fields are all its memory, and JSON-able. Skipped losses do not enter the mean.

@@ -1,8 +1,8 @@
-"""Train states: everything a run needs to go on, in folders that are whole or absent.
+"""Training checkpoints: all that a run needs to resume, in folders that are whole or absent.
 
-`state/step-N/` holds tensors.safetensors (weights, optimizer) and state.json (progress, the
-job's digest, the environment, the tensors' checksum). The two newest are kept: one is good even
-while the next is written, and if the newest is damaged later.
+`checkpoints/step-N/` holds tensors.safetensors (weights, optimizer state) and trainer_state.json
+(progress, the job's digest, the environment, the tensors' checksum). The two newest are kept: one
+is good even while the next is written, and if the newest is damaged later.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from smollm3.errors import UserError
 from smollm3.files import new_folder, read_json, sha256_file, write_json
 from smollm3.tensors import read_tensors, write_tensors
-from smollm3.train.guard import Guard
+from smollm3.train.loss_spike import LossSpikeGuard
 
 KEPT = 2
-TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"
+TENSORS, DESCRIPTION = "tensors.safetensors", "trainer_state.json"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Progress:
     step: int = 0
     loss: float | None = None
     seconds: float = 0.0
-    guard: Guard = field(default_factory=Guard)
+    loss_spike_guard: LossSpikeGuard = field(default_factory=LossSpikeGuard)
     resumed_under: list[dict[str, list[Any]]] = field(default_factory=list)
 
 
@@ -52,19 +52,19 @@ def environment(threads: int, processes: int, precision: str, compiled: bool) ->
     }
 
 
-def folder_of(states: Path, step: int) -> Path:
-    return states / f"step-{step}"
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step}"
 
 
 def save(
-    states: Path,
+    checkpoints: Path,
     progress: Progress,
     tensors: dict[str, Tensor],
     job: str,
     environment: dict[str, Any],
 ) -> None:
-    """Add the state of `progress.step`; afterwards drop all but the newest two."""
-    with new_folder(folder_of(states, progress.step)) as folder:
+    """Add the checkpoint of `progress.step`; afterwards delete all but the newest two."""
+    with new_folder(folder_of(checkpoints, progress.step)) as folder:
         write_tensors(folder / TENSORS, tensors)
         write_json(
             folder / DESCRIPTION,
@@ -75,19 +75,19 @@ def save(
                 "sha256": sha256_file(folder / TENSORS),
             },
         )
-    for old in _newest_first(states)[KEPT:]:
+    for old in _newest_first(checkpoints)[KEPT:]:
         shutil.rmtree(old)
 
 
 def find(
-    states: Path, job: str, environment: dict[str, Any], warn: Callable[[str], None]
+    checkpoints: Path, job: str, environment: dict[str, Any], warn: Callable[[str], None]
 ) -> Progress | None:
-    """The progress of the newest good state, or None.
+    """The progress of the newest good checkpoint, or None.
 
-    Damaged states are named to `warn` and removed. A state of another job is a UserError.
+    Damaged checkpoints are named to `warn` and removed. One of another job is a UserError.
     What is different in today's `environment` is named to `warn` and noted in the progress.
     """
-    for folder in _newest_first(states):
+    for folder in _newest_first(checkpoints):
         try:
             content = read_json(folder / DESCRIPTION)
             progress, before = _progress(content["progress"]), dict(content["environment"])
@@ -96,27 +96,27 @@ def find(
         except (UserError, KeyError, TypeError, OSError):
             damaged = True
         if damaged:
-            warn(f"{folder}: damaged; going on from the state before it")
+            warn(f"{folder}: damaged; resuming from the checkpoint before it")
             shutil.rmtree(folder)
             continue
         if not same_job:
             raise UserError(
-                f"{folder}: the state of another job (other settings or inputs); "
-                f"delete {states} to start anew"
+                f"{folder}: the checkpoint of another job (other settings or inputs); "
+                f"delete {checkpoints} to start again"
             )
         _note_environment(progress, before, environment, folder, warn)
         return progress
     return None
 
 
-def read(states: Path, step: int) -> tuple[Progress, dict[str, Tensor]]:
-    """A state that `find` has found good."""
-    folder = folder_of(states, step)
+def read(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Tensor]]:
+    """A checkpoint that `find` has found good."""
+    folder = folder_of(checkpoints, step)
     return _progress(read_json(folder / DESCRIPTION)["progress"]), read_tensors(folder / TENSORS)
 
 
 def _progress(content: dict[str, Any]) -> Progress:
-    return Progress(**content | {"guard": Guard(**content["guard"])})
+    return Progress(**content | {"loss_spike_guard": LossSpikeGuard(**content["loss_spike_guard"])})
 
 
 def _note_environment(
@@ -137,7 +137,7 @@ def _note_environment(
         progress.resumed_under.append(changed)
 
 
-def _newest_first(states: Path) -> list[Path]:
-    """Finished states; a partial one that a killed process left starts with a dot."""
-    folders = [f for f in states.glob("step-*") if f.name.removeprefix("step-").isdigit()]
+def _newest_first(checkpoints: Path) -> list[Path]:
+    """Finished checkpoints; a partial one that a killed process left starts with a dot."""
+    folders = [f for f in checkpoints.glob("step-*") if f.name.removeprefix("step-").isdigit()]
     return sorted(folders, key=lambda f: int(f.name.removeprefix("step-")), reverse=True)

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollm3.train.guard import PATIENCE, WARM_UP, Guard
+from smollm3.train.loss_spike import PATIENCE, WARM_UP, LossSpikeGuard
 
 
 def warm(loss=3.0, spread=0.1):
-    guard, rng = Guard(), random.Random(0)
+    guard, rng = LossSpikeGuard(), random.Random(0)
     for _ in range(2 * WARM_UP):
         assert guard.accepts(rng.gauss(loss, spread), 1.0)
     return guard
@@ -18,7 +18,7 @@ def warm(loss=3.0, spread=0.1):
 
 def test_no_numbers_are_never_accepted():
     for loss, norm in [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)]:
-        assert not Guard().accepts(loss, norm)
+        assert not LossSpikeGuard().accepts(loss, norm)
 
 
 def test_a_spike_is_skipped_and_leaves_the_mean():
@@ -40,13 +40,13 @@ def test_spikes_are_six_deviations_and_half_a_nat():
 
 
 def test_falling_is_no_spike_and_the_beginning_has_none():
-    guard = Guard()
+    guard = LossSpikeGuard()
     assert all(guard.accepts(loss, 1.0) for loss in (8.0, 20.0, 3.0, 9.0))
     assert warm().accepts(0.01, 1.0)
 
 
 def test_gives_up_after_twenty_in_a_row():
-    guard = Guard()
+    guard = LossSpikeGuard()
     for i in range(PATIENCE):
         assert guard.gives_up is False, i
         guard.accepts(math.nan, 1.0)
@@ -57,10 +57,10 @@ def test_gives_up_after_twenty_in_a_row():
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=120), st.integers(0, 119))
 def test_its_memory_survives_json(losses, cut):
-    whole, first = Guard(), Guard()
+    whole, first = LossSpikeGuard(), LossSpikeGuard()
     decisions = [whole.accepts(x, 1.0) for x in losses]
     for x in losses[:cut]:
         first.accepts(x, 1.0)
-    second = Guard(**json.loads(json.dumps(asdict(first))))
+    second = LossSpikeGuard(**json.loads(json.dumps(asdict(first))))
     assert [second.accepts(x, 1.0) for x in losses[cut:]] == decisions[cut:]
     assert second == whole

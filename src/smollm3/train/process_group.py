@@ -1,7 +1,7 @@
-"""The ranks of a data-parallel run and what they say to each other.
+"""The processes of a data-parallel run and what they send to each other.
 
-Every rank holds the whole model and takes its share of each batch; one sum over all ranks a
-step keeps them equal.
+Every rank holds the whole model and takes its share of each batch; one all-reduce a step keeps
+them equal.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from smollm3.errors import UserError
 
-# Followers wait for the next job while their leader prepares data or evaluates. A rank that dies
+# Workers wait for the next job while the main process prepares data or evaluates. A rank that dies
 # closes its connection, which ends the others' waiting at once; this is for no such case.
-LONGEST_WAIT = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 
 
 def default_device() -> torch.device:
@@ -35,45 +35,42 @@ def default_device() -> torch.device:
 
 
 @dataclass(frozen=True)
-class World:
-    """rank 0 leads: it alone writes files. `processes` are the leader's own followers."""
+class ProcessGroup:
+    """rank 0 is the main process: it alone writes files. `workers`: those that it has started."""
 
     rank: int
     size: int
     device: torch.device
-    processes: Sequence[subprocess.Popen[str]] = ()
+    workers: Sequence[subprocess.Popen[str]] = ()
 
     @staticmethod
-    def single() -> World:
-        return World(0, 1, default_device())
+    def single() -> ProcessGroup:
+        return ProcessGroup(0, 1, default_device())
 
     @staticmethod
     def join(
-        rank: int, size: int, init_file: Path, processes: Sequence[subprocess.Popen[str]] = ()
-    ) -> World:
-        """Meet `size` processes of this machine over `init_file`, which must be new; CPU, gloo."""
+        rank: int, size: int, init_file: Path, workers: Sequence[subprocess.Popen[str]] = ()
+    ) -> ProcessGroup:
+        """Meet `size` processes of this machine through the new file `init_file`; CPU, gloo."""
         # Else gloo looks the host's name up, which fails on machines without a network.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{init_file.resolve()}",
-            rank=rank,
-            world_size=size,
-            timeout=LONGEST_WAIT,
-        )
-        return World(rank, size, torch.device("cpu"), processes)
+        if loopback := {"darwin": "lo0", "linux": "lo"}.get(sys.platform):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        store = dist.FileStore(str(init_file.resolve()), size)  # type: ignore[attr-defined]
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        return ProcessGroup(rank, size, torch.device("cpu"), workers)
 
     @staticmethod
-    def from_environment() -> World:
-        """The world that torchrun (RANK, WORLD_SIZE, MASTER_ADDR) has made: NCCL or gloo."""
+    def from_environment() -> ProcessGroup:
+        """The processes that torchrun has started (RANK, WORLD_SIZE, MASTER_ADDR): NCCL or gloo."""
         device = default_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-        return World(dist.get_rank(), dist.get_world_size(), device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        return ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     def all_reduce_(self, tensor: Tensor) -> None:
@@ -83,7 +80,7 @@ class World:
                 dist.all_reduce(tensor)
 
     def broadcast_text(self, text: str = "") -> str:
-        """The leader's `text`, on every rank."""
+        """The main process's `text`, on every rank."""
         if self.size == 1:
             return text
         with self._reporting_deaths():
@@ -98,7 +95,7 @@ class World:
             dist.broadcast(data, 0)
             return bytes(data.tolist()).decode()
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -108,12 +105,14 @@ class World:
         try:
             yield
         except RuntimeError as e:
-            raise UserError(f"{self._death(e)}; run again to go on from the last state") from e
+            raise UserError(
+                f"{self._death(e)}; run again to resume from the last checkpoint"
+            ) from e
 
     def _death(self, error: RuntimeError) -> str:
         deadline = time.monotonic() + 5.0  # the connection can close before the process is gone
-        while self.processes and time.monotonic() < deadline:
-            for rank, process in enumerate(self.processes, start=1):
+        while self.workers and time.monotonic() < deadline:
+            for rank, process in enumerate(self.workers, start=1):
                 if process.poll() is not None:
                     return f"training process {rank + 1} of {self.size} {ending(process)}"
             time.sleep(0.05)

@@ -1,0 +1,297 @@
+"""What a recipe will cost before it runs: tokens, steps, memory, FLOPs and time of every stage.
+
+Everything follows from the recipe alone; what only the prepared data can tell (the size of an
+epoch) is estimated and marked with ≈.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from smollm3 import checkpoint
+from smollm3.data.spec import JsonlSource, ParquetSource, ProceduralSource, Source, TextSource
+from smollm3.errors import UserError
+from smollm3.eval.spec import EvalStage
+from smollm3.model import ModelConfig
+from smollm3.plan import timing
+from smollm3.plan.hardware import Hardware
+from smollm3.recipe.graph import model_parents
+from smollm3.recipe.load import load_recipe
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
+from smollm3.train.spec import LearningRate, TrainStage
+
+# Llama 3's vocabulary, which SmolLM3 kept; for a tokenizer that is not on this machine.
+PUBLISHED_VOCAB = 128_256
+PUBLISHED = ("HuggingFaceTB/SmolLM3-3B", "HuggingFaceTB/SmolLM3-3B-Base", "smollm3-3b")
+# A rough text: 4 bytes a token; a procedural document of the nano recipe: about 100 tokens.
+BYTES_PER_TOKEN = 4
+TOKENS_PER_DOCUMENT = 100
+# One core tokenises about so many bytes of files in a second.
+PREPARED_BYTES = 1e6
+MEASURED = "measured on this machine's CPU"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process that holds the whole model."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage; the numbers of a stage that does not train are None.
+
+    tokens and tokens_per_step count padded rows; `estimated` says that the amount of data is an
+    estimate. seconds: of training; preparation: of preparing the sources that no stage before
+    reads, but for those in `untimed`. None is unknown, and `unknown` says why. `basis` says what
+    the time follows from.
+    """
+
+    name: str
+    kind: str
+    note: str = ""
+    model: ModelConfig | None = None
+    tokens_per_step: int | None = None
+    steps: int | None = None
+    estimated: bool = False
+    lr: LearningRate | None = None
+    memory: Memory | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    preparation: float = 0.0
+    basis: str = ""
+    unknown: tuple[str, ...] = ()
+    untimed: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int | None:
+        if self.steps is None or self.tokens_per_step is None:
+            return None
+        return self.steps * self.tokens_per_step
+
+
+def kv_bytes_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
+    """Keys and values of all layers: 2·L·G·D elements; 73,728 bytes for SmolLM3-3B in bfloat16."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * element_bytes
+
+
+def training_memory(config: ModelConfig, rows: int, context: int, element_bytes: int) -> Memory:
+    """Bytes to train on `rows` rows of `context` tokens at once.
+
+    Weights, gradients and the two AdamW moments are float32: 4 + 4 + 8 bytes a parameter.
+    Activations kept for the backward pass, in elements of `element_bytes` for each token:
+    a layer keeps 6·E (the input, the normed and the scaled state of both norms), 2·H·D + 2·G·D
+    (queries, output, keys, values) and 4·F (gate, silu(gate), up, their product); the final norm
+    keeps 3·E. Attention scores are not kept (flash attention).
+    Logits: the output in `element_bytes`, its log-softmax and its gradient in float32.
+    """
+    E, F_, V = config.hidden, config.ffn, config.vocab_size
+    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
+    tokens = rows * context
+    return Memory(
+        weights=4 * config.parameters,
+        gradients=4 * config.parameters,
+        moments=8 * config.parameters,
+        activations=tokens * element_bytes * (config.layers * (6 * E + heads + 4 * F_) + 3 * E),
+        logits=tokens * V * (element_bytes + 8),
+    )
+
+
+def stage_costs(
+    recipe: Recipe,
+    *,
+    hardware: Hardware | None = None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> list[StageCost]:
+    """The cost of every stage, in order.
+
+    hardware: in place of what the recipe names, or else of this machine's GPUs or CPU.
+    sizes: (documents or pairs, tokens) of sources that are prepared; the others are estimated.
+    """
+    return _Planner(recipe, hardware, sizes or {}).costs()
+
+
+class _Planner:
+    def __init__(
+        self, recipe: Recipe, hardware: Hardware | None, sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self.recipe = recipe
+        named = recipe.hardware and Hardware.of(recipe.hardware.gpu, recipe.hardware.gpus)
+        self.hardware = hardware or named or Hardware.here()
+        self.sizes = sizes
+        self.parents = model_parents(recipe)
+        self.models: dict[str, ModelConfig | None] = {}
+        self.unknown: dict[str, str] = {}  # stage -> why its model is not known
+        self.prepared: set[str] = set()
+        self.timings: dict[tuple[ModelConfig, int, int, bool], float] = {}
+
+    def costs(self) -> list[StageCost]:
+        return [self._cost(name, stage) for name, stage in self.recipe.stages.items()]
+
+    def _cost(self, name: str, stage: Stage) -> StageCost:
+        parents = self.parents[name]
+        match stage:
+            case TrainStage():
+                self.models[name] = self._model(name, parents)
+                return self._train(name, stage)
+            case MergeStage():
+                self.models[name] = self._model(name, parents[:1])
+                note = " + ".join(f"{weight:g} {parent}" for parent, weight in stage.from_.items())
+            case TokenizerStage():
+                vocab, assumed = self._vocab()
+                made = f"from {stage.characters:,.0f} characters"
+                note = f"{vocab:,} entries{assumed} {f'of {stage.from_}' if stage.from_ else made}"
+            case ExportStage():
+                note = f"{parents[0]} as {', '.join(stage.to)}"
+            case EvalStage():
+                note = f"{len(stage.claims)} claims on {len(parents)} models"
+        return StageCost(name, stage.kind, note, self.models.get(name))
+
+    def _vocab(self) -> tuple[int, str]:
+        """Entries of the recipe's tokenizer, and a remark when they are assumed."""
+        for stage in self.recipe.stages.values():
+            if isinstance(stage, TokenizerStage):
+                if stage.vocab is not None:
+                    return stage.vocab, ""
+                if stage.from_ is not None and Path(stage.from_).is_dir():
+                    return checkpoint.load_tokenizer(stage.from_).vocab_size, ""
+        return PUBLISHED_VOCAB, " (assumed)"
+
+    def _model(self, name: str, parents: list[str]) -> ModelConfig | None:
+        """Shape of the first parent, or of a new model; None where it cannot be known."""
+        if not parents:
+            assert self.recipe.model is not None  # the recipe's check
+            return self.recipe.model.config(self._vocab()[0], context=0)
+        parent = parents[0]
+        if parent in self.recipe.stages:
+            self.unknown[name] = self.unknown.get(parent, "")
+            return self.models[parent]
+        try:
+            return checkpoint.load_config(parent)
+        except UserError as e:
+            if parent.partition("@")[0] in PUBLISHED:  # without the Hub: as in the report
+                shape = load_recipe("smollm3-3b").model
+                assert shape is not None
+                return shape.config(PUBLISHED_VOCAB, context=65_536)
+            self.unknown[name] = str(e)
+            return None
+
+    def _train(self, name: str, stage: TrainStage) -> StageCost:
+        rows = stage.batch * (2 if stage.is_preference else 1)
+        tokens_per_step = rows * stage.context
+        steps, estimated, no_size = self._steps(stage)
+        preparation, untimed = self._preparation(stage)
+        unknown = [no_size, self.unknown.get(name, "")]
+        config = self.models[name]
+        flops = memory = seconds = None
+        basis = ""
+        if config is not None:
+            process_rows = math.ceil(rows / self.recipe.processes)
+            at_once = min(process_rows, (stage.micro_batch or rows) * rows // stage.batch)
+            element_bytes = 4 if stage.precision == "float32" else 2
+            memory = training_memory(config, at_once, stage.context, element_bytes)
+        if config is not None and steps is not None:
+            flops = config.flops_per_token(stage.context) * tokens_per_step * steps
+            if self.hardware:
+                seconds, basis = self.hardware.seconds(flops), str(self.hardware)
+            else:
+                one = self._micro_step_seconds(config, at_once, stage)
+                seconds, basis = steps * math.ceil(process_rows / at_once) * one, MEASURED
+        return StageCost(
+            name,
+            stage.kind,
+            stage.loss,
+            config,
+            tokens_per_step,
+            steps,
+            estimated,
+            stage.lr,
+            memory,
+            flops,
+            seconds,
+            preparation,
+            basis,
+            tuple(reason for reason in unknown if reason),
+            tuple(untimed),
+        )
+
+    def _micro_step_seconds(self, config: ModelConfig, rows: int, stage: TrainStage) -> float:
+        bfloat16 = stage.precision == "bfloat16"
+        key = (config, rows, stage.context, bfloat16)
+        if key not in self.timings:
+            self.timings[key] = timing.step_seconds(
+                config,
+                rows,
+                stage.context,
+                bfloat16=bfloat16,
+                threads=self.recipe.threads,
+                document=stage.context if stage.is_preference else TOKENS_PER_DOCUMENT,
+            )
+        return self.timings[key] * timing.slowdown(self.recipe.processes, self.recipe.threads)
+
+    def _preparation(self, stage: TrainStage) -> tuple[float, list[str]]:
+        """Seconds to prepare the sources that no stage before has read, and those not timed."""
+        new = [name for name in stage.mixture if name not in self.prepared]
+        self.prepared.update(new)
+        total, untimed = 0.0, []
+        for name in new:
+            source = self.recipe.sources[name]
+            seconds = timing.preparation_seconds(name, source, self.recipe.seed)
+            if seconds is None and (files := _files(source)) is not None:
+                seconds = sum(file.stat().st_size for file in files) / PREPARED_BYTES
+            if seconds is None:
+                untimed.append(name)
+            total += seconds or 0.0
+        return total, untimed
+
+    def _steps(self, stage: TrainStage) -> tuple[int | None, bool, str]:
+        """Steps of a stage, whether they are an estimate, and why an epoch's size is unknown."""
+        if stage.steps is not None:
+            return stage.steps, False, ""
+        if stage.tokens is not None:
+            return math.ceil(stage.tokens / (stage.batch * stage.context)), False, ""
+        assert stage.epochs is not None
+        sizes = {source: self._size(source) for source in stage.mixture}
+        missing = [source for source, size in sizes.items() if size is None]
+        if missing:
+            return None, True, f"size of {', '.join(missing)}: known when the data are prepared"
+        documents = sum(size[0] for size in sizes.values() if size)
+        tokens = sum(size[1] for size in sizes.values() if size)
+        if not tokens:
+            return None, True, f"no file of {', '.join(stage.mixture)} is there yet"
+        rows = documents if stage.is_preference else tokens / stage.context
+        known = all(source in self.sizes for source in stage.mixture)
+        return max(1, math.ceil(stage.epochs * rows / stage.batch)), not known, ""
+
+    def _size(self, name: str) -> tuple[int, int] | None:
+        """(documents or pairs, tokens) of a source: prepared, or estimated."""
+        if name in self.sizes:
+            return self.sizes[name]
+        source = self.recipe.sources[name]
+        if isinstance(source, ProceduralSource):
+            return source.documents, source.documents * TOKENS_PER_DOCUMENT
+        files = _files(source)
+        if files is None:
+            return None
+        tokens = sum(file.stat().st_size for file in files) // BYTES_PER_TOKEN
+        return tokens // TOKENS_PER_DOCUMENT, tokens
+
+
+def _files(source: Source) -> list[Path] | None:
+    """The local files of a source that is made of such."""
+    if not isinstance(source, TextSource | JsonlSource | ParquetSource):
+        return None
+    return [Path(f) for pattern in source.files for f in glob.glob(pattern, recursive=True)]

@@ -1,0 +1,117 @@
+"""What this machine needs for a step of training and for preparing data: measured, in seconds.
+
+In seconds of the processor and not of the clock, so that what else runs at the moment changes no
+plan: they are those of an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from smollm3 import data
+from smollm3.chat import default_template
+from smollm3.data.spec import ProceduralSource, Source, StdlibSource
+from smollm3.model import ModelConfig, Transformer, packed
+from smollm3.tokenizer import Tokenizer
+
+# A step of more FLOPs is not taken: its time follows from that of one product of its width.
+LARGEST_FLOPS = 2e10
+PRODUCT_TOKENS, PRODUCT_OUTPUTS = 32, 1024  # 0.4 GFLOP at a width of 2048
+SAMPLE_DOCUMENTS = 48
+
+
+def step_seconds(
+    config: ModelConfig, rows: int, context: int, *, bfloat16: bool, threads: int, document: int
+) -> float:
+    """Seconds of forward, backward and update over `rows` rows of `context` tokens on this CPU.
+
+    threads: of the process, as in the run. document: tokens of one, for the attention masks.
+    """
+    flops = config.flops_per_token(context) * rows * context
+    with _threads(threads), torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
+        if flops > LARGEST_FLOPS:
+            return flops * _seconds_per_flop(config) / threads
+        model = Transformer(config)
+        model.init_weights(0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+        ids_BT = torch.randint(config.vocab_size, (rows, context + 1))
+        documents_BT = (torch.arange(context) // document).expand(rows, -1)
+
+        def step() -> None:
+            h_BTE = model.hidden(ids_BT[:, :-1], attend=packed(documents_BT))
+            logits_BTV = model.logits(h_BTE)
+            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten())
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return min(_processor_seconds(step) for _ in range(3)) / threads
+
+
+def _seconds_per_flop(config: ModelConfig) -> float:
+    """Of the processor, for the product that most of a large model's FLOPs are: a part of a
+    feed-forward matrix, forward and backward (6 FLOPs a weight and token)."""
+    layer = torch.nn.Linear(config.hidden, min(config.ffn, PRODUCT_OUTPUTS), bias=False)
+    x_TE = torch.randn(PRODUCT_TOKENS, config.hidden, requires_grad=True)
+
+    def product() -> None:
+        torch.autograd.backward(layer(x_TE).float().sum())
+
+    product()
+    seconds = min(_processor_seconds(product) for _ in range(2))
+    return seconds / (6 * layer.weight.numel() * PRODUCT_TOKENS)
+
+
+def _processor_seconds(work: Callable[[], None]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def slowdown(processes: int, threads: int) -> float:
+    """How many times a process is slower because all of them together want more cores than there
+    are."""
+    return max(1.0, processes * threads / (os.cpu_count() or 1))
+
+
+def preparation_seconds(name: str, source: Source, seed: int) -> float | None:
+    """Seconds to prepare a source that is made here, from a sample of it; None for all others."""
+    match source:
+        case ProceduralSource():
+            of = source.documents
+            sample = {"documents": min(SAMPLE_DOCUMENTS, of)}
+        case StdlibSource(rows=int(of)):
+            sample = {"rows": min(SAMPLE_DOCUMENTS, of)}
+        case _:
+            return None
+    small = source.model_copy(update=sample)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        data.prepare(name, small, _tokenizer(), Path(folder), seed)
+        return (time.process_time() - start) * of / next(iter(sample.values()))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    """Of bytes and a few words: encoding takes about as long with any vocabulary."""
+    return Tokenizer.train(["the sum of a and b is"] * 4, 320, default_template())
