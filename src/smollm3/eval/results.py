@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ def write_results(
         "prompts": {task: _prompts(samples) for task, samples in found["samples"].items()},
         **json_of(found.get("smollm3", {})),
         "intervals": {
-            task: {name: asdict(m) for name, m in by_name.items()}
+            task: {name: m.numbers() for name, m in by_name.items()}
             for task, by_name in measures(found).items()
         },
     }
