@@ -314,6 +314,14 @@ def test_ruler_gets_its_mean_and_its_map(tmp_path, capsys):
     assert heat_map({(8192, 9): 0.0}, "x < y").count("<rect") == 2
 
 
+def test_ruler_stands_beside_what_is_published(tmp_path):
+    from smollm3.eval.ruler import TASKS
+
+    scores = {f"ruler_{t}_32768": {"score": [1, 0]} for t in TASKS}
+    (line,) = published_lines(read_results(results(tmp_path / "a", "smollm3-3b-base", scores)))
+    assert (line.benchmark, line.value, line.published) == ("RULER 32768", 50.0, 76.35)
+
+
 def test_win_rates_are_shares_of_beaten_models():
     rates = win_rates({"a": {"x": 3, "y": 1}, "b": {"x": 2, "y": 1, "z": 9}, "c": {"x": 1, "y": 0}})
     assert rates == {"a": 0.875, "b": 0.625, "c": 0.0}

@@ -71,7 +71,6 @@ def test_a_conversation_is_asked_and_its_reasoning_dropped(server):
     assert "stop" not in body
     assert "temperature" not in body
     assert target.origin() == f"{url} m"
-    target.close()
 
 
 def test_calls_and_plain_texts(server):
@@ -103,7 +102,6 @@ def test_calls_and_plain_texts(server):
         target.answer(Ask(Prompt("say"), stop=(" two",), temperature=0.0)).result()["text"] == "one"
     )
     assert asked[-1][1]["stop"] == [" two"]
-    target.close()
 
 
 def test_log_probabilities_by_echo(server):
@@ -128,7 +126,6 @@ def test_log_probabilities_by_echo(server):
         target.score(Prompt(messages=({"role": "user", "content": ""},)), "x")
     with pytest.raises(UserError, match="RULER measures"):
         target.count("x")
-    target.close()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +144,6 @@ def test_what_fails_is_one_line(server, answers, message, tries):
     with pytest.raises(UserError, match=message):
         target.answer(Ask(Prompt("x"))).result()
     assert len(asked) == 1 + tries
-    target.close()
 
 
 def test_a_server_without_a_model(server):

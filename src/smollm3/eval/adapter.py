@@ -109,8 +109,8 @@ class Adapter(LM):  # type: ignore[misc]
             else float(given.get("temperature") or 0.0)
             if sampled
             else 0.0,
-            top_p=None if settings.sample else given.get("top_p"),
-            top_k=None if settings.sample else given.get("top_k"),
+            top_p=None if settings.sample else given.get("top_p") or 1.0,
+            top_k=None if settings.sample else given.get("top_k") or 0,
             seed=settings.seed + repeat,
         )
 

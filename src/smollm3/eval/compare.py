@@ -17,6 +17,7 @@ from smollm3.eval.measure import Measure, Z
 from smollm3.eval.plots import Bar, bars, heat_map
 from smollm3.eval.published import Published, name_of, need_model, tables, win_rates
 from smollm3.eval.results import Evaluated, read_results
+from smollm3.eval.ruler import TASKS
 from smollm3.eval.ruler.harness import by_length, depths, effective_length
 from smollm3.eval.suites import Row, suite_of
 from smollm3.files import write_atomic, write_json
@@ -103,6 +104,19 @@ def _lines(found: Evaluated, table: Published, scores: Mapping[str, float]) -> l
         values = (100 * mean.value, 100 * mean.low, 100 * mean.high, mean.n)
         why = "; ".join(dict.fromkeys(differs))
         lines.append(Line(name, found.model, *values, scores[name], table.name, why))
+    return lines + _ruler_lines(found, table, scores)
+
+
+def _ruler_lines(found: Evaluated, table: Published, scores: Mapping[str, float]) -> list[Line]:
+    """The mean of all thirteen tasks at each length that is published."""
+    lines = []
+    for length, tasks in by_length(found.results["results"]).items():
+        name = f"RULER {length}"
+        if name in scores and len(tasks) == len(TASKS):
+            measured = [found.measure(f"ruler_{task}_{length}", "score") for task in tasks]
+            mean = mean_of([m for m in measured if m is not None])
+            values = (100 * mean.value, 100 * mean.low, 100 * mean.high, mean.n)
+            lines.append(Line(name, found.model, *values, scores[name], table.name, ""))
     return lines
 
 
@@ -301,7 +315,7 @@ def _print_ruler(console: Console, found: Evaluated) -> None:
         for length, tasks in lengths.items()
     )
     console.print(f"RULER of {found.model}: {shown}")
-    if all(len(tasks) == 13 for tasks in lengths.values()):
+    if all(len(tasks) == len(TASKS) for tasks in lengths.values()):
         longest = effective_length(means)
         text = f"{longest:,} tokens" if longest else f"shorter than {min(means):,} tokens"
         console.print(f"effective length: {text}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -34,7 +35,6 @@ class UrlTarget:
         self.name = url
         self.settings = settings
         self._pause = pause
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="smollm3-eval")
 
     @cached_property
     def model(self) -> str:
@@ -58,9 +58,6 @@ class UrlTarget:
     def origin(self) -> str:
         return f"{self.url} {self.model}"
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
     def score(self, prompt: Prompt, continuation: str) -> Work:
         if prompt.is_chat:
             raise UserError(
@@ -77,7 +74,16 @@ class UrlTarget:
 
     def _later(self, work: Callable[[], Any]) -> Work:
         self.model  # noqa: B018  asked for once, before the threads
-        future: Future[Any] = self._pool.submit(work)
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as e:
+                future.set_exception(e)
+
+        # Not of a pool, whose threads Python waits for when it is to end: an answer can take an hour.
+        threading.Thread(target=run, daemon=True).start()
         return future
 
     def _score(self, context: str, continuation: str) -> list[Any]:
