@@ -82,7 +82,7 @@ class UrlTarget:
             except BaseException as e:
                 future.set_exception(e)
 
-        # Not of a pool, whose threads Python waits for when it is to end: an answer can take an hour.
+        # Not of a pool, for whose threads Python waits at its end: an answer can take an hour.
         threading.Thread(target=run, daemon=True).start()
         return future
 
