@@ -59,6 +59,15 @@ def test_the_tests_of_humaneval_32_are_mended():
     )
 
 
+def test_comparisons_of_mbpp_are_asserted():
+    test = (
+        "def assertion(out, exp, atol):\n    if isinstance(out, bool):\n        exact_match = out == exp\n"
+        "    else:\n        exact_match = exp == (out is not None)\n\nassertion(f(1), True, 0)\n"
+    )
+    for value, passed in (("3", 1.0), ("None", 0.0)):
+        assert code.mbpp({"test": test}, [f"def f(x): return {value}"]) == {"pass@1": passed}
+
+
 def test_programs_that_read_and_methods_that_are_called():
     item = {
         "starter_code": "",

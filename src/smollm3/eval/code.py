@@ -112,7 +112,14 @@ def humaneval_tests(doc: Mapping[str, Any]) -> str:
 def mbpp(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """pass@1 of an item of MBPP+."""
     program = code_of(results[0], "", "")
-    return {"pass@1": float(run_tests(program, doc["test"]).passed)}
+    return {"pass@1": float(run_tests(program, mbpp_tests(doc)).passed)}
+
+
+def mbpp_tests(doc: Mapping[str, Any]) -> str:
+    """The item's tests. In the published file those of 737, 787 and 794 compare and then assert
+    nothing, so that every program passes: here they assert what they compared."""
+    compared = "        exact_match = exp == (out is not None)\n"
+    return str(doc["test"]).replace(compared, f"{compared}    assert exact_match\n")
 
 
 def livecodebench(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
