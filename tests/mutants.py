@@ -1,4 +1,5 @@
-"""One-line breakages that some test must notice: the mistakes people really make with SmolLM3.
+"""Mutation tests: one line is broken on purpose, and some test must fail. The lines are those that
+people really get wrong with SmolLM3.
 
 Each is (name, file of src/smollm3 or, by its path, of kernels/, what stands there, what it is
 broken into, the tests that should die). `tests/test_mutants.py` applies them to a copy; `make test-all` runs it.
@@ -36,7 +37,7 @@ MUTANTS = [
     Mutant("documents see each other", "model/attention.py", "same_BTT & lower_TT", "lower_TT", MODEL),
     Mutant("norm without eps", "model/transformer.py", "x32_BTE.square().mean(-1, keepdim=True) + self.eps", "x32_BTE.square().mean(-1, keepdim=True)", f"{U}model.py"),
     Mutant("gate and up swapped", "model/transformer.py", "F.silu(self.gate(x_BTE)) * self.up(x_BTE)", "F.silu(self.up(x_BTE)) * self.gate(x_BTE)", f"{P}transformers.py"),
-    Mutant("residual init not scaled by depth", "model/transformer.py", "math.sqrt(2 * self.config.layers)", "1.0", f"{U}model.py"),
+    Mutant("residual init not scaled by depth", "model/init.py", "math.sqrt(2 * config.layers)", "1.0", f"{U}model.py"),
     Mutant("published no_rope_layers read as NoPE flags", "checkpoint/config.py", "[int(flag) for flag in config.uses_rope]", "[int(not flag) for flag in config.uses_rope]", f"{U}checkpoint.py"),
     # losses
     Mutant("APO-zero pushes the rejected answer up", "train/losses.py", "torch.sigmoid(-chosen) + torch.sigmoid(rejected)", "torch.sigmoid(-chosen) + torch.sigmoid(-rejected)", LOSSES),
@@ -51,7 +52,13 @@ MUTANTS = [
     Mutant("cosine ignores its end", "train/schedule.py", "lr.peak * (lr.end + (1 - lr.end) * share)", "lr.peak * share", f"{U}train_schedule.py"),
     Mutant("clipping before the global mean", "train/loop.py", "min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight", "min(1.0, self.stage.clip / (grad_norm * weight + 1e-6)) / weight", f"{U}train_loop.py"),
     Mutant("NaN updates the weights", "train/loss_spike.py", "math.isfinite(loss) and math.isfinite(grad_norm)", "True", f"{U}train_loss_spike.py"),
-    Mutant("a damaged training checkpoint is used", "train/training_checkpoint.py", 'content["sha256"] != sha256_file(folder / TENSORS)', "False", f"{U}train_checkpoint.py"),
+    Mutant("a damaged training checkpoint is used", "train/training_checkpoint.py", 'content["files"] != checksums(folder / name for name in content["files"])', "False", f"{U}train_checkpoint.py"),
+    # sharded training
+    Mutant("every run of rows draws the same weights, as the report's TP ranks did", "model/init.py", 'f"{seed}/{name}" + (f"/{i}" if i else "")', 'f"{seed}/{name}"', f"{U}model_init.py"),
+    Mutant("a context-parallel rank sees only its document's last tokens", "train/attention.py", "starts_k.append(b * S + start)", "starts_k.append(b * S + begin)", f"{U}train_attention.py"),
+    Mutant("context-parallel ranks without balance", "train/layout.py", "(c, 2 * self.cp - 1 - c)", "(2 * c, 2 * c + 1)", f"{U}train_layout.py"),
+    Mutant("ranks of one row taken for two", "train/layout.py", "return rank // (self.cp * self.tp)", "return rank // self.tp", f"{U}train_layout.py"),
+    Mutant("every nth checkpoint is deleted", "train/training_checkpoint.py", "if not keep_every or _step(old) % keep_every:", "if True:", f"{U}train_checkpoint.py"),
     # data
     Mutant("the next document's first token is trained", "data/loader.py", "trained[:, 1:] & (documents[:, 1:] == documents[:, :-1])", "trained[:, 1:]", LOADER),
     Mutant("ranks get the same rows", "data/loader.py", "for r in (rank, rank + 1))", "for r in (0, 1))", I + "batches.py"),
@@ -98,19 +105,25 @@ MUTANTS = [
     Mutant("threads go on between runs", "agent/sandbox/process.py", 'self._order(b"s")', 'self._order(b"c")', f"{U}agent_sandbox.py"),
     Mutant("one interpreter for all", "agent/python.py", "self._held.get(conversation)", "next(iter(self._held.values()), None)", f"{U}agent_loop.py"),
     Mutant("nobody is asked", "agent/loop.py", "if not tool.read_only:", "if False:", f"{U}agent_loop.py"),
-    Mutant("half a call is made", "agent/loop.py", "if cut or not message.tool_calls:", "if not message.tool_calls:", f"{U}agent_loop.py"),
+    Mutant("half a call is made", "turn/loop.py", 'if reply.reason == "tool_calls" else ()', "if True else ()", f"{U}agent_loop.py"),
     Mutant("unknown arguments pass", "agent/schema.py", '= "forbid"', '= "ignore"', f"{U}agent_tools.py"),
+    # from a conversation to an answer
+    Mutant("calls that were not offered are made", "turn/request.py", "xml=self.may_call and bool(self.tools or asked.tools)", "xml=True", f"{U}turn_users.py"),
+    Mutant("nobody knows that the prompt began to think", "turn/request.py", 'reasoning_of(engine.tokenizer, ids) == "open"', "False", f"{U}turn_users.py"),
+    Mutant("the last step may call again", "turn/loop.py", "return _without_calls(request) if self._is_last else request", "return request", f"{U}turn.py"),
+    Mutant("a call of others' does not end the loop", "turn/loop.py", "or not all(map(self._ours, message.tool_calls))", "", f"{U}turn.py"),
+    Mutant("a stop text runs on until somebody reads", "turn/reply.py", "if self.ended:\n                    self.finish()", "if False:\n                    self.finish()", f"{U}turn.py"),
     # the server
     Mutant("any name is this machine's", "serve/settings.py", 'name == "localhost" or', 'name or', f"{U}serve_guard.py"),
     Mutant("any web page is welcome", "serve/guard.py", "return own or origin in", "return bool(origin) or origin in", f"{U}serve_guard.py"),
     Mutant("forms may be posted", "serve/guard.py", 'if kind != "application/json":', "if False:", f"{U}serve_guard.py"),
     Mutant("faults quote what was said", "serve/guard.py", 'told.append(f"{type(error).__name__}', 'told.append(f"{error}', f"{U}serve_guard.py"),
-    Mutant("keys share their prefixes", "serve/ask.py", "thinking_budget=ask.thinking_budget, salt=salt", 'thinking_budget=ask.thinking_budget, salt=""', f"{U}serve_guard.py"),
+    Mutant("keys share their prefixes", "serve/ask.py", "replace(r, cache_salt=cache_salt)", 'replace(r, cache_salt="")', f"{U}serve_guard.py"),
     Mutant("a queue without end", "serve/gate.py", "if self.waiting + count > self._queue:", "if False:", f"{U}serve_guard.py"),
-    Mutant("stop texts end reasoning", "serve/events.py", "if isinstance(event, ContentDelta) and self._ask.stops:", "if isinstance(event, ContentDelta | ReasoningDelta) and self._ask.stops:", f"{U}serve_chat.py"),
-    Mutant("calls beside the one that was allowed", "serve/events.py", "if isinstance(event, CallEnd) and not self._ask.parallel:", "if False:", f"{U}serve_chat.py"),
+    Mutant("stop texts end reasoning", "turn/reply.py", "if isinstance(event, ContentDelta):", "if not isinstance(event, CallStart | CallEnd) and hasattr(event, 'text'):", f"{U}turn_users.py"),
+    Mutant("calls beside the one that was allowed", "turn/reply.py", "if isinstance(event, CallEnd) and not self.request.parallel:", "if False:", f"{U}serve_chat.py"),
     Mutant("reasoning of a turn before is lost", "serve/openai_items.py", '_add(messages, {"reasoning_content": thought})', "pass", f"{U}serve_turns.py"),
-    Mutant("a prompt is counted for each answer", "serve/events.py", "if answer.index % self.ask.params.n:", "if False:", f"{U}serve_chat.py"),
+    Mutant("a prompt is counted for each answer", "serve/answering.py", "if end.index % self.ask.n:", "if False:", f"{U}serve_chat.py"),
     Mutant("the server asks nobody", "serve/host.py", "approve = nobody if self._questions is None else self._ask", "approve = lambda _: True", f"{U}serve_tools.py"),
     Mutant("keys share their interpreters", "serve/host.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
     Mutant("interpreters outlive their request", "serve/host.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
@@ -125,6 +138,11 @@ MUTANTS = [
     Mutant("a program that leaves early has passed", "eval/code.py", "if run.ok and run.value == repr(token):", "if run.error is None:", f"{U}eval_checkers.py"),
     Mutant("what is missing may be missing", "eval/bfcl.py", 'key in arguments or "" in values', "True", f"{U}eval_checkers.py"),
     Mutant("the paired difference is unpaired", "eval/compare.py", "differences = [y - x for x, y in pairs]", "differences = [y for x, y in pairs]", f"{U}eval_checkers.py"),
+    # what comes from outside
+    Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),
+    Mutant("defaults count as given", "cli/fields.py", "if value not in (None, ())}", "}", f"{U}cli_fields.py"),
+    Mutant("preparing data is silent", "recipe/stages.py", "progress=report", "progress=None", f"{U}recipe_stages.py"),
+    Mutant("a lock of one's own", "files.py", "lock.acquire(timeout=0)", "pass", f"{U}files.py"),
     # the runner
     Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
     # the kernels, built again for each

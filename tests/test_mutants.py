@@ -1,4 +1,4 @@
-"""Every breakage of `mutants.py` must be noticed by the tests it names."""
+"""Mutation tests: each mutant of `mutants.py` must be killed by the tests that it names."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ KERNELS = ROOT / "kernels"
 
 
 def test_every_mutant_still_applies():
-    """Else the list rots: a rename would turn a breakage into nothing."""
+    """Else the list rots: a rename would turn a mutant into nothing."""
     assert len(MUTANTS) >= 20
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that is the user's to fix."""
 
 LONGEST = 2000  # characters
 
@@ -6,7 +6,7 @@ LONGEST = 2000  # characters
 class UserError(Exception):
     """Bad input: the CLI prints this one line, without a traceback, and exits with code 2.
 
-    The message names the file or the key, says what is wrong with it, and how to mend it. What it
+    The message names the file or the key, says what is wrong with it, and how to fix it. What it
     quotes of a file may be anything, so it is cut to a length and to characters that a terminal
     shows as such.
     """

@@ -24,7 +24,9 @@ from pydantic import Field
 from smollm3.errors import UserError
 
 if TYPE_CHECKING:
+    from smollm3.chat import Event
     from smollm3.infer import Engine
+    from smollm3.turn import Request
 
 VARIABLE = "SMOLLM3_MODEL"
 DEFAULT = "smollm3-3b"
@@ -74,72 +76,58 @@ class SmolLM3(llm.Model):
             raise llm.ModelError(str(e)) from None
 
     def _events(self, prompt: llm.Prompt, response: llm.Response) -> Iterator[StreamEvent]:
-        from smollm3.chat import (
-            ArgumentsDelta,
-            CallEnd,
-            CallStart,
-            ContentDelta,
-            ReasoningDelta,
-            StreamParser,
-        )
+        from smollm3.turn import Part
+
+        reply = self._request(prompt).submit(self.engine)
+        for part in reply:
+            for event in part.events if isinstance(part, Part) else ():
+                yield from _told(event, response)
+        usage = reply.usage
+        response.set_usage(input=usage.prompt, output=usage.completion)
+
+    def _request(self, prompt: llm.Prompt) -> Request:
         from smollm3.infer import SamplingParams
-        from smollm3.infer.grammars import THINK, Json, Spec, Tools
-        from smollm3.infer.thinking import reasoning_of
+        from smollm3.infer.grammars import Json, Spec, Tools
+        from smollm3.turn import Request
 
         options: Any = prompt.options
         schema: Any = prompt.schema
-        engine = self.engine
         tools = [_declared(tool) for tool in prompt.tools]
         constraint: Spec | None = Json(schema) if schema else None
         if tools and constraint:
             raise UserError("a schema and tools are not supported together")
-        if tools:
-            constraint = Tools(tools)
-        ids = engine.tokenizer.render(
-            _messages(prompt.messages), tools=tools or None, enable_thinking=options.think
-        ).ids
-        params = SamplingParams(
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            seed=options.seed,
+        return Request(
+            _messages(prompt.messages),
+            tools=tools,
+            enable_thinking=options.think,
+            params=SamplingParams(
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                seed=options.seed,
+            ),
+            constraint=Tools(tools) if tools else constraint,
+            thinking_budget=options.thinking_budget,
         )
-        generation = engine.submit(
-            ids, params, constraint=constraint, thinking_budget=options.thinking_budget
-        )
-        parser = StreamParser(xml=bool(tools))
-        if reasoning_of(engine.tokenizer, ids) == "open":
-            parser.feed(THINK)
-        count = 0
-        try:
-            for events in _fed(parser, generation):
-                for event in events:
-                    match event:
-                        case ReasoningDelta(text):
-                            yield StreamEvent("reasoning", text)
-                        case ContentDelta(text):
-                            yield StreamEvent("text", text)
-                        case CallStart(index, name):
-                            yield StreamEvent("tool_call_name", name, tool_call_id=f"call_{index}")
-                        case ArgumentsDelta(index, text):
-                            yield StreamEvent("tool_call_args", text, tool_call_id=f"call_{index}")
-                        case CallEnd(index, call) if isinstance(call.arguments, dict):
-                            response.add_tool_call(
-                                llm.ToolCall(
-                                    call.name, call.arguments, tool_call_id=f"call_{index}"
-                                )
-                            )
-            count = len(generation.result().ids)
-        finally:
-            generation.cancel()
-        response.set_usage(input=generation.prompt_tokens, output=count)
 
 
-def _fed(parser: Any, generation: Any) -> Iterator[Sequence[Any]]:
-    for step in generation:
-        yield parser.feed(step.text)
-    yield parser.finish()
+def _told(event: Event, response: llm.Response) -> Iterator[StreamEvent]:
+    """An event in llm's words."""
+    from smollm3.chat import ArgumentsDelta, CallEnd, CallStart, ContentDelta, ReasoningDelta
+
+    match event:
+        case ReasoningDelta(text):
+            yield StreamEvent("reasoning", text)
+        case ContentDelta(text):
+            yield StreamEvent("text", text)
+        case CallStart(index, name):
+            yield StreamEvent("tool_call_name", name, tool_call_id=f"call_{index}")
+        case ArgumentsDelta(index, text):
+            yield StreamEvent("tool_call_args", text, tool_call_id=f"call_{index}")
+        case CallEnd(index, call) if isinstance(call.arguments, dict):
+            made = llm.ToolCall(call.name, call.arguments, tool_call_id=f"call_{index}")
+            response.add_tool_call(made)
 
 
 def _declared(tool: Any) -> dict[str, Any]:

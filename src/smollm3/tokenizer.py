@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
 from smollm3.chat.render import Piece, any_of
+from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, THINK
 from smollm3.errors import UserError
 from smollm3.files import read_json, read_text, sha256_json, write_atomic, write_json
 
@@ -39,8 +40,8 @@ SPLIT = (
 CONTROL = {
     "<|begin_of_text|>": True,
     "<|end_of_text|>": True,
-    "<think>": False,
-    "</think>": False,
+    THINK: False,
+    END_THINK: False,
     "<|finetune_right_pad_id|>": True,
     "<|start_header_id|>": True,
     "<|end_header_id|>": True,
@@ -51,10 +52,10 @@ CONTROL = {
     "<|im_end|>": True,
     "<tool_response>": False,
     "</tool_response>": False,
-    "<tool_call>": False,
-    "</tool_call>": False,
-    "<code>": False,
-    "</code>": False,
+    CALL: False,
+    END_CALL: False,
+    CODE: False,
+    END_CODE: False,
 }
 CONTROL_SPLIT = re.compile("|".join(map(re.escape, CONTROL)))
 _NAMED = (
@@ -423,11 +424,11 @@ def _encodings(
         return encode(list(texts), add_special_tokens=False)
     except TypeError:
         raise UserError(
-            "a text holds a lone surrogate, which is no character; mend the data"
+            "a text holds a lone surrogate, which is no character; fix the data"
         ) from None
     except BaseException as e:
         _check_the_librarys(e)
-        raise UserError(f"the tokenizer gives up on a text ({e}); shorten or mend it") from None
+        raise UserError(f"the tokenizer gives up on a text ({e}); shorten or fix it") from None
 
 
 def _check_the_librarys(error: BaseException) -> None:

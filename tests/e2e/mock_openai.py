@@ -86,6 +86,11 @@ def token(i: int, text: str) -> dict:
     return {"id": top[0]["id"], "text": text, "logprob": math.log(p), "top": top, "source": source}
 
 
+def counted(said: str) -> str:
+    """The answer to "count": known, different for each, half a second to two."""
+    return " ".join(f"{said.rsplit(maxsplit=1)[-1]}.{i}" for i in range(10 + len(said) % 3 * 20))
+
+
 WORDS: dict[int, str] = {}  # the vocabulary: what was written so far
 
 
@@ -106,6 +111,8 @@ class Mock(ThreadingHTTPServer):
         self.refusals = 1  # 429s before "busy" is answered
         self.key = ""
         self.pace = 0.001  # seconds a token
+        self.gone = False  # no request is answered, and answers break off
+        self.goes_on = threading.Event()  # what "hold" waits for
 
     @property
     def url(self) -> str:
@@ -141,6 +148,9 @@ class Handler(BaseHTTPRequestHandler):
             return False
         self.reply(401, {"error": {"message": "This server asks for an API key."}})
         return True
+
+    def parse_request(self):
+        return super().parse_request() and not self.server.gone
 
     def do_GET(self):
         self.server.got.append(self.path)
@@ -183,6 +193,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def chunk(self, choice=None, **fields):
         chunk = {"id": "1", "model": "smollm3-3b", "choices": [choice] if choice else [], **fields}
+        if self.server.gone:
+            raise ConnectionResetError
         self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.flush()
 
@@ -218,12 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         said = messages[-1]["content"]
         asked = said.lower()
         thinks = body["chat_template_kwargs"]["enable_thinking"]
-        if "busy" in asked and self.server.refusals:
-            self.server.refusals -= 1
-            self.reply(429, {"error": {"message": "The queue is full."}}, Retry_After=1)
-            return None
-        if "wrong" in asked:
-            self.reply(400, {"error": {"message": "max_tokens: 10 is more than the context holds"}})
+        if self.turned_away(asked):
             return None
         turns = [
             ("<|im_start|>", f"{m['role']}", "\n", m["content"], "<|im_end|>", "\n")
@@ -261,18 +268,34 @@ class Handler(BaseHTTPRequestHandler):
         if "tool" in asked or "weekdays" in asked:
             return self.call(body, asked, len(prompt), reasoning)
         text = GLASS if self.asks_glass else ANSWER
-        pace = None
+        pace = {"slow": 0.01, "count": 0.008}.get(asked.split(" ")[0])
         if "attack" in asked:
             text = ATTACK.format(port=self.server.server_address[1])
         elif "slow" in asked:
-            text, pace = "word " * 2000, 0.01
+            text = "word " * 2000
         elif "echo" in asked:
             text = f"You said: {said}. There were {len(messages)} messages."
+        elif "count" in asked:
+            text = counted(said)
+        elif "hold" in asked:
+            self.say("content", "As far as this,")
+            self.server.goes_on.wait(30)
+            text = " and no further."
         elif "break" in asked:
             self.say("content", "Half an ans")
             return None
         self.say("content", text, "</think>\n" if thinks else "", pace)
         return self.end("stop", len(prompt), reasoning)
+
+    def turned_away(self, asked):
+        if "busy" in asked and self.server.refusals:
+            self.server.refusals -= 1
+            self.reply(429, {"error": {"message": "The queue is full."}}, Retry_After=1)
+            return True
+        if "wrong" in asked:
+            self.reply(400, {"error": {"message": "max_tokens: 10 is more than the context holds"}})
+            return True
+        return False
 
     def call(self, body, asked, prompt, reasoning):
         name, arguments = "weather", {"city": "Paris", "unit": "°C"}

@@ -1,6 +1,5 @@
 """Every command that draws, on a real terminal: wide and narrow, with colour and without."""
 
-import os
 import re
 import sys
 
@@ -45,7 +44,7 @@ def terminal(request, place):
 
     def start(*words):
         command = [sys.executable, "-m", "smollm3", *map(str, words)]
-        state = {"XDG_STATE_HOME": str(place), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        state = {"XDG_STATE_HOME": str(place)}
         shown = Terminal(command, columns=columns, lines=24, cwd=place, **environment, **state)
         shown.coloured = not environment
         return shown
@@ -131,7 +130,7 @@ def test_export(terminal, tmp_path):
     check(terminal, ["export", "noise", tmp_path / "out", "--to", "hf:float32"])
 
 
-@on("wide")
+@on("")
 def test_bench(terminal):
     words = ["bench", "noise", "--repeat", 1, "--tokens", 2, "--long", 64]
     check(terminal, words, "median")

@@ -184,7 +184,7 @@ def test_salts_share_nothing(make):
     prompt = list(range(100))
     cached = []
     for salt in ("a", "b", "a", ""):
-        generation = engine.submit(prompt, SAMPLED, salt=salt)
+        generation = engine.submit(prompt, SAMPLED, cache_salt=salt)
         generation.result()
         cached.append(generation.cached_tokens)
     assert cached == [0, 0, 96, 0]
@@ -366,7 +366,8 @@ def test_logits_that_are_no_numbers_fail_their_request(make, expected):
         return row * np.nan if position == len(asked[1]) + 3 and s == 1 else row
 
     engine.backend._logits = logits
-    one, bad = engine._started([engine._answer(p, SAMPLED) for p in asked[:2]])
+    with engine.together():
+        one, bad = [engine.submit(p, SAMPLED) for p in asked[:2]]
     with pytest.raises(UserError, match="not finite"):
         bad.result()
     assert one.result().ids == expected[1.0][0]
@@ -382,7 +383,7 @@ def test_logits_that_are_no_numbers_fail_their_request(make, expected):
         ([1] * 401, {}, "401 tokens do not fit"),
         ([300], {}, "from 0 to 299"),
         ([1], {"logit_bias": {300: 1.0}}, "logit_bias: .* from 0 to 299"),
-        ([1], {"stop_ids": [300]}, "stop_ids: .* from 0 to 299"),
+        ([1], {"stop_token_ids": [300]}, "stop_token_ids: .* from 0 to 299"),
         ([1], {"n": 2}, "n: this gives one answer, not 2"),
         ([1] * 100, {"max_tokens": 200}, "need 10 blocks of the cache, which has 8"),
     ],
@@ -516,7 +517,9 @@ def churn(engine, n, longest, new, seed=0) -> None:
             length = draw.randint(1, longest)
             prompt = [draw.choice([5, 6, 7]) for _ in range(length)]
             params = replace(SAMPLED, max_tokens=draw.randint(1, new), seed=draw.randrange(9))
-            going.append((engine.submit(prompt, params, salt=draw.choice("ab")), draw.random()))
+            going.append(
+                (engine.submit(prompt, params, cache_salt=draw.choice("ab")), draw.random())
+            )
             if len(going) > 6:
                 finish(*going.pop(draw.randrange(len(going))))
         for each in going:
@@ -689,11 +692,11 @@ def test_a_saved_prefix_starts_at_once(make, saved, monkeypatch):
     fresh.load_prefix(path)  # again: what is known stays
     drained(fresh)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    assert engine.submit(prompt, SAMPLED, salt="other").result()
-    engine.save_prefix(prompt, path, salt="s")
+    assert engine.submit(prompt, SAMPLED, cache_salt="other").result()
+    engine.save_prefix(prompt, path, cache_salt="s")
     salted = make(identity=lambda: "weights 1")
     salted.load_prefix(path)
-    cached = [salted.submit(prompt, SAMPLED, salt=salt) for salt in ("", "s")]
+    cached = [salted.submit(prompt, SAMPLED, cache_salt=salt) for salt in ("", "s")]
     assert [g.result() and g.cached_tokens for g in cached] == [0, 96]
 
 
@@ -764,7 +767,9 @@ def test_a_model_answers_the_same_whatever_else_runs(tiny, tokenizer, seed, toke
     asked = prompts(6, seed)
     for params in (replace(GREEDY, logprobs=2, max_tokens=20), replace(SAMPLED, max_tokens=20)):
         with Engine(TorchBackend(tiny, blocks=20), tokenizer) as engine:
-            alone = [engine.submit(p, params, salt=str(i)).result() for i, p in enumerate(asked)]
+            alone = [
+                engine.submit(p, params, cache_salt=str(i)).result() for i, p in enumerate(asked)
+            ]
             assert not engine.stats().reused
         whole = [p + a.ids for p, a in zip(asked, alone, strict=True)]
         guesses = partial(Guesses, whole, seed)

@@ -56,7 +56,7 @@ def test_kernels_answer_with_the_same_bits_whatever_else_runs(native, params):
     asked = prompts(10)
     params = replace(params, logprobs=3)
     with native() as engine:
-        alone = [engine.submit(p, params, salt=str(i)).result() for i, p in enumerate(asked)]
+        alone = [engine.submit(p, params, cache_salt=str(i)).result() for i, p in enumerate(asked)]
     assert len({tuple(answer.ids) for answer in alone}) > 5
     whole = [prompt + answer.ids for prompt, answer in zip(asked, alone, strict=True)]
     for options in (

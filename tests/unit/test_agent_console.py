@@ -92,7 +92,7 @@ def test_steps_end(chat, capsys):
     talk = chat(add, max_steps=3)
     talk.say("loop")
     assert "stopped after 3 steps" in capsys.readouterr().err
-    assert len(talk.messages) == 7
+    assert len(talk.messages) == 6
 
 
 def test_what_fails_is_taken_back(chat):

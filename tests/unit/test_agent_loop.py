@@ -11,9 +11,8 @@ from typing import Literal
 
 import pytest
 
-from smollm3.agent import Agent, Done, Request, Tool, ToolError, ToolResult, approval, tool
+from smollm3.agent import Agent, ApprovalRequest, Done, Tool, ToolError, ToolResult, approval, tool
 from smollm3.agent.approval import Approvals, Refused, ask_on_terminal
-from smollm3.agent.loop import with_ids
 from smollm3.agent.python import NO_FUNCTIONS, Interpreters, functions
 from smollm3.agent.sandbox import StartError, find_sandbox
 from smollm3.chat import (
@@ -28,6 +27,7 @@ from smollm3.chat import (
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.model import ModelConfig, Transformer
+from smollm3.turn import numbered
 
 SERVER = [sys.executable, str(Path(__file__).parents[1] / "mcp_server.py")]
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -40,6 +40,7 @@ class Said:
     text: str
     reason: str = "stop"
     cancelled: bool = False
+    prompt_tokens = cached_tokens = 0
 
     def __iter__(self):
         for i in range(0, len(self.text), 5):
@@ -175,7 +176,7 @@ class TestLoop:
         done = Agent(engine, [add], max_steps=3).run(HELLO)
         assert done.reason == "steps"
         assert len(engine.prompts) == 3
-        assert done.messages[-1]["role"] == "tool"
+        assert [m["role"] for m in done.messages[-2:]] == ["tool", "assistant"]
         with pytest.raises(UserError, match="max_steps"):
             Agent(engine, max_steps=0)
 
@@ -207,7 +208,7 @@ class TestLoop:
 
     def test_numbers_of_calls_go_on(self):
         history = [{"role": "assistant", "content": "", "tool_calls": [{}, {}]}]
-        message = with_ids(Message("assistant", tool_calls=(ToolCall("f", {}),)), history)
+        message = numbered(Message("assistant", tool_calls=(ToolCall("f", {}),)), history)
         assert message.tool_calls[0].id == "call00003"
 
     def test_messages_may_be_messages(self, script):
@@ -264,7 +265,7 @@ class TestApproval:
 
         monkeypatch.setattr("sys.stdin", Interrupted())
         monkeypatch.setattr(approval.sys, "stdout", _Terminal(sys.stdout))
-        assert ask_on_terminal(Request("write", {}, from_code=True)) is False
+        assert ask_on_terminal(ApprovalRequest("write", {}, from_code=True)) is False
         assert "The model's code calls write" in capsys.readouterr().out
 
     def test_nobody_at_a_terminal_means_no(self, script):
@@ -282,16 +283,18 @@ class TestApproval:
         stdin.isatty = lambda: True
         monkeypatch.setattr("sys.stdin", stdin)
         monkeypatch.setattr(approval.sys, "stdout", _Terminal(sys.stdout))
-        assert ask_on_terminal(Request("write", {"text": "a\x1b[2Jb"})) == decision
+        assert ask_on_terminal(ApprovalRequest("write", {"text": "a\x1b[2Jb"})) == decision
         shown = capsys.readouterr().out
         assert "The model calls write" in shown
         assert "\x1b" not in shown
 
     def test_requests_are_readable(self):
-        assert "print(1)\nprint(2)" in Request("python", {"code": "print(1)\nprint(2)"}).text
-        assert len(Request("f", {"x": "y" * 10_000}).text) < 2200
+        assert (
+            "print(1)\nprint(2)" in ApprovalRequest("python", {"code": "print(1)\nprint(2)"}).text
+        )
+        assert len(ApprovalRequest("f", {"x": "y" * 10_000}).text) < 2200
         with pytest.raises(Refused):
-            Approvals(lambda _: False).check(Request("f", {}))
+            Approvals(lambda _: False).check(ApprovalRequest("f", {}))
 
 
 class _Terminal:
@@ -609,7 +612,7 @@ class TestWithTheEngine:
         params = SamplingParams(max_tokens=300, temperature=1.0, seed=1)
         with Agent(engine, [pick], params=params, max_steps=2, enable_thinking=False) as agent:
             agent._constraint = replace(agent._constraint, choice="required", parallel=False)
-            events = list(agent.stream(HELLO))
+            events = [*agent.stream(HELLO), *agent.stream(HELLO)]
         results = [e for e in events if isinstance(e, ToolResult)]
         assert len(results) == 2
         assert all(result.ok for result in results)
@@ -625,7 +628,6 @@ class TestWithTheEngine:
         strange = Tool("strange", "Odd.", odd, lambda **_: "ran")
         with Agent(engine, [strange], params=SamplingParams(max_tokens=4)) as agent:
             assert agent.run(HELLO).messages[1]["role"] == "assistant"
-            assert agent._constraint is None
 
     def test_a_conversation_that_does_not_fit_is_the_users_error(self, engine):
         with Agent(engine, [add]) as agent, pytest.raises(UserError, match="context"):

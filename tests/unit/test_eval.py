@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from tests.support.said import said
 
 from smollm3 import checkpoint
 from smollm3.chat import Message, ToolCall, default_template
@@ -27,7 +29,7 @@ from smollm3.eval import Claim, EvalStage, check_claims, evaluate, show, table
 from smollm3.eval.measure import Measure, difference, ratio, share
 from smollm3.eval.nano import DATE, MODES, Answer, Suite, known_metrics
 from smollm3.eval.scorecard import _judged
-from smollm3.infer import Completion, Engine, load_engine
+from smollm3.infer import Engine, Generation, load_engine
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
@@ -312,18 +314,17 @@ class Scripted:
                 self.written[item.question] = item
         self.answer = answer
 
-    def generate(self, prompts: list[list[int]], params: Any) -> list[Completion]:
+    together = staticmethod(nullcontext)
+
+    def submit(self, prompt: list[int], params: Any, **options: Any) -> Generation:
         assert params.temperature == 0
-        out = []
-        for ids in prompts:
-            text = self.tokenizer.decode(ids)
-            item = next(i for question, i in self.written.items() if question in text)
-            mode = "no_think" if "<think>" in text.rpartition("<|im_start|>")[2] else "think"
-            answer = self.tokenizer.encode_markup(self.answer(item, mode))
-            ended = answer[-1:] == [self.tokenizer.stop_ids[0]]
-            shown = self.tokenizer.decode(answer, skip_special=True)
-            out.append(Completion(answer, shown, "stop" if ended else "length", []))
-        return out
+        text = self.tokenizer.decode(prompt)
+        item = next(i for question, i in self.written.items() if question in text)
+        mode = "no_think" if "<think>" in text.rpartition("<|im_start|>")[2] else "think"
+        answer = self.tokenizer.encode_markup(self.answer(item, mode))
+        ended = answer[-1:] == [self.tokenizer.stop_ids[0]]
+        shown = self.tokenizer.decode(answer, skip_special=True)
+        return said([shown], "stop" if ended else "length")
 
 
 def perfect(item: Any, mode: str) -> str:
@@ -510,6 +511,7 @@ def judged(measured: Measure, baseline: Measure, **bound: Any) -> dict[str, Any]
         (0.75, 0.5, {"at_least": 0.25, "compare": "difference"}, "not shown", "≥ baseline + 25.0%"),
         (0.3, 0.75, {"at_most": -0.25, "compare": "difference"}, "holds", "≤ baseline - 25.0%"),
         (0.5, 0.5, {"at_most": 0, "compare": "difference"}, "not shown", "≤ baseline"),
+        (0.5, 0.5, {"at_least": 0, "compare": "difference"}, "not shown", "≥ baseline"),
         (0.9, 0.3, {"at_least": 2, "compare": "ratio"}, "holds", "≥ 2 x baseline"),
         (0.6, 0.3, {"at_least": 2, "compare": "ratio"}, "not shown", "≥ 2 x baseline"),
         (0.3, 0.3, {"at_least": 2, "compare": "ratio"}, "fails", "≥ 2 x baseline"),

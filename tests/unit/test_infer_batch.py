@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smollm3.errors import UserError
 from smollm3.infer import SamplingParams, answers, batch, batch_console
 from smollm3.infer.answers import Answers
-from smollm3.infer.batch import Batch, Settings, read_requests
+from smollm3.infer.batch import BatchRun, Settings, read_requests
 from smollm3.infer.batch_console import batch_on_console
 from smollm3.infer.generation import Channel, Generation, Step
 
@@ -86,7 +86,7 @@ def run(engine, data, path, defaults=SETTINGS, concurrency=4):
     with pytest.MonkeyPatch.context() as patch, Answers(path) as answers:
         patch.setattr(batch.time, "sleep", lambda _: engine.pass_time())
         requests = read_requests(io.BytesIO(data), "x.jsonl", defaults)
-        tally = Batch(engine, answers, view, concurrency).run(requests)
+        tally = BatchRun(engine, answers, view, concurrency).run(requests)
     return tally, view.errors
 
 
@@ -304,7 +304,7 @@ def test_memory_is_bounded_by_the_window(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "WINDOW", 10)
     engine = StandIn(tokenizer, lambda text: 500 if text == "number 0" else 0)
     most = 0
-    start = batch.Request.start
+    start = batch.Line.start
 
     def started(request, *rest):
         nonlocal most
@@ -312,7 +312,7 @@ def test_memory_is_bounded_by_the_window(tokenizer, tmp_path, monkeypatch):
         assert most <= 11 or "number 0" not in [text for _, _, text, _ in engine.waiting]
         return start(request, *rest)
 
-    monkeypatch.setattr(batch.Request, "start", started)
+    monkeypatch.setattr(batch.Line, "start", started)
     run(engine, lines(REQUESTS), tmp_path / "y.jsonl")
     assert most == 60
 
@@ -328,7 +328,7 @@ def test_an_interrupted_batch_cancels_what_runs(tokenizer, tmp_path):
         patch.setattr(batch.time, "sleep", lambda _: interrupt())
         requests = read_requests(io.BytesIO(lines(REQUESTS)), "x", SETTINGS)
         with pytest.raises(KeyboardInterrupt):
-            Batch(engine, kept, View(), 5).run(requests)
+            BatchRun(engine, kept, View(), 5).run(requests)
     assert engine.cancelled == 5
 
 
@@ -361,6 +361,7 @@ def test_on_the_console(tokenizer, tmp_path, capsys, monkeypatch):
     source.write_bytes(lines([*REQUESTS, {"prompt": 3}]))
     out = tmp_path / "new" / "y.jsonl"
     monkeypatch.setattr(batch_console, "LOG_SECONDS", -1.0)
+    monkeypatch.setattr(batch, "SYNC_SECONDS", 1e9)
     assert batch_on_console(StandIn(tokenizer), str(source), out, SETTINGS, 8) == 2
     shown = capsys.readouterr()
     assert shown.err == f"error: {source}:61: prompt: must be a text or a list of token ids\n"

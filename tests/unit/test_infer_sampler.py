@@ -68,9 +68,9 @@ def log_softmax(logits) -> np.ndarray:
         ({"stop": 3}, "stop"),
         ({"stop": ["a", 3]}, "stop"),
         ({"stop": ["a"] * 101}, "stop"),
-        ({"stop_ids": 3}, "stop_ids"),
-        ({"stop_ids": "12"}, "stop_ids"),
-        ({"stop_ids": [-1]}, "stop_ids"),
+        ({"stop_token_ids": 3}, "stop_token_ids"),
+        ({"stop_token_ids": "12"}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"n": 0}, "n"),
         ({"n": 1001}, "n"),
@@ -83,8 +83,8 @@ def test_params_that_make_no_sense(changes, name):
 
 
 def test_settings_take_one_form():
-    one = SamplingParams(stop="a", stop_ids=[3])
-    assert (one.stop, one.stop_ids) == (("a",), (3,))
+    one = SamplingParams(stop="a", stop_token_ids=[3])
+    assert (one.stop, one.stop_token_ids) == (("a",), (3,))
     assert hash(SamplingParams(logit_bias={1: 2.0}, stop=["a", "b"]))
     with pytest.raises(UserError, match="must be a number, not nan"):
         SamplingParams(logit_bias={1: math.nan})

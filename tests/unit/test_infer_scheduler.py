@@ -165,7 +165,11 @@ def test_a_known_beginning_is_not_computed_again():
     first = sequence(range(96), new=1)
     sch.add(first)
     assert sizes(run(sch)) == [(0, 96, 1)]
-    again, longer, salted = sequence(range(96)), sequence(range(100)), sequence(range(96), salt="x")
+    again, longer, salted = (
+        sequence(range(96)),
+        sequence(range(100)),
+        sequence(range(96), cache_salt="x"),
+    )
     for seq in (again, longer, salted):
         sch.add(seq)
     # The last token is always computed, and blocks are shared whole.

@@ -17,12 +17,15 @@ from rich.console import Console
 
 from smollm3 import plan, units
 from smollm3.checkpoint.config import to_json
+from smollm3.errors import UserError
 from smollm3.files import write_json
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.plan import timing
 from smollm3.plan.costs import MEASURED
 from smollm3.recipe import load_recipe
 from smollm3.recipe.schema import Cluster, Recipe
+from smollm3.train.layout import Layout
+from smollm3.train.losses import LOGITS
 from smollm3.train.spec import LearningRate
 
 
@@ -77,44 +80,33 @@ def test_weights_gradients_and_moments_are_16_bytes_a_parameter(
 ) -> None:
     memory = big["stage1"].memory
     assert memory is not None
-    assert memory.weights + memory.gradients + memory.moments == 16 * 3_075_098_624
-    assert memory.total == 16 * 3_075_098_624 + memory.activations + memory.logits
-    # 3 rows x 4096 tokens x 128,256 entries x (2 + 4 + 4) bytes
-    assert memory.logits == 3 * 4096 * 128_256 * 10
+    assert big["stage1"].layout == Layout(replicate=192, tp=2)
+    assert memory.weights + memory.gradients + memory.moments == 16 * 3_075_098_624 / 2
+    # 2^27 logits at once over two ranks x (2 + 4 + 4 + 4) bytes
+    assert memory.working == LOGITS * 14 / 2
 
 
-@pytest.mark.parametrize(("rows", "context"), [(1, 48), (3, 32)])
-def test_activations_are_what_autograd_keeps(rows: int, context: int) -> None:
-    """Each storage kept for the backward pass, counted once; the weights are not activations."""
-    config = ModelConfig(
-        vocab_size=64,
-        layers=3,
-        hidden=48,
-        heads=4,
-        kv_heads=4,
-        head_dim=12,
-        ffn=80,
-        uses_rope=nope_pattern(3, 2),
-        rope_theta=1e4,
-        context=64,
-    )
-    model = Transformer(config)
-    model.init_weights(0)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+def test_pretraining_is_planned_as_published_and_long_context_on_its_96_gpus() -> None:
+    gpus = plan.Hardware.of("h100", 96)
+    costs = {c.name: c for c in plan.stage_costs(load_recipe("smollm3-3b"), hardware=gpus)}
+    for name in ("long_a", "long_b"):
+        layout = costs[name].layout
+        assert layout is not None
+        assert layout.size == 96
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and tensor.is_floating_point():
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # an address that was freed could be used again
-        return tensor
 
-    alive: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.hidden(torch.randint(64, (rows, context)))
-    said = plan.training_memory(config, rows, context, 4).activations
-    assert said == pytest.approx(sum(kept.values()), rel=0.05)
+def test_a_split_that_cannot_work_is_refused_with_the_nearest_plan() -> None:
+    gpus = plan.Hardware.of("h100", 8)
+    for parallel, says in (
+        ("tp=8", r"tp 8 does not divide.*nearest plan that works: .* on 8 H100"),
+        (
+            "shard=4",
+            r"stage1.parallel: replicate 2 x shard 4 needs .* of the 80 GB.*micro_batch 1 on 8 H100",
+        ),
+    ):
+        recipe = load_recipe("smollm3-3b", [f"parallel.{parallel}"])
+        with pytest.raises(UserError, match=says):
+            plan.stage_costs(recipe, hardware=gpus)
 
 
 def small(**changes: Any) -> Recipe:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smollm3.config.yaml import parse_yaml
 from smollm3.errors import UserError
 from smollm3.recipe import load_recipe, shipped_recipes
 from smollm3.recipe.graph import downstream, final_model, model_parents, sources_of, tokenizer_of
-from smollm3.recipe.yaml import parse_yaml
 
 GOOD = """\
 name: t

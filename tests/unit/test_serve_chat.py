@@ -5,6 +5,8 @@ import json
 import pytest
 from tests.serving import Settings, added_up, events, local, plain, speaking
 
+from smollm3.infer.errors import UnsupportedConstraint
+
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 4}}\n</tool_call>'
 SCRIPT = {
@@ -197,7 +199,10 @@ def test_the_glass_box_tells_every_token(client):
 
 
 def test_one_call_only_where_no_grammar_sees_to_it(client, monkeypatch):
-    monkeypatch.setattr("smollm3.serve.fields.tools_constraint", lambda *_: None)
+    def unsupported(*_):
+        raise UnsupportedConstraint("tools: no grammar")
+
+    monkeypatch.setattr("smollm3.infer.constraints.Constraints._matcher", unsupported)
     both = whole(client, "call", tools=[TOOL])["choices"][0]["message"]["tool_calls"]
     assert len(both) == 2
     choice = whole(client, "call", tools=[TOOL], parallel_tool_calls=False)["choices"][0]

@@ -14,7 +14,8 @@ import pytest
 from smollm3.cli import main
 from smollm3.cli.serving import read_settings
 from smollm3.errors import UserError
-from smollm3.serve.run import address, listening
+from smollm3.serve import page
+from smollm3.serve.run import address, listening, run
 from smollm3.serve.settings import Settings
 from smollm3.serve.vllm import become_vllm, command
 
@@ -53,10 +54,10 @@ def test_what_would_not_do_is_said_before_the_model_is_loaded(serve, taken, tmp_
     assert "host: no.such.host.invalid" in serve("--host", "no.such.host.invalid")
     assert "none.yaml" in serve("--config", tmp_path / "none.yaml")
     for text, said in (
-        ("port: 0\nqueu: 3\n", f"{config}:2: queu: no such setting; did you mean 'queue'?"),
+        ("port: 0\nqueu: 3\n", f"{config}:2: queu: unknown key; did you mean 'queue'?"),
         ("port: many\n", f"{config}:1: port: "),
         ("- 1\n", "must be a mapping"),
-        ("aliases: gpt\n", f"{config}:1: aliases: Input should be a valid list"),
+        ("aliases: gpt\n", f"{config}:1: aliases: input should be a valid list"),
     ):
         config.write_text(text)
         assert said in serve("--config", config)
@@ -188,3 +189,12 @@ def test_systemd_reads_the_unit(tmp_path):
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
     )
     assert "smollm3.service" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("line", ["no chat page: make ui", ""])
+def test_a_server_without_the_chat_page_says_how_to_get_it(line, monkeypatch, caplog):
+    monkeypatch.setattr(page, "how_to_get", lambda: line)
+    caplog.set_level("INFO", "smollm3.serve")
+    with pytest.raises(UserError, match="no model"):
+        run(lambda: (_ for _ in ()).throw(UserError("no model")), Settings(port=0), "m")
+    assert [record.message for record in caplog.records] == ([line] if line else [])

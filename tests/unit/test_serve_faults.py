@@ -10,7 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 from tests.serving import Settings, events, listening, local, speaking
 
 from smollm3.errors import UserError
-from smollm3.serve import events as told_by
+from smollm3.serve import answering as told_by
 from smollm3.serve import page
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "ignore_eos": True}
@@ -192,11 +192,22 @@ def test_without_a_chat_page_the_root_says_so(engine, monkeypatch, tmp_path):
         page.add(app, folder)
         return TestClient(app)
 
-    assert "/docs" in at(tmp_path).get("/").text
-    (tmp_path / "assets").mkdir()
-    (tmp_path / "index.html").write_text("<p>the page")
-    (tmp_path / "assets" / "app.js").write_text("1")
     shown = at(tmp_path)
+    assert "/docs" in shown.get("/").text
+    assert "no chat page in this installation" in shown.get("/").text
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text("<p>the page")  # made while the server runs
+    (tmp_path / "assets" / "app.js").write_text("1")
     assert shown.get("/").text == "<p>the page"
     assert shown.get("/assets/app.js").text == "1"
     assert shown.get("/assets/../../settings.py").status_code == 404
+
+
+def test_the_command_that_makes_the_page_is_named(tmp_path):
+    (checkout := tmp_path / "my code" / "ui").mkdir(parents=True)
+    (checkout / "page.py").touch()
+    command = f"make -C '{tmp_path}/my code' ui"
+    assert page.how_to_get(tmp_path, checkout.parent).endswith(command)
+    assert "pip install" in page.how_to_get(tmp_path, tmp_path)
+    (tmp_path / "index.html").touch()
+    assert page.how_to_get(tmp_path, tmp_path) == ""

@@ -169,7 +169,7 @@ class TestResponses:
         assert "python" in response.json()["error"]["message"]
 
     def test_it_ends_without_another_call(self, client, monkeypatch):
-        monkeypatch.setattr("smollm3.serve.steps.MAX_STEPS", 3)
+        monkeypatch.setattr("smollm3.turn.loop.MAX_STEPS", 3)
         response = ask(client, "x * 7", store=False, max_output_tokens=400)
         assert len(outputs(response)) <= 2
         assert response["output"][-1]["type"] == "message"

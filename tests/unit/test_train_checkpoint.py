@@ -10,6 +10,12 @@ from smollm3.train.loss_spike import LossSpikeGuard
 HERE = {"torch": "2.13", "threads": 1}
 
 
+def save(folder, progress, job="a", environment=HERE, keep_every=None):
+    description = checkpoints.Description(progress, job, environment)
+    tensors = {"x": torch.full((3,), float(progress.step))}
+    checkpoints.save(folder, description, tensors, keep_every)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """Checkpoints of steps 2, 4 and 6 of job "a"."""
@@ -17,7 +23,7 @@ def saved(tmp_path):
         progress = checkpoints.Progress(
             step, loss=1 / 3, seconds=0.1 * step, loss_spike_guard=LossSpikeGuard(step, 0.3)
         )
-        checkpoints.save(tmp_path, progress, {"x": torch.full((3,), float(step))}, "a", HERE)
+        save(tmp_path, progress)
     return tmp_path
 
 
@@ -31,14 +37,21 @@ def test_the_newest_two_are_kept_and_the_newest_is_found(saved):
     progress, said = find(saved)
     assert progress == checkpoints.Progress(6, 1 / 3, 0.1 * 6, LossSpikeGuard(6, 0.3))
     assert said == []
-    again, tensors = checkpoints.read(saved, 6)
-    assert again == progress
+    tensors = {"x": torch.zeros(3), "not there": torch.zeros(1)}
+    assert checkpoints.read(saved, 6, tensors) == progress
+    assert tensors.keys() == {"x"}
     assert tensors["x"].tolist() == [6, 6, 6]
+
+
+def test_every_nth_is_kept_for_ever(tmp_path):
+    for step in range(1, 11):
+        save(tmp_path, checkpoints.Progress(step), keep_every=4)
+    assert {f.name for f in tmp_path.iterdir()} == {"step-4", "step-8", "step-9", "step-10"}
 
 
 def test_ten_is_newer_than_nine(saved):
     for step in (9, 10):
-        checkpoints.save(saved, checkpoints.Progress(step), {"x": torch.zeros(1)}, "a", HERE)
+        save(saved, checkpoints.Progress(step))
     assert find(saved)[0].step == 10
 
 
@@ -91,7 +104,7 @@ def test_another_environment_is_named_and_noted(saved):
     assert progress.resumed_under == [{"torch": ["2.13", "2.14"]}]
     assert len(said) == 1
     assert "resumed under torch 2.14 (was 2.13)" in said[0]
-    checkpoints.save(saved, progress, {"x": torch.zeros(1)}, "a", {"torch": "2.14", "threads": 1})
+    save(saved, progress, environment={"torch": "2.14", "threads": 1})
     later, said = find(saved, environment={"torch": "2.14", "threads": 1})
     assert (later.resumed_under, said) == ([{"torch": ["2.13", "2.14"]}], [])
 

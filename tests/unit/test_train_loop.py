@@ -8,8 +8,9 @@ import torch
 
 from smollm3 import checkpoint
 from smollm3.errors import UserError
+from smollm3.tensors import write_tensors
 from smollm3.tokenizer import Tokenizer
-from smollm3.train import ProcessGroup, Stopped, TrainJob, loop, reference, save_optimizer, train
+from smollm3.train import ProcessGroup, Stopped, TrainJob, loop, reference, train
 
 CHAT = {"mixture": {"chat": 1}, "loss": "assistant", "packing": "bfd", "context": 256}
 PAIRS = {"mixture": {"pairs": 1}, "loss": "apo_zero", "context": 1024, "batch": 3, "steps": 3}
@@ -27,7 +28,7 @@ def weights(result):
 
 def save(result, job, folder):
     checkpoint.save_model(result.model, Tokenizer.load(job.tokenizer), folder)
-    save_optimizer(result, folder / "optimizer.safetensors")
+    write_tensors(folder / "optimizer.safetensors", result.optimizer)
     return str(folder)
 
 

@@ -109,6 +109,17 @@ function sampling(settings, model) {
   return body;
 }
 
+function ownTools(text) {
+  let tools = null;
+  try {
+    tools = JSON.parse(text.trim() || "[]");
+  } catch {
+    // Not JSON is no list either.
+  }
+  if (!Array.isArray(tools)) throw new ApiError("The tools in the settings are not a JSON list.");
+  return tools;
+}
+
 export function chatBody(settings, model, messages, server) {
   const body = { ...sampling(settings, model), messages };
   if (canThink(model)) {
@@ -118,7 +129,7 @@ export function chatBody(settings, model, messages, server) {
     }
   }
   // Objects are tools called as JSON; texts are functions for the model's own Python.
-  const tools = settings.tools.trim() ? JSON.parse(settings.tools) : [];
+  const tools = ownTools(settings.tools);
   const python = [...tools.filter((tool) => typeof tool === "string"), ...server.functions];
   const declared = [...tools.filter((tool) => typeof tool !== "string"), ...server.tools];
   if (declared.length) body.tools = declared;

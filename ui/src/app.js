@@ -1,65 +1,15 @@
-// The page's state and what can be done to it. Components read `app` and call these functions;
-// `redraw` draws what has changed, at most twelve times a second while an answer streams.
-import { answerQuestion, ApiError, callTool, chatBody, completionBody, detokenize, models, serverTools, stream } from "./api.js";
-import { addNode, fork, isEmptyFailure, newConversation, parseRaw, path, showVersion, siblings, toMessages } from "./conversation.js";
+// The server, the conversations, and the other tabs of this page.
+import { ApiError, models, serverTools } from "./api.js";
+import { fork, headOf, newConversation, receive, renew, setField, showVersion, siblings, unsavedOf } from "./conversation.js";
+import { draftOf, forgetDrafts, watchDrafts } from "./drafts.js";
+import { app, redraw, set, toast, watchSettings } from "./state.js";
 import * as store from "./store.js";
 
-const NO_TOOLS = { tools: [], functions: [], names: [] };
-const MOST_STEPS = 10; // answers in a row that call the server's tools
-
-export const app = {
-  settings: store.loadSettings(),
-  models: [],
-  model: null,
-  server: NO_TOOLS, // what the server runs itself
-  allowed: new Set(), // "conversation name" of calls that are not asked about again
-  problem: null, // why there is no model
-  heads: [],
-  conversation: null,
-  running: new Map(), // id of a conversation -> {node, controller}
-  said: "", // for screen readers
-  panel: null, // "settings", "help" or "list" (the list on a phone)
-};
-
-let draw = () => {};
-let timer = 0;
-export const onRedraw = (callback) => (draw = callback);
-export function redraw() {
-  clearTimeout(timer);
-  timer = 0;
-  draw();
-}
-const redrawSoon = () => (timer ||= setTimeout(redraw, 80));
-
-const touch = (node) => (node.version = (node.version ?? 0) + 1);
-const running = () => app.running.get(app.conversation.id);
-export const isRunning = () => Boolean(app.conversation && running());
-
-export function set(name, value) {
-  app.settings = { ...app.settings, [name]: value };
-  store.saveSettings(app.settings);
-  if (name === "theme") showTheme();
-  redraw();
-}
-
-export function showTheme() {
-  const { theme } = app.settings;
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-}
-
-export function say(text) {
-  app.said = text;
-  redrawSoon();
-}
-
 export async function connect() {
-  app.problem = null;
-  redraw();
   try {
     app.models = await models(app.settings.key);
     app.model = app.models.find((model) => model.id === app.settings.model) ?? app.models[0] ?? null;
-    if (!app.model) app.problem = { message: "The server has no model." };
+    app.problem = app.model ? null : new ApiError("The server has no model.");
     app.server = await serverTools(app.settings.key);
   } catch (error) {
     app.problem = error;
@@ -69,78 +19,148 @@ export async function connect() {
 }
 
 export async function start() {
-  document.addEventListener("visibilitychange", () => {
-    // The page may be closed without another word: what came so far is kept.
-    if (document.hidden) for (const { conversation } of app.running.values()) keep(conversation);
-  });
-  showTheme();
+  watchSettings();
+  watchDrafts();
+  watchPage();
   app.conversation = newConversation(app.settings.system);
   connect();
   try {
-    app.heads = await store.heads();
-    const id = location.hash.slice(1);
-    if (id && app.heads.some((head) => head.id === id)) await openConversation(id);
-  } catch {
-    say("This browser keeps no conversations; export what you need.");
+    await store.replayJournals();
+    app.heads = await store.loadHeads();
+  } catch (error) {
+    notKept(error);
   }
+  await openAddress();
+  app.started = true;
   redraw();
 }
 
 // Conversations ------------------------------------------------------------------------------
 
-export function startConversation() {
-  app.conversation = newConversation(app.settings.system);
-  history.replaceState(null, "", location.pathname);
+/** The address names what is shown once there is something in it, so that a reload finds it. */
+export function showAddress() {
+  if (!app.started) return;
+  const { id, leaf } = app.conversation;
+  const hash = leaf || draftOf(id) ? `#${id}` : "";
+  if (location.hash !== hash) history.replaceState(null, "", location.pathname + hash);
+}
+
+async function openAddress() {
+  const id = location.hash.slice(1);
+  if (!id || id === app.conversation.id) return;
+  if (!(await openConversation(id))) toast("The conversation of this address is not in this browser.");
+}
+
+function show(conversation) {
+  app.conversation = conversation;
   app.panel = null;
   redraw();
+}
+
+export function startConversation() {
+  show(newConversation(app.settings.system));
   document.querySelector("#prompt")?.focus();
 }
 
+let opening = 0;
+
+/** Shows a conversation; false where there is none. */
 export async function openConversation(id) {
-  const live = app.running.get(id)?.conversation;
-  app.conversation = live ?? (await store.load(id)) ?? app.conversation;
-  history.replaceState(null, "", `#${app.conversation.id}`);
-  app.panel = null;
-  redraw();
+  const turn = ++opening;
+  let conversation = app.running.get(id)?.conversation;
+  try {
+    conversation ??= await store.load(id);
+  } catch (error) {
+    notKept(error);
+  }
+  if (!conversation && draftOf(id) !== null) conversation = newConversation(app.settings.system, id);
+  if (turn !== opening) return true; // another was asked for meanwhile
+  if (conversation) show(conversation);
+  tell({ type: "ask" });
+  return Boolean(conversation);
 }
 
+const removed = new Set();
+
+/** Into the list and into the store. */
 export async function keep(conversation = app.conversation) {
-  const { id, title, updated } = conversation;
-  app.heads = [{ id, title, updated }, ...app.heads.filter((head) => head.id !== id)];
+  const { id } = conversation;
+  if (removed.has(id)) return;
+  app.heads = [headOf(conversation), ...app.heads.filter((head) => head.id !== id)];
   app.heads.sort((a, b) => b.updated - a.updated);
-  if (conversation === app.conversation) history.replaceState(null, "", `#${id}`);
   redraw();
   try {
-    await store.save(conversation);
-  } catch {
-    say("This conversation could not be kept in the browser.");
+    const names = await store.save(conversation);
+    if (names === null) return goOnAnew(conversation);
+    if (app.unkept) toast("What you write is kept again.");
+    app.unkept = false;
+    tell({ type: "changed", id, names });
+  } catch (error) {
+    notKept(error);
   }
+  return undefined;
+}
+
+/** Another tab deleted it and this one did not hear of it: what is written since is not lost. */
+function goOnAnew(conversation) {
+  const job = app.running.get(conversation.id);
+  app.running.delete(conversation.id);
+  app.heads = app.heads.filter((head) => head.id !== conversation.id);
+  renew(conversation);
+  if (job) app.running.set(conversation.id, job);
+  toast("This conversation was deleted in another tab; it goes on as a new one.");
+  return keep(conversation);
+}
+
+function notKept(error) {
+  if (app.unkept) return;
+  app.unkept = true;
+  const why = error?.name === "QuotaExceededError" ? "This browser has no more room." : "This browser keeps no conversations.";
+  toast(`${why} What you write from now on is lost with this page: export what you need.`, { bad: true });
+}
+
+async function copyOf(id) {
+  if (id === app.conversation.id) return app.conversation;
+  return app.running.get(id)?.conversation ?? store.load(id);
 }
 
 export async function rename(id, title) {
-  const conversation = id === app.conversation.id ? app.conversation : await store.load(id);
-  conversation.title = title;
+  const conversation = (await copyOf(id)) ?? newConversation(app.settings.system, id); // only a draft so far
+  setField(conversation, "title", title);
   await keep(conversation);
 }
 
-export async function removeConversation(id) {
+function forget(id) {
+  removed.add(id);
   app.running.get(id)?.controller.abort();
   app.heads = app.heads.filter((head) => head.id !== id);
   if (app.conversation.id === id) startConversation();
   redraw();
-  await store.remove(id);
+}
+
+export async function removeConversation(id) {
+  forget(id);
+  forgetDrafts(id);
+  tell({ type: "removed", id }); // first, so that a tab that answers in it stops
+  try {
+    await store.remove(id);
+  } catch {
+    toast("The browser did not delete this conversation; it is back after a reload.", { bad: true });
+  }
 }
 
 export async function adopt(conversation) {
-  app.conversation = conversation;
-  app.panel = null;
+  show(conversation);
   await keep();
 }
 
-export const forkAt = (node) => adopt(fork(app.conversation, node.id));
+export async function forkAt(node) {
+  await adopt(fork(app.conversation, node.id));
+  toast("This is a new conversation, with the messages up to there.");
+}
 
 export function setSystem(text) {
-  app.conversation.system = text;
+  setField(app.conversation, "system", text);
   set("system", text);
   if (app.conversation.leaf) keep();
 }
@@ -151,256 +171,105 @@ export function showSibling(node, step) {
   keep();
 }
 
-// Answers ------------------------------------------------------------------------------------
+// The other tabs: what is stored is the truth, a message says when to look -----------------------
 
-export function send(text, parent = app.conversation.leaf) {
-  const node = addNode(app.conversation, parent, { role: "user", content: text });
-  return answer(node.id);
-}
+const SILENCE = 5000; // milliseconds after which a tab that answered is taken for gone
+const channel = new BroadcastChannel("smollm3");
+const tell = (message) => channel.postMessage(message);
 
-/** Another answer to the same messages. */
-export function retry(node) {
-  if (isEmptyFailure(node)) delete app.conversation.nodes[node.id];
-  return answer(node.parent);
-}
-
-/** The result of a call that no one else makes. */
-export function giveResult(assistant, results) {
-  let parent = assistant.id;
-  assistant.calls.forEach((call, i) => {
-    parent = addNode(app.conversation, parent, {
-      role: "tool", name: call.name, callId: call.id, content: results[i],
-    }).id;
-  });
-  return answer(parent);
-}
-
-/** The server's tools, where they are switched on. */
-const offered = () => (app.settings.server_tools ? app.server : NO_TOOLS);
-
-/** Have the server make the calls of an answer, and answer their results, unless some are not its. */
-async function serve(conversation, node, steps) {
-  const { calls } = node;
-  if (!calls.length || node.state !== "done" || node.finish === "length") return;
-  if (!calls.every((call) => offered().names.includes(call.name))) return;
-  const controller = new AbortController();
-  app.running.set(conversation.id, { conversation, node, controller });
-  delete node.unserved;
-  let parent = node.id;
-  try {
-    for (const call of calls) {
-      node.running = call.id;
-      say(`Running ${call.name}.`);
-      const { content, ok } = await result(conversation, node, call, controller.signal);
-      parent = addNode(conversation, parent, { role: "tool", name: call.name, callId: call.id, content, ok }).id;
-    }
-  } catch (error) {
-    node.unserved = error.name === "AbortError" ? "The call was stopped." : error.message;
-  }
-  delete node.running;
-  delete node.question;
-  app.running.delete(conversation.id);
-  touch(node);
-  await keep(conversation);
-  if (!node.unserved && steps < MOST_STEPS) await answer(parent, conversation, steps + 1);
-}
-
-async function result(conversation, node, call, signal) {
-  let args;
-  try {
-    args = JSON.parse(call.arguments);
-  } catch {
-    args = null;
-  }
-  if (typeof args !== "object" || !args) return { content: "Error: the arguments are not a JSON object", ok: false };
-  for await (const event of callTool(call, conversation.id, app.settings.key, signal)) {
-    if (event.type === "result") return event;
-    if (app.allowed.has(`${conversation.id} ${event.name}`)) {
-      await answerQuestion(event.id, true, app.settings.key);
-      continue;
-    }
-    node.question = event;
-    touch(node);
-    say(`May ${event.name} be called?`);
-  }
-  throw new ApiError("The server did not say what the call gave.");
-}
-
-/** What the user says to a question; "always" holds for this tool in this conversation. */
-export async function decide(node, decision) {
-  const { id, name } = node.question;
-  if (decision === "always") app.allowed.add(`${app.conversation.id} ${name}`);
-  delete node.question;
-  touch(node);
-  redraw();
-  try {
-    await answerQuestion(id, decision !== false, app.settings.key);
-  } catch (error) {
-    say(error.message); // it waits no longer
-  }
-}
-
-export const stop = () => running()?.controller.abort();
-
-function newAnswer(conversation, parent, fields) {
-  return addNode(conversation, parent, {
-    role: "assistant", model: app.model.id, reasoning: "", calls: [], tokens: [], prompt: [],
-    state: "waiting", ...fields,
-  });
-}
-
-async function answer(parent, conversation = app.conversation, steps = 1) {
-  const messages = toMessages(conversation, parent);
-  const node = newAnswer(conversation, parent, {});
-  let body;
-  try {
-    body = chatBody(app.settings, app.model, messages, offered());
-  } catch {
-    node.state = "failed";
-    node.problem = "The tools in the settings are not valid JSON.";
-    return keep(conversation);
-  }
-  await run(conversation, node, "v1/chat/completions", body, takeChat);
-  await serve(conversation, node, steps);
-}
-
-/** Go on from token `at` of an answer with another token in its place: a new version of the answer. */
-export function changeToken(old, at, token) {
-  const conversation = app.conversation;
-  const kept = old.tokens.slice(0, at);
-  const changed = { ...token, source: "changed", top: old.tokens[at].top };
-  const node = newAnswer(conversation, old.parent, {
-    prompt: old.prompt.map((piece) => ({ ...piece })), tokens: [...kept, changed], changedAt: at,
-  });
-  takeText({ node });
-  const ids = [...old.prompt, ...node.tokens].map((piece) => piece.id);
-  return run(conversation, node, "v1/completions", completionBody(app.settings, app.model, ids), takeText);
-}
-
-const pause = (seconds, signal) =>
-  new Promise((resolve, reject) => {
-    const id = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => {
-      clearTimeout(id);
-      reject(new DOMException("stopped", "AbortError"));
-    });
-  });
-
-async function run(conversation, node, url, body, take) {
-  const controller = new AbortController();
-  app.running.set(conversation.id, { conversation, node, controller });
-  const job = { conversation, node, controller, clock: { asked: performance.now(), first: 0, last: 0, thought: 0, pieces: 0 } };
-  say("Answering.");
-  keep(conversation);
-  try {
-    for (let tries = 0; ; tries++) {
-      try {
-        for await (const chunk of stream(url, body, app.settings.key, controller.signal)) {
-          takeUsage(job, chunk);
-          take(job, chunk);
-          touch(job.node);
-          redrawSoon();
-        }
-        if (take === takeText) await mendText(job);
-        break;
-      } catch (error) {
-        if (error.status !== 429 || tries >= 8) throw error;
-        await waitInQueue(job, error);
-      }
-    }
-    finish(job, "done");
-  } catch (error) {
-    const stopped = error.name === "AbortError";
-    if (!stopped) {
-      job.node.problem = error instanceof ApiError ? error.message : `The page failed: ${error.message}`;
-      job.node.status = error.status;
-    }
-    finish(job, stopped ? "stopped" : "failed");
-  }
-}
-
-async function waitInQueue({ node, controller }, error) {
-  node.state = "queued";
-  for (let left = error.wait; left > 0; left--) {
-    node.wait = left;
-    touch(node);
+const heard = {
+  async changed({ id, names }) {
+    app.heads = await store.loadHeads();
+    if (id === app.conversation.id && !document.hidden) await refresh(names);
     redraw();
-    await pause(1, controller.signal);
-  }
-  node.state = "waiting";
+  },
+  removed({ id }) {
+    if (app.conversation.id === id) toast("This conversation was deleted in another tab.");
+    forget(id);
+  },
+  answering({ id }) {
+    app.elsewhere.set(id, Date.now());
+    setTimeout(redraw, SILENCE + 100);
+    redraw();
+  },
+  ended({ id }) {
+    app.elsewhere.delete(id);
+    redraw();
+  },
+  stop: ({ id }) => app.running.get(id)?.controller.abort(),
+  ask: beat,
+};
+
+/** Takes in what other tabs have stored of the conversation that is shown. */
+async function refresh(names = null) {
+  const { conversation } = app;
+  const stored = await store.load(conversation.id, names);
+  if (stored) receive(conversation, stored);
 }
 
-function finish({ conversation, node, clock }, state) {
-  node.state = state;
-  const seconds = (clock.last - clock.first) / 1000;
-  node.stats = { ...node.stats, seconds, pieces: clock.pieces };
-  if (clock.pieces > 1) node.stats.rate = ((node.stats.completion ?? clock.pieces) - 1) / seconds;
-  conversation.updated = Date.now();
-  app.running.delete(conversation.id);
-  touch(node);
-  const words = { done: node.content || "The model calls a tool.", stopped: "Stopped.", failed: node.problem };
-  say(words[state]);
-  keep(conversation);
+const running = () => app.running.get(app.conversation.id);
+
+/** Whether an answer is made in the conversation that is shown, by this tab or by another. */
+export const isRunning = () => Boolean(running()) || isElsewhere();
+export const isElsewhere = () => Date.now() - (app.elsewhere.get(app.conversation.id) ?? 0) < SILENCE;
+
+export function stop() {
+  const { id } = app.conversation;
+  running()?.controller.abort();
+  if (app.elsewhere.delete(id)) tell({ type: "stop", id });
+  redraw();
 }
 
-function takeUsage({ node, clock }, chunk) {
-  const now = performance.now();
-  if (chunk.prompt_tokens_detail) {
-    // What was kept of a changed answer is prompt to the server and answer to the reader.
-    const length = node.changedAt === undefined ? undefined : node.prompt.length;
-    node.prompt = chunk.prompt_tokens_detail.slice(0, length);
-  }
-  if (chunk.tokens?.length) node.tokens.push(...chunk.tokens);
-  if (chunk.usage) {
-    node.stats = {
-      prompt: chunk.usage.prompt_tokens,
-      completion: chunk.usage.completion_tokens,
-      cached: chunk.usage.prompt_tokens_details?.cached_tokens,
-      reasoning: chunk.usage.completion_tokens_details?.reasoning_tokens,
-    };
-  }
-  if (chunk.choices?.[0]?.finish_reason) node.finish = chunk.choices[0].finish_reason;
-  const delta = chunk.choices?.[0]?.delta;
-  if (delta?.content || delta?.reasoning_content || delta?.tool_calls || chunk.choices?.[0]?.text) {
-    clock.first ||= now;
-    clock.last = now;
-    clock.pieces++;
-    node.state = "streaming";
-  }
-}
+let lastBeat = 0;
+let pulse = 0;
 
-function takeChat({ node, clock }, chunk) {
-  const delta = chunk.choices?.[0]?.delta;
-  if (!delta) return;
-  if (delta.reasoning_content) {
-    node.reasoning += delta.reasoning_content;
-    node.thoughtPieces = (node.thoughtPieces ?? 0) + 1;
-    node.thoughtSeconds = (performance.now() - clock.first) / 1000;
-  }
-  if (delta.content) node.content += delta.content;
-  for (const part of delta.tool_calls ?? []) {
-    const call = (node.calls[part.index] ??= { id: part.id, name: "", arguments: "" });
-    call.id ??= part.id;
-    call.name += part.function?.name ?? "";
-    call.arguments += part.function?.arguments ?? "";
+/** Each second while answers come: what is new is stored, and the other tabs know who answers. */
+function beat() {
+  lastBeat = Date.now();
+  for (const { conversation } of app.running.values()) {
+    tell({ type: "answering", id: conversation.id });
+    if (unsavedOf(conversation).length) keep(conversation);
   }
 }
 
-// Of an answer that went on as plain text the tokens say all, markup included.
-function takeText({ node }) {
-  Object.assign(node, parseRaw(node.tokens.map((piece) => piece.text).join("")));
+/** For each piece of an answer: the timers of a tab in the background are slow, its pieces are not. */
+export function beatIfDue() {
+  if (Date.now() - lastBeat >= 1000) beat();
 }
 
-/** Characters that were split between tokens are whole again. */
-async function mendText({ node }) {
-  if (!node.tokens.some((piece) => piece.text.includes("\ufffd"))) return;
-  const ids = node.tokens.map((piece) => piece.id);
-  Object.assign(node, parseRaw(await detokenize(app.model, ids, app.settings.key)));
+export function begin(job) {
+  app.running.set(job.conversation.id, job);
+  pulse ||= setInterval(beat, 1000);
+  beat();
 }
 
-/** The last answer's share of the context, and the room there is. */
-export function context() {
-  const last = path(app.conversation).findLast((node) => node.stats?.prompt);
-  if (!last || !app.model?.max_model_len) return null;
-  return { used: last.stats.prompt + last.stats.completion, room: app.model.max_model_len };
+export function end({ conversation: { id } }) {
+  app.running.delete(id);
+  tell({ type: "ended", id });
+  if (app.running.size) return;
+  clearInterval(pulse);
+  pulse = 0;
+}
+
+// The page may end without another word.
+function watchPage() {
+  channel.onmessage = ({ data }) => heard[data.type]?.(data);
+  addEventListener("hashchange", openAddress);
+  document.addEventListener("visibilitychange", async () => {
+    if (document.hidden) return beat();
+    app.heads = await store.loadHeads();
+    await refresh();
+    return redraw();
+  });
+  addEventListener("pagehide", () => {
+    for (const { conversation } of app.running.values()) store.writeJournal(conversation);
+    beat();
+    for (const id of app.running.keys()) tell({ type: "ended", id });
+  });
+  addEventListener("beforeunload", (event) => {
+    if (app.unkept && unsavedOf(app.conversation).length) event.preventDefault();
+  });
+  const failed = (error) => toast(`The page failed: ${error?.message ?? error}`, { bad: true });
+  addEventListener("error", ({ error }) => failed(error));
+  addEventListener("unhandledrejection", ({ reason }) => failed(reason));
 }

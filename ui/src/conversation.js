@@ -1,47 +1,139 @@
 // A conversation is a tree of messages; what is shown is the path from its root to `leaf`.
+//
+// Several tabs may have copies of one conversation. Every message, and of the conversation itself
+// the title, the system prompt and the leaf, carries the version it has and the tab that made it.
+// No two changes have the same pair, so "the later one" is well defined whatever the order in
+// which copies meet: `join` is commutative, associative and idempotent, and forgets no message.
 
 export const uid = () => crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("");
 // randomUUID is missing on plain http other than localhost
 
-export const newConversation = (system) => ({
-  id: uid(), title: "", updated: Date.now(), system, nodes: {}, leaf: null,
-});
+export const TAB = uid(); // this load of the page
+const FIELDS = ["title", "system", "leaf"];
+
+const isLater = ([n = 0, by = ""] = [], [m = 0, other = ""] = []) => n > m || (n === m && by > other);
+
+/** The later of two states of one message. */
+export const later = (a, b) => (isLater([b.version, b.by], [a.version, a.by]) ? b : a);
+
+/** A conversation without its messages. A deleted one stays deleted. */
+export function joinHeads(a, b) {
+  if (a.removed || b.removed) return { id: a.id, removed: true };
+  const head = headOf(a);
+  head.updated = Math.max(a.updated, b.updated);
+  for (const name of FIELDS) {
+    if (!isLater(b.stamps[name], a.stamps[name])) continue;
+    head[name] = b[name];
+    head.stamps[name] = b.stamps[name];
+  }
+  return head;
+}
+
+/** What two copies of a conversation know together. */
+export function join(a, b) {
+  const nodes = { ...a.nodes };
+  for (const node of Object.values(b.nodes)) nodes[node.id] = nodes[node.id] ? later(nodes[node.id], node) : node;
+  return { ...joinHeads(a, b), nodes };
+}
+
+export const headOf = ({ id, title, system, leaf, updated, stamps }) => ({ id, title, system, leaf, updated, stamps: { ...stamps } });
+
+const unsaved = new WeakMap(); // conversation -> the messages that changed since they were stored
+
+/** The messages that are to be stored, once: who takes them stores them or puts them back. */
+export function takeUnsaved(conversation) {
+  const nodes = unsavedOf(conversation);
+  unsaved.delete(conversation);
+  return nodes;
+}
+
+export const unsavedOf = (conversation) => [...(unsaved.get(conversation) ?? [])];
+
+export function putBack(conversation, nodes) {
+  unsaved.set(conversation, new Set([...unsavedOf(conversation), ...nodes]));
+}
+
+/** A message was changed here. */
+export function touch(conversation, node) {
+  node.version = (node.version ?? 0) + 1;
+  node.by = TAB;
+  putBack(conversation, [node]);
+}
+
+export function setField(conversation, name, value) {
+  conversation.stamps[name] = [(conversation.stamps[name]?.[0] ?? 0) + 1, TAB];
+  conversation[name] = value;
+}
+
+export function newConversation(system, id = uid()) {
+  const conversation = { id, title: "", system: "", leaf: null, updated: Date.now(), stamps: {}, nodes: {} };
+  if (system) setField(conversation, "system", system);
+  return conversation;
+}
 
 export function addNode(conversation, parent, fields) {
   const node = { id: uid(), parent, time: Date.now(), content: "", ...fields };
   conversation.nodes[node.id] = node;
-  conversation.leaf = node.id;
+  touch(conversation, node);
+  setField(conversation, "leaf", node.id);
   conversation.updated = Date.now();
   if (!conversation.title && node.role === "user") {
     const title = node.content.trim().replace(/\s+/g, " ");
-    conversation.title = title.length > 60 ? `${title.slice(0, 59)}…` : title;
+    setField(conversation, "title", title.length > 60 ? `${title.slice(0, 59)}…` : title);
   }
   return node;
 }
 
-export function path(conversation, leaf = conversation.leaf) {
-  const nodes = [];
-  for (let id = leaf; id; id = conversation.nodes[id].parent) nodes.push(conversation.nodes[id]);
-  return nodes.reverse();
+/** The messages from the first to `leaf`. */
+export function path({ nodes, leaf: shown }, leaf = shown) {
+  const found = [];
+  for (let id = leaf; nodes[id]; id = nodes[id].parent) found.push(nodes[id]);
+  return found.reverse();
 }
 
-const children = (conversation, parent) =>
-  Object.values(conversation.nodes).filter((node) => node.parent === parent);
+const byTime = (a, b) => a.time - b.time || (a.id < b.id ? -1 : 1);
 
-export const siblings = (conversation, node) => children(conversation, node.parent);
+const children = (conversation, parent) =>
+  Object.values(conversation.nodes).filter((node) => node.parent === parent).sort(byTime);
+
+/** The versions of a message; an attempt that gave nothing is none once there is another. */
+export function siblings(conversation, node) {
+  const all = children(conversation, node.parent);
+  return all.filter((other) => other === node || !isEmptyFailure(other));
+}
+
+/** What another tab knows. The view stays where it is, unless the talk went on from there. */
+export function receive(conversation, other) {
+  const { leaf } = conversation;
+  Object.assign(conversation, join(conversation, other));
+  if (leaf && !path(conversation).some((node) => node.id === leaf)) setField(conversation, "leaf", leaf);
+}
 
 /** Show another version of a message, and what followed it last. */
 export function showVersion(conversation, node) {
   let id = node.id;
   for (let next; (next = children(conversation, id).at(-1)); ) id = next.id;
-  conversation.leaf = id;
+  setField(conversation, "leaf", id);
 }
 
 /** A conversation of its own that has the messages up to this one. */
 export function fork(conversation, leaf) {
-  const copy = { ...newConversation(conversation.system), title: conversation.title };
-  for (const node of path(conversation, leaf)) copy.nodes[node.id] = structuredClone(node);
-  copy.leaf = leaf;
+  return withNodes(conversation, structuredClone(path(conversation, leaf)), leaf);
+}
+
+/** Under a new name, with all that it has still to be stored. */
+export function renew(conversation) {
+  conversation.id = uid();
+  putBack(conversation, Object.values(conversation.nodes));
+}
+
+/** A new conversation that has these messages, all of them still to be stored. */
+function withNodes({ title, system }, nodes, leaf) {
+  const copy = newConversation(system);
+  for (const node of nodes) copy.nodes[node.id] = node;
+  putBack(copy, nodes);
+  setField(copy, "title", title);
+  setField(copy, "leaf", leaf);
   return copy;
 }
 
@@ -131,19 +223,30 @@ function fenced(text, language) {
 
 /** A conversation from a file that this page exported; throws an Error that says what is wrong. */
 export function fromJSON(text) {
-  const value = JSON.parse(text);
+  let value;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    throw new Error("this is not JSON");
+  }
   const nodes = value?.nodes;
-  if (typeof nodes !== "object" || !nodes || (value.leaf && !nodes[value.leaf])) {
+  if (typeof nodes !== "object" || !nodes || (value.leaf && !Object.hasOwn(nodes, value.leaf))) {
     throw new Error("this is not a conversation exported from this page");
   }
   for (const [id, node] of Object.entries(nodes)) {
-    const known = ["user", "assistant", "tool"].includes(node.role) && typeof node.content === "string";
-    // A parent is made before its child, so a path cannot go round in circles.
-    const placed = node.id === id && (node.parent === null || nodes[node.parent]?.time <= node.time);
-    const lists = ["calls", "tokens", "prompt"].every((name) => Array.isArray((node[name] ??= [])));
-    if (!known || !placed || !lists || node.parent === id) {
-      throw new Error("a message in this file is damaged");
-    }
+    const known = ["user", "assistant", "tool"].includes(node?.role) && typeof node.content === "string";
+    const placed = known && node.id === id && Number.isFinite(node.time) && reachesRoot(nodes, node);
+    const lists = placed && ["calls", "tokens", "prompt"].every((name) => Array.isArray((node[name] ??= [])));
+    if (!lists) throw new Error("a message in this file is damaged");
+    Object.assign(node, { version: 1, by: TAB });
   }
-  return { ...newConversation(String(value.system ?? "")), title: String(value.title ?? ""), nodes, leaf: value.leaf ?? null };
+  const { title = "", system = "", leaf = null } = value;
+  return withNodes({ title: String(title), system: String(system) }, Object.values(nodes), leaf);
+}
+
+function reachesRoot(nodes, node) {
+  let steps = Object.keys(nodes).length;
+  let id = node.parent;
+  while (id !== null && Object.hasOwn(nodes, id) && steps-- > 0) id = nodes[id].parent;
+  return id === null;
 }

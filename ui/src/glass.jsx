@@ -1,10 +1,11 @@
 // The glass box: what the model read and wrote, token by token.
 import { useMemo, useRef, useState } from "preact/hooks";
-import { changeToken, isRunning } from "./app.js";
+import { changeToken } from "./answers.js";
+import { isRunning } from "./app.js";
 
 const SOURCES = {
   sampled: "sampled",
-  draft: "guessed by speculation, confirmed by the model",
+  draft: "a speculative token that the model accepted",
   forced: "the only one that the grammar allowed",
   changed: "put here by you",
 };
@@ -81,7 +82,7 @@ function Legend({ tokens }) {
         {[0, 2, 4, 6, 8].map((n) => <i key={n} class={`p${n}`} />)}
       </span>
       <span>likely to unlikely; a token had {percent(mean)} on average</span>
-      {count("draft") > 0 && <span><i class="key draft">a</i> speculation {count("draft")}</span>}
+      {count("draft") > 0 && <span><i class="key draft">a</i> speculative {count("draft")}</span>}
       {count("forced") > 0 && <span><i class="key forced">a</i> grammar {count("forced")}</span>}
     </p>
   );

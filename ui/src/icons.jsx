@@ -26,8 +26,8 @@ export const Icon = ({ name }) => (
   </svg>
 );
 
-export const IconButton = ({ icon, label, ...rest }) => (
-  <button type="button" class="icon-button" aria-label={label} title={label} {...rest}>
+export const IconButton = ({ icon, label, buttonRef, ...rest }) => (
+  <button ref={buttonRef} type="button" class="icon-button" aria-label={label} title={label} {...rest}>
     <Icon name={icon} />
   </button>
 );

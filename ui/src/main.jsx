@@ -1,13 +1,16 @@
 // The page: a list of conversations, the messages of one, and where the next is written.
 import { render } from "preact";
-import { useEffect, useLayoutEffect, useReducer, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useReducer, useRef } from "preact/hooks";
 import "./style.css";
-import { app, connect, context, isRunning, onRedraw, send, set, start, startConversation, stop } from "./app.js";
+import { context, send } from "./answers.js";
+import { connect, isRunning, showAddress, start, startConversation, stop } from "./app.js";
 import { canThink } from "./api.js";
 import { path } from "./conversation.js";
+import { useDraft } from "./drafts.js";
 import { Icon, IconButton } from "./icons.jsx";
 import { AssistantMessage, Growing, UserMessage } from "./message.jsx";
 import { Help, List, openPanel, Settings } from "./panels.jsx";
+import { app, closeToast, onRedraw, set } from "./state.js";
 
 const EXAMPLES = [
   "Explain rotary position embeddings to a ten-year-old.",
@@ -98,13 +101,12 @@ function Context() {
 }
 
 function Composer() {
-  const [text, setText] = useState("");
+  const [draft, setDraft] = useDraft(app.conversation.id);
+  const text = draft ?? "";
   const busy = isRunning();
   const ready = app.model && !busy && text.trim();
   const submit = () => {
-    if (!ready) return;
-    setText("");
-    send(text.trim());
+    if (ready) send(text.trim());
   };
   const keys = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -114,7 +116,7 @@ function Composer() {
   };
   return (
     <form class="composer" onSubmit={(event) => { event.preventDefault(); submit(); }}>
-      <Growing id="prompt" value={text} placeholder="Write a message" aria-label="Message" onInput={(event) => setText(event.currentTarget.value)} onKeyDown={keys} />
+      <Growing id="prompt" value={text} placeholder="Write a message" aria-label="Message" onInput={(event) => setDraft(event.currentTarget.value || null)} onKeyDown={keys} />
       <div class="row">
         {canThink(app.model) && <Toggle name="thinking" icon="think" label="Think" title="Reason before answering (Alt + T)" />}
         {app.server.names.length > 0 && <Toggle name="server_tools" icon="tool" label="Tools" title={`The server may run: ${app.server.names.join(", ")}`} />}
@@ -151,8 +153,34 @@ function onKey(event) {
   }
 }
 
+/** Above all else, dialogs too. */
+function Toasts() {
+  const box = useRef(null);
+  const close = (event, id) => {
+    closeToast(id);
+    if (event.detail === 0) document.querySelector("#prompt")?.focus(); // by keyboard: its focus would be lost
+  };
+  useLayoutEffect(() => {
+    box.current.hidePopover?.();
+    if (app.toasts.length) box.current.showPopover?.();
+  }, [app.toasts]);
+  return (
+    <div class="toasts" ref={box} popover="manual">
+      {app.toasts.map(({ id, text, bad }) => (
+        <div key={id} class={`toast ${bad ? "bad" : ""}`} role={bad ? "alert" : undefined}>
+          <p>{text}</p>
+          <IconButton icon="close" label="Close this message" onClick={(event) => close(event, id)} />
+        </div>
+      ))}
+    </div>
+  );
+}
+
 function Page() {
   const [, draw] = useReducer((n) => n + 1, 0);
+  useLayoutEffect(() => {
+    if (app.conversation) showAddress();
+  });
   useLayoutEffect(() => {
     onRedraw(draw);
     document.addEventListener("keydown", onKey);
@@ -176,6 +204,7 @@ function Page() {
       </div>
       {app.panel === "settings" && <Settings />}
       {app.panel === "help" && <Help />}
+      <Toasts />
       <div class="hidden" role="status" aria-live="polite">{app.said}</div>
     </div>
   );

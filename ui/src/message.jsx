@@ -1,18 +1,40 @@
 // One message of each role.
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { app, decide, forkAt, giveResult, isRunning, retry, say, send, showSibling } from "./app.js";
+import { decide, giveResults, placeOfResult, retry, send } from "./answers.js";
+import { forkAt, isElsewhere, isRunning, showSibling } from "./app.js";
 import { readable, siblings } from "./conversation.js";
+import { draftOf, setDraft, useDraft, useDrafts } from "./drafts.js";
 import { Glass } from "./glass.jsx";
 import { Icon, IconButton } from "./icons.jsx";
 import { applyStyles, blocks, clean, highlight } from "./markdown.js";
+import { app, toast } from "./state.js";
 
-export async function copy(text) {
+async function copy(text) {
+  const copied = (await copyByClipboard(text)) || copyBySelection(text);
+  if (copied) toast("Copied.");
+  else toast("The browser did not allow copying: select the text and copy it yourself.", { bad: true });
+}
+
+async function copyByClipboard(text) {
   try {
-    await navigator.clipboard.writeText(text);
-    say("Copied.");
+    await navigator.clipboard.writeText(text); // there is none on plain http other than localhost
+    return true;
   } catch {
-    say("The browser did not allow copying.");
+    return false;
   }
+}
+
+function copyBySelection(text) {
+  const before = document.activeElement;
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "hidden";
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  before?.focus();
+  return copied;
 }
 
 function Block({ html }) {
@@ -61,15 +83,22 @@ export function Growing({ value, focus, ...rest }) {
 }
 
 export function UserMessage({ node }) {
-  const [draft, setDraft] = useState(null);
-  const save = () => {
+  const place = `${app.conversation.id}/${node.id}`;
+  const [draft, setDraft] = useDraft(place);
+  const button = useRef(null);
+  const close = () => {
     setDraft(null);
-    if (draft.trim()) send(draft, node.parent);
+    setTimeout(() => button.current?.focus()); // once the editor is gone
+  };
+  const save = () => {
+    if (isRunning()) return;
+    if (draft.trim()) send(draft, place, node.parent);
+    else close();
   };
   const keys = (event) => {
     if (event.key === "Escape") {
       event.stopPropagation();
-      setDraft(null);
+      close();
     } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       save();
@@ -83,15 +112,15 @@ export function UserMessage({ node }) {
         <div class="editor">
           <Growing value={draft} aria-label="Edit your message" focus onInput={(event) => setDraft(event.currentTarget.value)} onKeyDown={keys} />
           <div class="row">
-            <button type="button" onClick={() => setDraft(null)}>Cancel</button>
-            <button type="button" class="primary" onClick={save}>Send</button>
+            <button type="button" onClick={close}>Cancel</button>
+            <button type="button" class="primary" disabled={isRunning()} onClick={save}>Send</button>
           </div>
         </div>
       )}
       <div class="actions">
         <Versions node={node} />
         <IconButton icon="copy" label="Copy" onClick={() => copy(node.content)} />
-        <IconButton icon="edit" label="Edit" disabled={isRunning()} onClick={() => setDraft(node.content)} />
+        <IconButton icon="edit" label="Edit" buttonRef={button} disabled={isRunning()} onClick={() => setDraft(node.content)} />
       </div>
     </article>
   );
@@ -120,8 +149,8 @@ function Code({ text, language }) {
 }
 
 /** A call that may change something waits until the user has said whether it may. */
-function Question({ node }) {
-  const { name, arguments: given, from_code: fromCode } = node.question;
+function Question({ job }) {
+  const { name, arguments: given, from_code: fromCode } = job.question;
   const first = useRef(null);
   useEffect(() => first.current.focus(), []);
   return (
@@ -129,9 +158,9 @@ function Question({ node }) {
       <p>{fromCode ? "The model's code" : "The model"} wants to call <b>{name}</b>, which may change something.</p>
       <pre tabindex="0">{JSON.stringify(given, null, 1)}</pre>
       <div class="row">
-        <button type="button" ref={first} onClick={() => decide(node, false)}>Do not</button>
-        <button type="button" onClick={() => decide(node, "always")}>Always in this conversation</button>
-        <button type="button" class="primary" onClick={() => decide(node, true)}>Allow once</button>
+        <button type="button" ref={first} onClick={() => decide(job, false)}>Do not</button>
+        <button type="button" onClick={() => decide(job, "always")}>Always in this conversation</button>
+        <button type="button" class="primary" onClick={() => decide(job, true)}>Allow once</button>
       </div>
     </div>
   );
@@ -164,25 +193,25 @@ function Call({ call, result, running, value, onInput }) {
   );
 }
 
-function Calls({ node, results, last, live }) {
-  const [values, setValues] = useState([]);
+function Calls({ node, results, last, job }) {
+  useDrafts();
   const open = last && node.state === "done" && !isRunning() && results.length === 0;
   return (
     <form
       class="calls"
       onSubmit={(event) => {
         event.preventDefault();
-        giveResult(node, node.calls.map((_, i) => values[i] ?? ""));
+        giveResults(node, node.calls.map((_, i) => draftOf(placeOfResult(node, i)) ?? ""));
       }}
     >
       {node.calls.map((call, i) => (
         <Call
-          key={call.id ?? i} call={call} running={live && node.running === call.id} result={results.find((result) => result.callId === call.id)}
-          value={values[i] ?? ""}
-          onInput={open && ((text) => setValues(Object.assign([...values], { [i]: text })))}
+          key={call.id ?? i} call={call} running={job && job.call === call.id} result={results.find((result) => result.callId === call.id)}
+          value={draftOf(placeOfResult(node, i)) ?? ""}
+          onInput={open && ((text) => setDraft(placeOfResult(node, i), text))}
         />
       ))}
-      {live && node.question && <Question key={node.question.id} node={node} />}
+      {job?.question && <Question key={job.question.id} job={job} />}
       {node.unserved && <p class="note">{node.unserved}</p>}
       {open && <button class="primary">Send {node.calls.length > 1 ? "results" : "result"}</button>}
     </form>
@@ -199,8 +228,13 @@ function Problem({ node }) {
 }
 
 const NOTES = {
-  length: "The answer was cut at the most tokens that the settings allow.",
+  length: "The answer reached the maximum of tokens in the settings.",
   stopped: "Stopped.",
+};
+
+const AWAY = {
+  true: "This answer arrives in another tab.",
+  false: "The page was closed before this answer ended.",
 };
 
 function Figures({ node }) {
@@ -217,8 +251,10 @@ export function AssistantMessage({ node, results, last }) {
   const [glass, setGlass] = useState(app.settings.glass);
   const seen = node.tokens?.length > 0;
   const busy = ["waiting", "queued", "streaming"].includes(node.state);
-  const live = app.running.get(app.conversation.id)?.node === node;
-  const note = NOTES[node.state] ?? NOTES[node.finish] ?? (busy && !live && "The page was closed before this answer ended.");
+  const running = app.running.get(app.conversation.id);
+  const job = running?.node === node ? running : null;
+  const live = job !== null;
+  const note = NOTES[node.state] ?? NOTES[node.finish] ?? (busy && !live && AWAY[isElsewhere()]);
   return (
     <article class="message assistant" aria-label={node.model || "Assistant"} aria-busy={live}>
       {glass && seen ? (
@@ -229,9 +265,9 @@ export function AssistantMessage({ node, results, last }) {
           {node.content && <Markdown text={node.content} />}
         </>
       )}
-      {node.calls?.length > 0 && <Calls node={node} results={results} last={last} live={live} />}
+      {node.calls?.length > 0 && <Calls node={node} results={results} last={last} job={job} />}
       {live && node.state === "waiting" && <p class="pending"><span class="dots" aria-hidden="true"><i /><i /><i /></span><span class="hidden">Waiting for the model</span></p>}
-      {live && node.state === "queued" && <p class="pending queued" role="status">The server is busy. Asking again in {node.wait} s.</p>}
+      {live && node.state === "queued" && <p class="pending queued" role="status">The server is busy. Asking again in {job.wait} s.</p>}
       {node.state === "failed" && <Problem node={node} />}
       {note && <p class="note">{note}</p>}
       {!live && (

@@ -1,8 +1,10 @@
 // The list of conversations, the settings and the help.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { adopt, app, connect, openConversation, redraw, removeConversation, rename, say, set, setSystem, startConversation } from "./app.js";
+import { adopt, connect, openConversation, removeConversation, rename, setSystem, startConversation } from "./app.js";
 import { fromJSON, toMarkdown } from "./conversation.js";
+import { nextMessages } from "./drafts.js";
 import { Icon, IconButton } from "./icons.jsx";
+import { app, redraw, set, toast } from "./state.js";
 
 export function openPanel(name) {
   app.panel = app.panel === name ? null : name;
@@ -57,11 +59,16 @@ export const Help = () => (
 );
 
 function Field({ name, label, hint, ...rest }) {
+  const [wrong, setWrong] = useState(null); // what is written, and why it does not do
+  const onInput = ({ currentTarget: input }) => {
+    if (input.validity.valid) set(name, input.value);
+    setWrong(input.validity.valid ? null : { text: input.value, why: input.validationMessage });
+  };
   return (
     <label class="field">
       <span>{label}</span>
-      <input name={name} value={app.settings[name]} onInput={(event) => event.currentTarget.validity.valid && set(name, event.currentTarget.value)} {...rest} />
-      {hint && <small>{hint}</small>}
+      <input name={name} value={wrong?.text ?? app.settings[name]} onInput={onInput} {...rest} />
+      {wrong ? <small class="bad" role="alert">{wrong.why} Until then {app.settings[name] || "none"} is used.</small> : hint && <small>{hint}</small>}
     </label>
   );
 }
@@ -96,7 +103,7 @@ export function Settings() {
       <div class="fields">
         <Field name="temperature" label="Temperature" type="number" min="0" max="2" step="0.05" required />
         <Field name="top_p" label="Top-p" type="number" min="0.01" max="1" step="0.01" required />
-        <Field name="max_tokens" label="Most tokens" type="number" min="1" step="1" required />
+        <Field name="max_tokens" label="Maximum tokens" type="number" min="1" step="1" required />
         <Field name="thinking_budget" label="Thinking budget" type="number" min="0" step="1" placeholder="none" hint="tokens, then it answers" />
         <Field name="seed" label="Seed" type="number" min="0" step="1" placeholder="random" hint="the same answer again" />
         <label class="field">
@@ -131,10 +138,13 @@ const fileName = () => app.conversation.title.toLowerCase().replace(/[^\p{L}\p{N
 async function take(event) {
   const [file] = event.currentTarget.files;
   event.currentTarget.value = "";
+  if (!file) return;
   try {
-    await adopt(fromJSON(await file.text()));
+    const conversation = fromJSON(await file.text());
+    await adopt(conversation);
+    toast(`Imported ${file.name}.`);
   } catch (error) {
-    say(`${file.name}: ${error.message}`);
+    toast(`${file.name} was not imported: ${error.message}.`, { bad: true });
   }
 }
 
@@ -164,7 +174,10 @@ function Head({ head }) {
 }
 
 export function List() {
-  const { heads, conversation } = app;
+  const { conversation } = app;
+  const known = new Set(app.heads.map((head) => head.id));
+  const drafts = nextMessages().filter(([id]) => !known.has(id)).map(([id, text]) => ({ id, title: `Draft: ${text.trim().slice(0, 60)}` }));
+  const heads = [...drafts, ...app.heads];
   const empty = !conversation.leaf;
   return (
     <nav class={`list ${app.panel === "list" ? "open" : ""}`} aria-label="Conversations">

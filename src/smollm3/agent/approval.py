@@ -15,7 +15,7 @@ _SHOWN = 2000  # characters of the arguments
 
 
 @dataclass(frozen=True)
-class Request:
+class ApprovalRequest:
     """A call that waits: of a tool by the model, by code of the model (`from_code`), or of that
     code itself where nothing isolates it (name "python")."""
 
@@ -38,19 +38,19 @@ class Request:
 
 # "always": this tool is not asked about again.
 Decision = bool | Literal["always"]
-Approve = Callable[[Request], Decision]
+Approve = Callable[[ApprovalRequest], Decision]
 
 
 class Refused(ToolError):
     """The call was not made."""
 
 
-def nobody(request: Request) -> NoReturn:
+def nobody(request: ApprovalRequest) -> NoReturn:
     """There is none to ask."""
     raise Refused(f"{request.name} was not called: it needs a person's consent, none is here")
 
 
-def ask_on_terminal(request: Request) -> Decision:
+def ask_on_terminal(request: ApprovalRequest) -> Decision:
     """Ask y, n or always; Refused where nobody sits at a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         nobody(request)
@@ -82,7 +82,7 @@ class Approvals:
         self._approve = approve
         self._always: set[str] = set()
 
-    def check(self, request: Request) -> None:
+    def check(self, request: ApprovalRequest) -> None:
         """Raises Refused, with a text for the model, unless the call may be made."""
         if request.name in self._always:
             return

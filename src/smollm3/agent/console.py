@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
-from smollm3.agent.loop import Agent, ToolResult, with_ids
+from smollm3.agent.loop import Agent
 from smollm3.agent.tools import load_tools
-from smollm3.chat import StreamParser, ToolCall
-from smollm3.infer import Engine, Generation, SamplingParams
+from smollm3.chat import ToolCall
+from smollm3.infer import Engine, SamplingParams
 from smollm3.infer.console import Chat, converse
 from smollm3.infer.terminal import is_terminal, visible
+from smollm3.turn import Request, ToolLoop, ToolResult
 
 _SHOWN_LINES = 12  # of a call's code, or of a result
 _SHOWN_CHARACTERS = 1000
@@ -33,25 +35,28 @@ class AgentChat(Chat):
         for line in described(agent):
             self.tell(line)
 
-    def parser(self) -> StreamParser:
-        return self.agent.parser()
-
-    def submit(self, params: SamplingParams) -> Generation:
-        return self.agent.submit(self.prompt(), self.think, params, self.budget)
+    def request(self) -> Request:
+        plain = super().request()
+        return replace(
+            self.agent.request(plain.messages),
+            enable_thinking=plain.enable_thinking,
+            params=plain.params,
+            thinking_budget=plain.thinking_budget,
+        )
 
     def turn(self) -> None:
-        for _ in range(self.agent.max_steps):
-            message, reason = self.next_message()
-            message = with_ids(message, self.messages)
-            self.messages.append(message.to_dict())
-            if reason != "stop" or not message.tool_calls:
-                return
-            for call in message.tool_calls:
+        asked = self.request()
+        before = len(asked.messages) - len(self.messages)  # a system prompt
+        loop = ToolLoop(asked, self.agent.max_steps)
+        while request := loop.request:
+            for call in loop.feed(self.answer(request)):
                 self.tell(f"-> {shown_call(call)}")
                 result = self._served(call)
-                self.messages.append(result.message)
+                loop.results([result])
                 self.tell(f"<- {clipped(result.text)}")
-        self.tell(f"stopped after {self.agent.max_steps} steps; say something to go on")
+            self.messages = loop.messages[before:]
+        if loop.reason == "steps":
+            self.tell(f"stopped after {loop.max_steps} steps; say something to go on")
 
     def new(self) -> None:
         super().new()

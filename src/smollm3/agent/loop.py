@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from smollm3.agent.approval import Approvals, Approve, Request, ask_on_terminal
+from smollm3.agent.approval import ApprovalRequest, Approvals, Approve, ask_on_terminal
 from smollm3.agent.mcp import McpServer
 from smollm3.agent.python import Interpreters, declarations, for_sandbox, functions
 from smollm3.agent.sandbox import Limits, Sandbox, StartError, find_sandbox, unsafe_sandbox
 from smollm3.agent.tools import Tool, ToolError, as_tools, to_json_value, to_text
-from smollm3.chat import Event, Message, StreamParser, ToolCall
+from smollm3.chat import Event, Message, ToolCall
+from smollm3.chat.tags import PYTHON
 from smollm3.errors import UserError
-from smollm3.infer import Engine, Generation, SamplingParams
+from smollm3.infer import Engine, SamplingParams
 from smollm3.infer.grammars import Tools
+from smollm3.turn import MAX_STEPS, LoopReason, Part, Request, ToolLoop, ToolResult
 
-MAX_STEPS = 10
-PYTHON = "python"  # the name that the template and the parser give to calls as code
 _LOST = "(The interpreter is a new one: what was defined earlier is gone.)"
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """What a call gave. text: as the model reads it. ok: it was made and did not fail."""
-
-    call: ToolCall
-    text: str
-    ok: bool
-
-    @property
-    def message(self) -> dict[str, Any]:
-        return {
-            "role": "tool",
-            "tool_call_id": self.call.id,
-            "name": self.call.name,
-            "content": self.text,
-        }
 
 
 @dataclass(frozen=True)
 class Done:
     """The end. messages: the conversation with all that was added. reason: it answered ("stop"),
-    its answer was cut at max_tokens ("length"), the steps ran out ("steps")."""
+    its answer was cut at max_tokens ("length"), the steps ran out, so that it had to answer without
+    more calls ("steps")."""
 
     messages: list[dict[str, Any]]
-    reason: Literal["stop", "length", "steps"]
+    reason: LoopReason
 
     @property
     def answer(self) -> str:
@@ -147,9 +129,6 @@ class Agent:
             offered["python_tools"] = declarations(self.functions)
         return offered
 
-    def parser(self) -> StreamParser:
-        return StreamParser(xml=bool(self.tools), python=self.sandbox is not None)
-
     def run(
         self,
         messages: Sequence[Mapping[str, Any] | Message],
@@ -173,63 +152,35 @@ class Agent:
         conversation: whose Python variables are used and kept; without one they live until Done.
         approvals: asked instead of the agent's own. Several threads may stream at once.
         """
-        history = [m.to_dict() if isinstance(m, Message) else dict(m) for m in messages]
         own = object() if conversation is None else conversation
         try:
-            for _ in range(self.max_steps):
-                message, cut = yield from self._answer(history)
-                message = with_ids(message, history)
-                history.append(message.to_dict())
-                if cut or not message.tool_calls:
-                    yield Done(history, "length" if cut else "stop")
-                    return
-                for call in message.tool_calls:
+            loop = ToolLoop(self.request(messages), self.max_steps)
+            while request := loop.request:
+                reply = request.submit(self.engine)
+                for part in reply:
+                    yield from part.events if isinstance(part, Part) else ()
+                for call in loop.feed(reply):
                     result = self.serve(call, own, approvals)
-                    history.append(result.message)
+                    loop.results([result])
                     yield result
-            yield Done(history, "steps")
+            assert loop.reason
+            yield Done(loop.messages, loop.reason)
         finally:
             if conversation is None:
                 self.forget(own)
 
-    def _answer(
-        self, history: Sequence[Mapping[str, Any]]
-    ) -> Generator[Event, None, tuple[Message, bool]]:
-        """The next message, and whether it was cut."""
-        generation = self.submit(history, self.enable_thinking, self.params, self.thinking_budget)
-        parser = self.parser()
-        try:
-            for step in generation:
-                yield from parser.feed(step.text)
-            yield from parser.finish()
-        finally:
-            generation.cancel()
-        return parser.message, generation.result().finish_reason == "length"
-
-    def submit(
-        self,
-        history: Sequence[Mapping[str, Any]],
-        enable_thinking: bool,
-        params: SamplingParams | None,
-        thinking_budget: int | None,
-    ) -> Generation:
-        """Ask for the next message. Its calls are held to the tools' schemas as they are written,
-        where llguidance is installed and knows these schemas."""
-        prompt = self.engine.tokenizer.render(
-            history,
-            enable_thinking=enable_thinking,
-            date=datetime.date.today(),
+    def request(self, messages: Sequence[Mapping[str, Any] | Message]) -> Request:
+        """What answers these messages with the tools. Calls are held to the tools' schemas as they
+        are written, where llguidance is installed and knows these schemas."""
+        return Request(
+            messages,
             **self.offered,
-        ).ids
-        try:
-            return self.engine.submit(
-                prompt, params, constraint=self._constraint, thinking_budget=thinking_budget
-            )
-        except UserError as e:
-            if self._constraint is None or not str(e).startswith("tools:"):
-                raise
-            self._constraint = None
-            return self.engine.submit(prompt, params, thinking_budget=thinking_budget)
+            enable_thinking=self.enable_thinking,
+            params=self.params,
+            constraint=self._constraint,
+            optional=True,
+            thinking_budget=self.thinking_budget,
+        )
 
     def forget(self, conversation: Hashable) -> None:
         """The conversation is over: its Python ends."""
@@ -260,7 +211,7 @@ class Agent:
             raise ToolError('python takes {"code": a text}')
         assert self.sandbox
         if not self.sandbox.isolated:
-            approvals.check(Request(PYTHON, {"code": code}))
+            approvals.check(ApprovalRequest(PYTHON, {"code": code}))
         with self.interpreters.lease(conversation) as (interpreter, lost):
             try:
                 run = interpreter.run(code, partial(self._call_from_code, approvals))
@@ -281,15 +232,5 @@ class Agent:
 def _call(tool: Tool, arguments: Any, approvals: Approvals, from_code: bool = False) -> Any:
     if not tool.read_only:
         shown = arguments if isinstance(arguments, dict) else {"arguments": arguments}
-        approvals.check(Request(tool.name, shown, from_code))
+        approvals.check(ApprovalRequest(tool.name, shown, from_code))
     return tool.call(arguments)
-
-
-def with_ids(message: Message, history: Sequence[Mapping[str, Any]]) -> Message:
-    """The message with its calls numbered on from those before it."""
-    made = sum(len(m.get("tool_calls") or ()) for m in history)
-    calls = tuple(
-        ToolCall(call.name, call.arguments, f"call{made + i:05}")
-        for i, call in enumerate(message.tool_calls, 1)
-    )
-    return Message(message.role, message.content, message.reasoning, calls)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import docstring_parser
 import pydantic
 import typing_extensions
 
@@ -123,43 +122,11 @@ def inline(schema: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-_SECTION = re.compile(
-    r"^(Args|Arguments|Parameters|Returns|Return|Yields|Raises|Examples?|Notes?):?\s*$"
-)
-_GOOGLE = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$")
-_REST = re.compile(r"^\s*:param\s+(?:[\w\[\], .|]+\s+)?(\w+)\s*:\s*(.*)$")
-_REST_OTHER = re.compile(r"^\s*:(type|returns?|rtype|raises?)\b.*$")
-_NUMPY = re.compile(r"^(\w+)\s*:\s*\S.*$")
-
-
 def read_docstring(text: str) -> tuple[str, dict[str, str]]:
     """What a docstring says of the function, and of each parameter."""
-    lines = text.splitlines()
-    said: list[str] = []
-    parameters: dict[str, str] = {}
-    section = ""
-    current = ""
-    underlined = False
-    margin = 0  # of the parameters' names
-    for i, line in enumerate(lines):
-        if found := _SECTION.match(line):
-            section, current = found[1], ""
-            underlined = i + 1 < len(lines) and set(lines[i + 1].strip()) == {"-"}
-        elif found := _REST.match(line):
-            section, current = "rest", found[1]
-            parameters[current] = found[2].strip()
-        elif _REST_OTHER.match(line):
-            section, current = "rest", ""
-        elif section in ("Args", "Arguments", "Parameters"):
-            head = _NUMPY.match(line) if underlined else _GOOGLE.match(line)
-            indent = len(line) - len(line.lstrip())
-            if head and (underlined or not current or indent <= margin):
-                current, margin = head[1], indent
-                parameters[current] = "" if underlined else head[2].strip()
-            elif current and line.strip():
-                parameters[current] = f"{parameters[current]} {line.strip()}".strip()
-        elif section == "rest" and current and line.strip():
-            parameters[current] += " " + line.strip()
-        elif not section:
-            said.append(line)
-    return textwrap.dedent("\n".join(said)).strip(), parameters
+    found = docstring_parser.parse(text)
+    parameters = {
+        parameter.arg_name.lstrip("*"): " ".join((parameter.description or "").split())
+        for parameter in found.params
+    }
+    return (found.description or "").strip(), parameters

@@ -23,6 +23,7 @@ import pydantic_core
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from smollm3.agent.schema import arguments_model, inline, read_docstring
+from smollm3.config import problems
 from smollm3.errors import UserError
 
 MAX_RESULT = 20_000  # characters of a result that the model is shown
@@ -154,7 +155,7 @@ def from_function(
         try:
             found = model.model_validate(arguments)
         except pydantic.ValidationError as e:
-            raise ToolError(f"{name}: {_told(e)}") from None
+            raise ToolError(f"{name}: {_told(e, arguments)}") from None
         # Not model_dump, which would turn dataclasses into dicts.
         given = {
             str(model.model_fields[f].alias): getattr(found, f)
@@ -184,19 +185,19 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     return function(*positional, **arguments)
 
 
-def _told(error: pydantic.ValidationError) -> str:
+def _told(error: pydantic.ValidationError, arguments: Mapping[str, Any]) -> str:
     """What is wrong, argument by argument, for a model that can try again."""
     parts = []
-    for problem in error.errors(include_url=False, include_context=False):
-        place = ".".join(map(str, problem["loc"])) or "arguments"
-        kind, message = problem["type"], problem["msg"]
-        if kind == "missing":
+    for problem in problems(error.errors(), arguments):
+        place = problem.key or "arguments"
+        if problem.kind == "missing":
             parts.append(f"{place} is missing")
-        elif kind == "extra_forbidden":
+        elif problem.kind == "unknown":
             parts.append(f"there is no argument {place}")
         else:
-            value = json.dumps(problem["input"], ensure_ascii=False, default=str)
-            parts.append(f"{place}: {message[0].lower()}{message[1:]}, not {value:.80}")
+            value = json.dumps(problem.value, ensure_ascii=False, default=str)
+            quoted = f", not {value:.80}" if problem.quotes else ""
+            parts.append(f"{place}: {problem.message}{quoted}")
     more = len(parts) - _SHOWN_ERRORS
     shown = "; ".join(parts[:_SHOWN_ERRORS])
     return f"{shown}; and {more} more" if more > 0 else shown

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from smollm3.chat.message import Message
+from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 from smollm3.errors import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -127,8 +128,8 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
 def _rewritten(message: dict[str, Any], reads: Reads, python: bool) -> dict[str, Any]:
     message = dict(message)
     reasoning = message.get("reasoning_content")
-    if reasoning and not reads.reasoning and not message["content"].startswith("<think>"):
-        message["content"] = f"<think>\n{reasoning}\n</think>\n{message['content']}"
+    if reasoning and not reads.reasoning and not message["content"].startswith(THINK):
+        message["content"] = f"{THINK}\n{reasoning}\n{END_THINK}\n{message['content']}"
     calls = message.get("tool_calls")
     if calls and reads.calls is None:
         del message["tool_calls"]
@@ -145,11 +146,11 @@ def _rewritten(message: dict[str, Any], reads: Reads, python: bool) -> dict[str,
 def _block(function: dict[str, Any], python: bool) -> str:
     """A call as our template writes it."""
     name, arguments = function["name"], function["arguments"]
-    if python and name == "python" and isinstance(arguments, dict) and [*arguments] == ["code"]:
-        return f"<code>\n{arguments['code']}\n</code>"
+    if python and name == PYTHON and isinstance(arguments, dict) and [*arguments] == ["code"]:
+        return f"{CODE}\n{arguments['code']}\n{END_CODE}"
     name = json.dumps(name, ensure_ascii=False)
     call = f'{{"name": {name}, "arguments": {_json(function)}}}'
-    return f"<tool_call>\n{call}\n</tool_call>"
+    return f"{CALL}\n{call}\n{END_CALL}"
 
 
 def _json(function: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from smollm3.chat.message import Message, ToolCall
+from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class CallEnd:
 Event = ReasoningDelta | ContentDelta | CallStart | ArgumentsDelta | CallEnd
 
 _BLANKS = re.compile(r"\s*")
-_EDGE = re.compile("</?tool_call>")
+_EDGE = re.compile(f"{CALL}|{END_CALL}")
 # What begins a call whose arguments can be passed on as they come.
 _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*,\s*"arguments"\s*:\s*(?=\{\s*["}])', re.DOTALL
@@ -97,12 +98,13 @@ class StreamParser:
     Python dicts come in one piece.
     """
 
-    def __init__(self, *, xml: bool = True, python: bool = False) -> None:
-        self._tags = ("<tool_call>",) * xml + ("<code>",) * python
+    def __init__(self, *, xml: bool = True, python: bool = False, opened: bool = False) -> None:
+        """opened: the prompt has begun the block of reasoning."""
+        self._tags = (CALL,) * xml + (CODE,) * python
         self._buffer = ""
         self._at = 0  # what lies before it in the buffer is done with
         self._final = False
-        self._state: Callable[[], bool] = self._begin
+        self._state: Callable[[], bool] = self._think if opened else self._begin
         self._reasoning = _Trimmed()
         self._content = _Trimmed()
         self._quotes = _Quotes()
@@ -113,6 +115,11 @@ class StreamParser:
         self._depth = 0  # of brackets
         self._in_string = False
         self._events: list[Event] = []
+
+    @property
+    def reasons(self) -> bool:
+        """Whether it is inside a block of reasoning."""
+        return self._state == self._think
 
     @property
     def message(self) -> Message:
@@ -138,17 +145,17 @@ class StreamParser:
 
     def _begin(self) -> bool:
         begin = self._after_blanks()
-        if self._may_become("<think>", begin):
+        if self._may_become(THINK, begin):
             return False
-        if self._buffer.startswith("<think>", begin):
-            self._at = begin + len("<think>")
+        if self._buffer.startswith(THINK, begin):
+            self._at = begin + len(THINK)
             self._state = self._think
         else:
             self._state = self._say
         return True
 
     def _think(self) -> bool:
-        text, tag = self._take(("</think>",))
+        text, tag = self._take((END_THINK,))
         self._tell(ReasoningDelta(self._reasoning.add(text)))
         if tag:
             self._state = self._say
@@ -160,7 +167,7 @@ class StreamParser:
         if tag and self._quotes.quoted:
             self._add_content(tag)
         elif tag:
-            self._state = self._begin_call if tag == "<tool_call>" else self._begin_code
+            self._state = self._begin_call if tag == CALL else self._begin_code
         return bool(tag)
 
     def _begin_call(self) -> bool:
@@ -182,7 +189,7 @@ class StreamParser:
             self._at = end
             self._state = self._close
         else:
-            self._add_content("<tool_call>")
+            self._add_content(CALL)
             self._state = self._say
         return True
 
@@ -223,29 +230,29 @@ class StreamParser:
 
     def _close(self) -> bool:
         begin = self._after_blanks()
-        if self._may_become("</tool_call>", begin):
+        if self._may_become(END_CALL, begin):
             return False
-        closed = self._buffer.startswith("</tool_call>", begin)
-        self._at = begin + closed * len("</tool_call>")
+        closed = self._buffer.startswith(END_CALL, begin)
+        self._at = begin + closed * len(END_CALL)
         self._state = self._say
         return True
 
     def _begin_code(self) -> bool:
         begin = self._after_blanks()
-        if self._may_become("</code>", begin):
+        if self._may_become(END_CODE, begin):
             return False
-        if begin == len(self._buffer) or self._buffer.startswith("</code>", begin):
-            self._add_content("<code>")
+        if begin == len(self._buffer) or self._buffer.startswith(END_CODE, begin):
+            self._add_content(CODE)
             self._state = self._say
         else:
-            self._start_call("python")
+            self._start_call(PYTHON)
             self._add_arguments('{"code": "')
             self._code = _Trimmed()
             self._state = self._read_code
         return True
 
     def _read_code(self) -> bool:
-        text, tag = self._take(("</code>",))
+        text, tag = self._take((END_CODE,))
         self._add_arguments(json.dumps(self._code.add(text), ensure_ascii=False)[1:-1])
         ended = bool(tag) or self._final
         if ended:

@@ -20,6 +20,7 @@ from typing import Any, TypedDict
 from smollm3.chat.history import Chat, Reads, as_given, normal, probe, rewrite
 from smollm3.chat.message import Message
 from smollm3.chat.sandbox import Overrun, render_apart
+from smollm3.chat.tags import THINK
 from smollm3.chat.template import SPARE, is_ours, render_views
 from smollm3.errors import UserError
 
@@ -185,7 +186,7 @@ class Renderer:
 
         reads = probe(run)
         # A model without these tags does not think in them.
-        return reads if "<think>" in self._control else replace(reads, reasoning=True)
+        return reads if THINK in self._control else replace(reads, reasoning=True)
 
     def _chat(
         self, messages: Sequence[Mapping[str, Any] | Message], *, python: bool, exact: bool

@@ -10,12 +10,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
-from multiprocessing.connection import Connection
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any, BinaryIO
 
 from smollm3.chat.template import render_views
 from smollm3.errors import UserError
@@ -35,28 +34,28 @@ def render_apart(**request: Any) -> list[str]:
 
 
 class _Worker:
+    """A process that is asked over its standard input and output: every system has these."""
+
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._lock = threading.Lock()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            code = f"from {__name__} import serve; serve({theirs.fileno()})"
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is for the program, which ends this one
-            )
-        self._pipe = Connection(ours.detach())
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C is for the program, which ends this one
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._to, self._from = self._process.stdin, self._process.stdout
         self._receive(_START_SECONDS)
 
     def render(self, request: dict[str, Any]) -> list[str]:
         with self._lock:
             try:
-                self._pipe.send_bytes(_pack(request))
+                _send(self._to, _pack(request))
             except OSError:
                 self.end()
                 raise UserError("chat template: its process was ended from outside") from None
@@ -67,13 +66,26 @@ class _Worker:
         return texts
 
     def _receive(self, seconds: float) -> bytes:
-        problem = f"not done after {seconds:g} seconds"
+        """The next message. A pipe cannot be waited for on every system, so the process is killed
+        when its time is over, which ends the reading."""
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
         try:
-            if self._pipe.poll(seconds):
-                return self._pipe.recv_bytes()
+            return _read(self._from)
         except (EOFError, OSError):
-            problem = f"it needs more than {MAX_BYTES >> 20} MiB, or its process was ended"
-        self.end()
+            self.end()
+        finally:
+            timer.cancel()
+        problem = f"it needs more than {MAX_BYTES >> 20} MiB, or its process was ended"
+        if late.is_set():
+            problem = f"not done after {seconds:g} seconds"
         raise Overrun(f"chat template: {problem}")
 
     @property
@@ -81,10 +93,12 @@ class _Worker:
         return self.owner == os.getpid() and self._process.poll() is None
 
     def end(self) -> None:
-        self._pipe.close()
         if self.owner == os.getpid():
             self._process.kill()
             self._process.wait()
+        for pipe in (self._to, self._from):
+            with suppress(OSError):  # what was not sent cannot be any more
+                pipe.close()
 
 
 _current: _Worker | None = None
@@ -96,19 +110,22 @@ def _worker() -> _Worker:
     global _current  # noqa: PLW0603
     with _starting:
         if _current is None or not _current.alive:
+            if _current is not None:
+                _current.end()
             _current = _Worker()
             atexit.register(_current.end)
         return _current
 
 
-def serve(descriptor: int) -> None:
+def serve() -> None:
     """The other side: answer requests until there is nobody to ask."""
     _limit_memory()
-    pipe = Connection(descriptor)
-    pipe.send_bytes(b"ready")
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints does not come between the messages
+    _send(sink, b"ready")
     while True:
         try:
-            request = pipe.recv_bytes()
+            request = _read(source)
         except EOFError:
             return
         reply: list[str] | str
@@ -116,7 +133,22 @@ def serve(descriptor: int) -> None:
             reply = render_views(**_unpack(request))
         except UserError as e:
             reply = str(e)
-        pipe.send_bytes(_pack(reply))  # a MemoryError ends the process
+        _send(sink, _pack(reply))  # a MemoryError ends the process
+
+
+def _send(sink: BinaryIO | IO[bytes], message: bytes) -> None:
+    sink.write(len(message).to_bytes(8, "little") + message)
+    sink.flush()
+
+
+def _read(source: BinaryIO | IO[bytes]) -> bytes:
+    """The next message, or EOFError."""
+    head = source.read(8)
+    length = int.from_bytes(head, "little")
+    message = source.read(length) if len(head) == 8 else b""
+    if len(head) < 8 or len(message) < length:
+        raise EOFError
+    return message
 
 
 def _limit_memory() -> None:

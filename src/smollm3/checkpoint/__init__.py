@@ -1,6 +1,25 @@
 """Models on disk: Hugging Face folders, the Hub, and the names users give to models."""
 
-from smollm3.checkpoint.hf import digest, load_config, load_model, load_tokenizer, save_model
+from smollm3.checkpoint.hf import (
+    digest,
+    load_config,
+    load_model,
+    load_tokenizer,
+    open_weights,
+    published_name,
+    save_model,
+    save_settings,
+)
 from smollm3.checkpoint.locate import locate
 
-__all__ = ["digest", "load_config", "load_model", "load_tokenizer", "locate", "save_model"]
+__all__ = [
+    "digest",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "open_weights",
+    "published_name",
+    "save_model",
+    "save_settings",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from smollm3.checkpoint.gguf.write import KINDS, export_gguf
@@ -11,6 +10,7 @@ from smollm3.checkpoint.hub import CARD, push
 from smollm3.checkpoint.locate import locate
 from smollm3.checkpoint.mlx import export_mlx
 from smollm3.checkpoint.weights import Weights
+from smollm3.config import suggestion
 from smollm3.errors import UserError
 from smollm3.files import new_folder, write_atomic
 
@@ -28,9 +28,8 @@ def check_format(to: str) -> str:
     if to.startswith("hub:"):
         return to
     if to.lower() not in FORMATS:
-        near = get_close_matches(to.lower(), FORMATS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"take {', '.join(FORMATS)} or {HUB}"
-        raise UserError(f"{to!r} is not a format to export to; {hint}")
+        hint = suggestion(to.lower(), FORMATS) or f"; take {', '.join(FORMATS)} or {HUB}"
+        raise UserError(f"{to!r} is not a format to export to{hint}")
     return to.lower()
 
 

@@ -84,7 +84,7 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    read = gguf.open_weights(path, shapes, config) if path.is_file() else _open(path, shapes)
+    read = _reader(path, shapes, config)
     # Copies, not views of the mapped file: aligned memory gives the same bits however the
     # weights came here, and a file replaced under a running model harms nothing.
     state = {name: read(name).to(device=device, dtype=wanted, copy=True) for name in shapes}
@@ -94,6 +94,22 @@ def load_model(
     if model.config.tied:
         model.unembed.weight = model.embed.weight
     return model
+
+
+def open_weights(target: str | Path) -> Callable[[str], Tensor]:
+    """Reads `target`'s tensors one at a time by our names; they may live in mapped files: copy
+    what you keep. Errors as of `load_model`."""
+    path = locate(target)
+    config = load_config(path)
+    with torch.device("meta"):
+        model = Transformer(config)
+    return _reader(path, {name: tuple(p.shape) for name, p in model.named_parameters()}, config)
+
+
+def _reader(
+    path: Path, shapes: dict[str, tuple[int, ...]], config: ModelConfig
+) -> Callable[[str], Tensor]:
+    return gguf.open_weights(path, shapes, config) if path.is_file() else _open(path, shapes)
 
 
 def _open(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[[str], Tensor]:

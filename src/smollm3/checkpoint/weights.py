@@ -13,7 +13,8 @@ from smollm3.errors import UserError
 from smollm3.files import disk_errors, read_json, write_json
 from smollm3.tensors import write_tensors
 
-INDEX = "model.safetensors.index.json"
+INDEX_ENDING = ".safetensors.index.json"
+INDEX = f"model{INDEX_ENDING}"
 SHARD_BYTES = 5_000_000_000  # 3,075,098,624 parameters in bfloat16 are 6.15 GB: two shards
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -26,13 +27,14 @@ class Weights(Mapping[str, Tensor]):
     the file either.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError for a folder without safetensors, or one whose files are damaged."""
+    def __init__(self, folder: Path, stem: str = "model") -> None:
+        """stem: how the files' names begin. Raises UserError for a folder without safetensors, or
+        one whose files are damaged."""
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        listed = _files_of_tensors(folder)
-        for path in sorted(set(listed.values())) if listed else [folder / "model.safetensors"]:
+        listed = _files_of_tensors(folder, stem)
+        for path in sorted(set(listed.values())) if listed else [folder / f"{stem}.safetensors"]:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if listed and listed.get(name) != path:
@@ -48,7 +50,7 @@ class Weights(Mapping[str, Tensor]):
                     self.dtypes[name] = DTYPES[tensor.get_dtype()]
         for name, path in listed.items():
             if name not in self.files:
-                raise UserError(f"{path}: {name}: missing, though {INDEX} says it is here")
+                raise UserError(f"{path}: {name}: missing, though its index says it is here")
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor in its own dtype, finite, or a UserError. It lives in the mapped file: copy
@@ -78,11 +80,11 @@ def _opened(path: Path) -> safe_open:
         raise UserError(f"{path}: not a whole safetensors file ({e}); fetch it again") from None
 
 
-def _files_of_tensors(folder: Path) -> dict[str, Path]:
+def _files_of_tensors(folder: Path, stem: str) -> dict[str, Path]:
     """File of each tensor as the index says; empty where one `model.safetensors` holds all."""
-    if (folder / "model.safetensors").exists():
+    if (folder / f"{stem}.safetensors").exists():
         return {}
-    index = folder / INDEX
+    index = folder / f"{stem}{INDEX_ENDING}"
     if not index.exists():
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:
@@ -90,7 +92,7 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
                 f"{folder}: only pickled weights ({pickles[0]}), and opening a pickle can run "
                 "any code; convert them to safetensors"
             )
-        raise UserError(f"{folder}: no model.safetensors here; not a model folder")
+        raise UserError(f"{folder}: no {stem}.safetensors here; not a model folder")
     content = read_json(index)
     entries = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or not entries:
@@ -104,11 +106,21 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in entries.items()}
 
 
-def write_weights(folder: Path, sizes: Mapping[str, int], load: Callable[[str], Tensor]) -> None:
+def write_weights(
+    folder: Path,
+    sizes: Mapping[str, int],
+    load: Callable[[str], Tensor],
+    *,
+    stem: str = "model",
+    writer: int = 0,
+    writers: int = 1,
+) -> None:
     """Write the tensors `load(name)` in the order of `sizes` (bytes of each): one file, or shards
     with an index where they come to more than SHARD_BYTES. Old weights in `folder` go away.
 
-    Never more than one shard is in memory beside what `load` itself holds.
+    Never more than one shard is in memory beside what `load` itself holds. Of several `writers`,
+    each calls this and has every tensor loaded, as that may need all of them; each writes every
+    writers-th shard, the first of them the index.
     """
     shards: list[list[str]] = [[]]
     filled = 0
@@ -118,23 +130,31 @@ def write_weights(folder: Path, sizes: Mapping[str, int], load: Callable[[str], 
             filled = 0
         shards[-1].append(name)
         filled += size
-    with disk_errors(folder):
-        for old in (*folder.glob("model*.safetensors"), folder / INDEX):
-            old.unlink(missing_ok=True)
     files = (
-        ["model.safetensors"]
+        [f"{stem}.safetensors"]
         if len(shards) == 1
-        else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        else [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
-    for file, names in zip(files, shards, strict=True):
-        tensors = {name: load(name) for name in names}
-        write_tensors(folder / file, tensors, {"format": "pt"})
-    if len(shards) > 1:
+    if writer == 0:
+        with disk_errors(folder):
+            for old in (*folder.glob(f"{stem}*.safetensors"), folder / f"{stem}{INDEX_ENDING}"):
+                if old.name not in files or writers == 1:
+                    old.unlink(missing_ok=True)
+    for i, (file, names) in enumerate(zip(files, shards, strict=True)):
+        mine = i % writers == writer
+        tensors = {}
+        for name in names:
+            tensor = load(name)
+            if mine:
+                tensors[name] = tensor
+        if mine:
+            write_tensors(folder / file, tensors, {"format": "pt"})
+    if len(shards) > 1 and writer == 0:
         weight_map = {
             name: file for file, names in zip(files, shards, strict=True) for name in names
         }
         write_json(
-            folder / INDEX,
+            folder / f"{stem}{INDEX_ENDING}",
             {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map},
         )
 

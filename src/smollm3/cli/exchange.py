@@ -13,8 +13,13 @@ from smollm3.errors import UserError
 
 @click.command(epilog=MODEL_HELP)
 @MODEL
-@click.option("--to", required=True, metavar="FORMAT", help="hf, gguf:q4_k_m, mlx:4bit, hub:ME/IT")
-@click.option("--private", is_flag=True, help="Of a new repository on the Hub.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="Format to write: hf, gguf:q4_k_m, mlx:4bit, hub:ME/IT, ...",
+)
+@click.option("--private", is_flag=True, help="Make a new repository on the Hub private.")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 def export(model: str, to: str, private: bool, out: Path | None) -> None:
     """Write a model in the format of another program, or upload it.
@@ -41,7 +46,7 @@ def export(model: str, to: str, private: bool, out: Path | None) -> None:
 
 @click.group()
 def tokenizer() -> None:
-    """Tokenizers."""
+    """Make a tokenizer."""
 
 
 @tokenizer.command()
@@ -59,8 +64,19 @@ def build(out: Path) -> None:
 
 @click.command()
 @click.argument("target", required=False)
-@click.option("--make", type=click.Path(path_type=Path), help="Only write the kit's checkpoint.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
+@click.option(
+    "--make",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Only write the checkpoint, for a server to load.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the results as JSON.",
+)
 def conformance(target: str | None, make: Path | None, json_file: Path | None) -> None:
     """Check another implementation of SmolLM3 on a tiny checkpoint made for it.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from smollm3.cli.fields import ModelCommand
 from smollm3.cli.options import (
     BUDGET,
     MODEL,
@@ -26,14 +27,14 @@ from smollm3.cli.options import (
 from smollm3.errors import UserError
 
 
-@click.command(epilog=MODEL_HELP)
+@click.command(cls=ModelCommand, epilog=MODEL_HELP)
 @MODEL
 @THINK
 @SYSTEM
 @BUDGET
 @tool_options
-@sampling_options
 @engine_options
+@sampling_options
 def chat(
     model: str,
     think: bool,
@@ -63,7 +64,7 @@ def chat(
             chat_on_console(engine, params, think, system, thinking_budget)
 
 
-@click.command(epilog=MODEL_HELP)
+@click.command(cls=ModelCommand, epilog=MODEL_HELP)
 @MODEL
 @click.argument("prompt", required=False)
 @click.option("--chat", "as_chat", is_flag=True, help="Prompts are a user's messages.")
@@ -81,8 +82,8 @@ def chat(
 )
 @BUDGET
 @constraint_options
-@sampling_options
 @engine_options
+@sampling_options
 def generate(
     model: str,
     prompt: str | None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from smollm3.cli.fields import with_fields
 from smollm3.errors import UserError
 
 Command = Callable[..., Any]
@@ -64,28 +65,6 @@ ENGINE = {
         help="Guess no tokens ahead: the same answers.",
     ),
 }
-SAMPLING = {
-    "temperature": click.option("--temperature", type=float, help="0 is greedy [the model's own]."),
-    "top_p": click.option("--top-p", type=float, help="Nucleus [the model's own]."),
-    "top_k": click.option("--top-k", type=int, help="0 is off [the model's own]."),
-    "min_p": click.option("--min-p", type=float, help="Share of the likeliest's probability."),
-    "repetition_penalty": click.option(
-        "--repetition-penalty", type=float, metavar="X", help="Divides logits; 1 is off."
-    ),
-    "presence_penalty": click.option(
-        "--presence-penalty", type=float, metavar="X", help="Off the logits of used tokens."
-    ),
-    "frequency_penalty": click.option(
-        "--frequency-penalty", type=float, metavar="X", help="The same for each time."
-    ),
-    "seed": click.option("--seed", type=int, default=0, show_default=True),
-    "stop": click.option(
-        "--stop", multiple=True, metavar="TEXT", help="Ends the answer; may be repeated."
-    ),
-    "max_tokens": click.option("--max-tokens", type=int, help="Of each answer."),
-}
-
-
 THINK = click.option("--think/--no-think", default=True, help="Reason before answering.")
 SYSTEM = click.option("--system", metavar="TEXT", help="System prompt.")
 BUDGET = click.option(
@@ -142,7 +121,7 @@ TOOLS: dict[str, Decorator] = {
 }
 engine_options = collected("engine_options", ENGINE)
 tool_options = collected("tools", TOOLS)
-sampling_options = collected("sampling", SAMPLING)
+sampling_options = with_fields("sampling", "smollm3.infer.params:SamplingParams")
 bench_options = collected(
     "engine_options", {key: option for key, option in ENGINE.items() if key != "speculation"}
 )

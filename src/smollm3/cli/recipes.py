@@ -14,13 +14,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/NAME].")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
-@click.option("--only", metavar="STAGE", help="Run just this stage.")
 @click.option(
-    "--redo", multiple=True, metavar="STAGE", help="Make it, and all made from it, again."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of the run. [default: runs/NAME]",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be done, its cost and time.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one value of the recipe; repeatable.",
+)
+@click.option("--only", metavar="STAGE", help="Run only this stage.")
+@click.option(
+    "--redo",
+    multiple=True,
+    metavar="STAGE",
+    help="Make this stage, and every stage made from it, again; repeatable.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the stages with their estimated cost and time, and do nothing.",
+)
 def run(
     recipe: str,
     out: Path | None,
@@ -31,7 +49,7 @@ def run(
 ) -> None:
     """Run a recipe: a shipped name (smoke, nano, smollm3-3b) or a .yaml file.
 
-    What is done is not done again; an interrupted run goes on where it stopped.
+    A stage that is done is not done again; an interrupted run resumes where it stopped.
 
     \b
     smollm3 run nano
@@ -46,6 +64,9 @@ def run(
         return
     from smollm3.recipe.console import run_on_console
     from smollm3.train import ProcessGroup, run_worker
+    from smollm3.train.launch import check_launch
+
+    check_launch(loaded.ranks(loaded.parallel))
 
     if int(os.environ.get("RANK", "0")):  # under torchrun: rank 0 is the main process
         run_worker(ProcessGroup.from_environment())

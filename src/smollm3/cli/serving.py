@@ -8,53 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP, collected, engine_options
+from smollm3.cli.fields import ModelCommand, with_fields
+from smollm3.cli.options import MODEL, MODEL_HELP, engine_options
 from smollm3.errors import UserError
 
 if TYPE_CHECKING:
     from smollm3.serve.settings import Settings
 
-SETTINGS = {
-    "host": click.option("--host", metavar="ADDRESS", help="To listen on [127.0.0.1]."),
-    "port": click.option("--port", type=click.IntRange(0, 65_535), help="0 takes any [8000]."),
-    "name": click.option("--name", metavar="ID", help="Of the model in the API [MODEL]."),
-    "aliases": click.option(
-        "--alias", "aliases", multiple=True, metavar="ID", help="That means it too; * is anything."
-    ),
-    "api_key_file": click.option(
-        "--api-key-file", metavar="FILE", help="Keys, one a line; or set SMOLLM3_API_KEY."
-    ),
-    "allowed_origins": click.option(
-        "--allow-origin",
-        "allowed_origins",
-        multiple=True,
-        metavar="ORIGIN",
-        help="A web page from elsewhere that may use it, as https://example.org.",
-    ),
-    "tools": click.option(
-        "--tool", "tools", multiple=True, metavar="MODULE:NAME", help="A function that it runs."
-    ),
-    "mcp": click.option(
-        "--mcp",
-        multiple=True,
-        metavar="COMMAND",
-        help="An MCP server, or its URL.",
-    ),
-    "python_tools": click.option(
-        "--python-tools", is_flag=True, default=None, help="It runs the model's Python, isolated."
-    ),
-    "think": click.option(
-        "--think/--no-think", default=None, help="Where a request does not say [think]."
-    ),
-}
 
-
-@click.command(epilog=MODEL_HELP)
+@click.command(cls=ModelCommand, epilog=MODEL_HELP)
 @MODEL
-@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings; see the docs.")
-@click.option("--quiet", is_flag=True, help="Log no requests.")
-@collected("given", SETTINGS)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="YAML file of settings: those below and more, see docs/serving.md.",
+)
+@click.option("--quiet", is_flag=True, help="Do not log requests.")
 @engine_options
+@with_fields("given", "smollm3.serve.settings:Settings")
 def serve(
     model: str,
     config: Path | None,
@@ -91,25 +62,17 @@ def serve(
 
 def read_settings(config: Path | None, given: dict[str, Any]) -> Settings:
     """Those of the file, and over them those of the command line."""
-    from pydantic import ValidationError
-
+    from smollm3.config import Document, check, read_document
     from smollm3.files import read_text
-    from smollm3.recipe.load import suggestion
-    from smollm3.recipe.yaml import parse_yaml
     from smollm3.serve.settings import Settings
 
-    raw, lines = parse_yaml(read_text(config), str(config)) if config else ({}, {})
-    if not isinstance(raw, dict):
-        raise UserError(f"{config}: must be a mapping of settings, as port: 9000")
-    try:
-        return Settings.model_validate(raw | given)
-    except ValidationError as e:
-        error = e.errors()[0]
-        key = str(error["loc"][0])
-        line = f":{lines[key,]}" if (key,) in lines else ""
-        where = f"{config}{line}: {key}" if key not in given else key
-        if error["type"] == "extra_forbidden":
-            known = suggestion(key, Settings.model_fields)
-            raise UserError(f"{where}: no such setting{known}") from None
-        said = error["msg"].replace("tuple", "list")
-        raise UserError(f"{where}: {said}, not {error['input']!r}") from None
+    file = Document("", {})
+    if config is not None:
+        what = "must be a mapping of settings, as port: 9000"
+        file = read_document(read_text(config), str(config), what)
+    typed = Document("", given)
+    return check(
+        Settings,
+        file.values | given,
+        lambda path: (typed if path[0] in given else file).place(path),
+    )

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ from smollm3.data.synthetic import TASKS, Item, items
 from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, ratio, share
 from smollm3.eval.spec import EvalStage
-from smollm3.infer import Completion, Engine, SamplingParams
+from smollm3.infer import Engine, SamplingParams
+from smollm3.turn import Reply, Request, wait_all
 
 MODES = ("think", "no_think")
 DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
@@ -149,27 +149,23 @@ class Suite:
 
     def _answers(self, task: str, mode: str, n: int) -> list[Answer]:
         asked = items(task, n, self.seed, held_out=True)
-        tokenizer = self.engine.tokenizer
-        prompts = [
-            tokenizer.render(
-                [{"role": "user", "content": item.question}],
-                tools=list(item.tools) or None,
-                enable_thinking=mode == "think",
-                date=DATE,
-            ).ids
-            for item in asked
-        ]
-        # A question that leaves the model no room to answer is one that it does not answer.
-        fits = [len(prompt) < self.engine.config.context for prompt in prompts]
         params = SamplingParams(temperature=0, max_tokens=self.stage.max_tokens)
-        completions = iter(self.engine.generate([*compress(prompts, fits)], params))
-        answers = []
-        for item, fit in zip(asked, fits, strict=True):
-            completion = next(completions) if fit else Completion([], "", "length", [])
-            message = tokenizer.parse(completion.ids)
-            ended = completion.finish_reason == "stop"
-            answers.append(Answer(item, mode, completion.text, message, ended))
-        return answers
+        with self.engine.together():
+            replies = [self._reply(item, mode == "think", params) for item in asked]
+        wait_all([reply for reply in replies if reply is not None])
+        return [_answer(*pair, mode) for pair in zip(asked, replies, strict=True)]
+
+    def _reply(self, item: Item, think: bool, params: SamplingParams) -> Reply | None:
+        """None: the question leaves the model no room to answer."""
+        request = Request(
+            [{"role": "user", "content": item.question}],
+            tools=item.tools,
+            enable_thinking=think,
+            date=DATE,
+            params=params,
+        )
+        ids = request.ids(self.engine.tokenizer)
+        return request.submit(self.engine) if len(ids) < self.engine.config.context else None
 
     def _loss(self, shard: Shard) -> Measure:
         """Mean negative log-likelihood of the trained-on tokens; of a conversation, those that
@@ -213,6 +209,13 @@ class Suite:
                 "raise the holdout of the preference sources"
             )
         return share(ahead)
+
+
+def _answer(item: Item, reply: Reply | None, mode: str) -> Answer:
+    if reply is None:
+        return Answer(item, mode, "", Message("assistant"), ended=False)
+    message = reply.result()
+    return Answer(item, mode, reply.text, message, ended=reply.reason != "length")
 
 
 def _documents(

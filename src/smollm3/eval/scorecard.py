@@ -207,7 +207,7 @@ def _verdict(claim: Claim, measure: Measure, baseline: Measure | None) -> tuple[
     what = {
         "value": "the interval",
         "difference": "the interval of the difference",
-        "ratio": f"the interval of value - {claim.at_least or claim.at_most:g} x baseline",
+        "ratio": "the interval of value - bound x baseline",
     }[claim.compare]
     span = f"{show(claim.metric, distance.low)} to {show(claim.metric, distance.high)}"
     return "not shown", f"{what} covers the target: {span}"

@@ -7,19 +7,24 @@ file is the same whatever happened on the way.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors, fsync_folder
+from smollm3.portable import read_at
 
 Answer = dict[str, Any]
 START = b'{"id": '  # of every line
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 class Answers:
@@ -38,11 +43,11 @@ class Answers:
         self._journal_path = path.with_name(f".{path.name}{PARTIAL}")
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._output = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            self._lock()
-            self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._take()
+            self._output = os.open(path, _FLAGS, 0o666)
+            self._journal = os.open(self._journal_path, _FLAGS, 0o666)
             fsync_folder(path.parent)
-        head = os.pread(self._output, len(START), 0)
+        head = read_at(self._output, len(START), 0)
         if not START.startswith(head):
             raise self._foreign(1)
         self._old: BinaryIO | None = path.open("rb")  # while its lines are compared with requests
@@ -59,6 +64,7 @@ class Answers:
             self._old.close()
         os.close(self._journal)
         os.close(self._output)
+        self._release()
 
     def old(self, request: int) -> Answer | None:
         """The answer to the next request, if there is one."""
@@ -75,7 +81,7 @@ class Answers:
         if request not in self._places:
             return None
         offset, length = self._places[request]
-        return self._parsed(os.pread(self._journal, length, offset), request + 1)
+        return self._parsed(read_at(self._journal, length, offset), request + 1)
 
     def begun(self) -> Iterator[Answer]:
         """All answers of earlier runs; before the first `old`."""
@@ -84,7 +90,7 @@ class Answers:
             if line.endswith(b"\n"):
                 yield self._parsed(line, number)
         for request, (offset, length) in self._places.items():
-            yield self._parsed(os.pread(self._journal, length, offset), request + 1)
+            yield self._parsed(read_at(self._journal, length, offset), request + 1)
 
     def redo(self) -> None:
         """The answer that `old` just gave is to be made again; those behind it stay."""
@@ -112,7 +118,7 @@ class Answers:
         with disk_errors(self.path):
             while self.next in self._places and self.next <= self._asked:
                 offset, length = self._places.pop(self.next)
-                _write(self._output, os.pread(self._journal, length, offset))
+                _write(self._output, read_at(self._journal, length, offset))
                 self.next += 1
             os.fsync(self._output)
             if not self._places:
@@ -129,12 +135,26 @@ class Answers:
             )
         self._journal_path.unlink()
 
-    def _lock(self) -> None:
+    def _take(self) -> None:
+        """The lock beside the output, which the kernel drops with its holder."""
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            fcntl.flock(self._output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._output)
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise UserError(f"{self.path}: another process writes it; wait for its end") from None
+
+    def _release(self) -> None:
+        """Nobody waits for the lock, so its file can go: before the release, as the next process
+        makes a new one. Windows deletes no file that is open, and after it only if nobody has it.
+        """
+        file = Path(self._lock.lock_file)
+        if sys.platform == "win32":
+            self._lock.release()
+            with suppress(OSError):
+                file.unlink()
+        else:
+            file.unlink(missing_ok=True)
+            self._lock.release()
 
     def _index(self) -> None:
         """Where each answer is in the journal: lines of the request's number and the answer."""

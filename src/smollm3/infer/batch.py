@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, BinaryIO, Protocol
@@ -15,9 +15,10 @@ from smollm3.errors import UserError
 from smollm3.files import MAX_JSON_BYTES, sha256_json
 from smollm3.infer.answers import Answers
 from smollm3.infer.engine import Engine
-from smollm3.infer.generation import Generation
+from smollm3.infer.errors import RequestFailed
 from smollm3.infer.grammars import Choice, Grammar, Json, Regex, Spec
 from smollm3.infer.params import SamplingParams
+from smollm3.turn import Reply, Request, submit
 
 # Requests behind the oldest unanswered one that may be started: how far a long answer can be
 # overtaken. Of an answer that waits, memory holds only where it lies in the journal.
@@ -51,73 +52,52 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Request:
+class Line:
     """One line of the input.
 
-    key: a checksum of all that decides its answer, kept with the answer. prompt: or else messages,
-    with options for the chat template. error: what is wrong with the line, if so.
+    key: a checksum of all that decides its answer, kept with the answer. error: what is wrong with
+    the line, if so.
     """
 
     id: str | int
     place: str
     key: str
-    params: SamplingParams = field(default_factory=SamplingParams)
-    constraint: Spec | None = None
-    thinking_budget: int | None = None
-    prompt: str | list[int] | None = None
-    messages: list[Any] = field(default_factory=list)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    request: Request = field(default_factory=Request)
     error: str | None = None
 
-    def start(self, engine: Engine, date: datetime.date) -> list[Generation]:
-        """Hand it to the engine; a generation for each of its n answers."""
+    def start(self, engine: Engine, date: datetime.date) -> list[Reply]:
+        """Hand it to the engine; a reply for each of its n answers."""
         if self.error:
             raise UserError(self.error)
-        prompt = self.prompt
-        if prompt is None:
-            prompt = engine.tokenizer.render(self.messages, date=date, **self.options).ids
-        return [
-            engine.submit(
-                prompt, each, constraint=self.constraint, thinking_budget=self.thinking_budget
-            )
-            for each in self.params.choices()
-        ]
+        return submit(engine, [replace(self.request, date=date)])
 
-    def answer(
-        self, engine: Engine, generations: list[Generation], date: datetime.date
-    ) -> dict[str, Any]:
-        """What to keep of the finished generations; nothing that depends on the moment."""
-        chosen = zip(self.params.choices(), generations, strict=True)
-        choices = [self._choice(engine, params, generation) for params, generation in chosen]
+    def answer(self, replies: Sequence[Reply], date: datetime.date) -> dict[str, Any]:
+        """What to keep of the finished replies; nothing that depends on the moment."""
+        chosen = zip(self.request.sampling.choices(), replies, strict=True)
+        choices = [self._choice(params, reply) for params, reply in chosen]
         body = choices[0] if len(choices) == 1 else {"choices": choices}
-        return body if self.prompt is not None else {**body, "date": date.isoformat()}
+        return body if self.request.prompt is not None else {**body, "date": date.isoformat()}
 
-    def _choice(
-        self, engine: Engine, params: SamplingParams, generation: Generation
-    ) -> dict[str, Any]:
-        completion = generation.result()
-        if self.prompt is None:
-            tools = bool(self.options.get("tools"))
-            said: Any = engine.tokenizer.parse(completion.text, tools=tools).to_dict()
-        else:
-            said = completion.text
-        choice = {
-            "text" if self.prompt is not None else "message": said,
-            "finish_reason": completion.finish_reason,
+    def _choice(self, params: SamplingParams, reply: Reply) -> dict[str, Any]:
+        message, usage = reply.result(), reply.usage
+        raw = self.request.prompt is not None
+        choice: dict[str, Any] = {
+            "text" if raw else "message": reply.text if raw else message.to_dict(),
+            "finish_reason": reply.reason,
             "seed": params.seed,
-            "prompt_tokens": generation.prompt_tokens,
-            "completion_tokens": len(completion.ids),
+            "prompt_tokens": usage.prompt,
+            "completion_tokens": usage.completion,
         }
         if params.logprobs:
             choice |= {
-                "ids": completion.ids,
-                "logprobs": completion.logprobs,
-                "top_logprobs": completion.top_logprobs,
+                "ids": [step.id for step in reply.steps],
+                "logprobs": [step.logprob for step in reply.steps],
+                "top_logprobs": [step.top_logprobs for step in reply.steps],
             }
         return choice
 
 
-def read_requests(file: BinaryIO, name: str, settings: Settings) -> Iterator[Request]:
+def read_requests(file: BinaryIO, name: str, settings: Settings) -> Iterator[Line]:
     """The requests of a JSON-lines file; a bad line becomes one that holds its error."""
     index = 0
     number = 0
@@ -141,7 +121,7 @@ def read_requests(file: BinaryIO, name: str, settings: Settings) -> Iterator[Req
             given = values.get("id") if isinstance(values, dict) else None
             identity = given if isinstance(given, str | int) else number
             key = hashlib.sha256(line).hexdigest()[:16]
-            yield Request(identity, place, key, error=str(e))
+            yield Line(identity, place, key, error=str(e))
         index += 1
 
 
@@ -157,7 +137,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _request(
     values: dict[str, Any], number: int, place: str, settings: Settings, seed: int
-) -> Request:
+) -> Line:
     for key in values.keys() - KEYS:
         near = get_close_matches(key, KEYS, 1)
         raise UserError(f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -181,17 +161,18 @@ def _request(
         checksum = sha256_json(decides)[:16]
     except ValueError:
         raise UserError("holds a lone surrogate, which is no character") from None
-    request = Request(identity, place, checksum, params, constraint, budget)
+    request = Request(params=params, constraint=constraint, thinking_budget=budget)
     if chat:
         options = {k: values[k] for k in CHAT & values.keys()}
         options.setdefault("enable_thinking", settings.enable_thinking)
         if not isinstance(options["enable_thinking"], bool):
             raise UserError("enable_thinking: must be true or false")
         messages = conversation(values, settings.system)
-        return replace(request, messages=messages, options=options)
+        return Line(identity, place, checksum, replace(request, messages=messages, **options))
     if given := CHAT & values.keys():
         raise UserError(f"{min(given)}: only for messages (or --chat)")
-    return replace(request, prompt=_prompt(values["prompt"]))
+    request = replace(request, prompt=_prompt(values["prompt"]))
+    return Line(identity, place, checksum, request)
 
 
 def conversation(values: Mapping[str, Any], system: str | None) -> list[Any]:
@@ -253,7 +234,7 @@ class View(Protocol):
     def progress(self, tally: Tally) -> None: ...
 
 
-class Batch:
+class BatchRun:
     """Answers the requests that `answers` has none for, at most `concurrency` at a time."""
 
     def __init__(self, engine: Engine, answers: Answers, view: View, concurrency: int) -> None:
@@ -263,16 +244,16 @@ class Batch:
         self.concurrency = concurrency
         self.tally = Tally()
         self.date = _date(answers)
-        self._running: dict[int, tuple[Request, list[Generation]]] = {}
+        self._running: dict[int, tuple[Line, list[Reply]]] = {}
         self._newest = -1
         self._synced = time.monotonic()
 
-    def run(self, requests: Iterator[Request]) -> Tally:
+    def run(self, lines: Iterator[Line]) -> Tally:
         """Raises UserError where the file holds an answer to another request."""
         try:
             more = True
             while more or self._running:
-                more = more and self._start(requests)
+                more = more and self._start(lines)
                 if not self._collect():
                     time.sleep(POLL_SECONDS)
                 if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -282,69 +263,73 @@ class Batch:
             self.answers.finish()
             self.view.progress(self.tally)
         finally:
-            for _, generations in self._running.values():
-                for generation in generations:
-                    generation.cancel()
+            for _, replies in self._running.values():
+                for reply in replies:
+                    reply.cancel()
         return self.tally
 
-    def _start(self, requests: Iterator[Request]) -> bool:
+    def _start(self, lines: Iterator[Line]) -> bool:
         """Start what there is room for; whether there may be more requests."""
         while self._room():
-            request = next(requests, None)
-            if request is None:
+            line = next(lines, None)
+            if line is None:
                 return False
             self._newest += 1
-            if self._answered(request):
+            if self._answered(line):
                 continue
             try:
-                self._running[self._newest] = (request, request.start(self.engine, self.date))
+                self._running[self._newest] = (line, line.start(self.engine, self.date))
             except UserError as e:
-                self._failed(self._newest, request, str(e), request.key)
+                self._failed(self._newest, line, str(e), line.key)
         return True
 
     def _room(self) -> bool:
-        running = sum(len(generations) for _, generations in self._running.values())
+        running = sum(len(replies) for _, replies in self._running.values())
         return running < self.concurrency and self._newest - self.answers.next < WINDOW
 
-    def _answered(self, request: Request) -> bool:
+    def _answered(self, line: Line) -> bool:
         old = self.answers.old(self._newest)
         if old is None:
             return False
-        if old["key"] != request.key:
+        if old["key"] != line.key:
             if "error" not in old:
                 raise UserError(
                     f"{self.answers.path}:{self._newest + 1}: answers another request, model or "
-                    f"settings than {request.place} now; choose another --output"
+                    f"settings than {line.place} now; choose another --output"
                 )
             self.answers.redo()
             return False
         self.tally.done += 1
         if "error" in old:
             self.tally.errors += 1
-            self.view.error(f"{request.place}: {old['error']}")
+            self.view.error(f"{line.place}: {old['error']}")
         return True
 
     def _collect(self) -> bool:
         """Write down what is finished; whether anything was."""
-        finished = [i for i, (_, gs) in self._running.items() if all(g.done for g in gs)]
+        finished = [
+            index
+            for index, (_, replies) in self._running.items()
+            if not [reply for reply in replies if not reply.advance()]
+        ]
         for index in finished:
-            request, generations = self._running.pop(index)
+            line, replies = self._running.pop(index)
             try:
-                body = request.answer(self.engine, generations, self.date)
+                body = line.answer(replies, self.date)
             except UserError as e:
-                self._failed(index, request, str(e), request.key)
-            except RuntimeError as e:  # the engine's fault: a later run tries again
-                self._failed(index, request, str(e), key="")
+                self._failed(index, line, str(e), line.key)
+            except RequestFailed as e:  # the engine's fault: a later run tries again
+                self._failed(index, line, str(e), key="")
             else:
-                self.answers.add(index, {"id": request.id, **body, "key": request.key})
+                self.answers.add(index, {"id": line.id, **body, "key": line.key})
                 self.tally.done += 1
                 choices = body.get("choices", [body])
                 self.tally.tokens += sum(choice["completion_tokens"] for choice in choices)
         return bool(finished)
 
-    def _failed(self, index: int, request: Request, error: str, key: str) -> None:
-        self.view.error(f"{request.place}: {error}")
-        self.answers.add(index, {"id": request.id, "error": error, "key": key})
+    def _failed(self, index: int, line: Line, error: str, key: str) -> None:
+        self.view.error(f"{line.place}: {error}")
+        self.answers.add(index, {"id": line.id, "error": error, "key": key})
         self.tally.done += 1
         self.tally.errors += 1
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 from rich.console import Console
@@ -18,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from smollm3.errors import UserError
 from smollm3.infer.answers import Answers
-from smollm3.infer.batch import Batch, Request, Settings, Tally, conversation, read_requests
+from smollm3.infer.batch import BatchRun, Settings, Tally, conversation, read_requests
 from smollm3.infer.engine import Engine
+from smollm3.turn import Request, submit
 
 LOG_SECONDS = 10.0  # between two lines where there is no bar
 RATE_SECONDS = 5.0  # the speed shown is that of the last ones
@@ -104,7 +103,7 @@ def batch_on_console(
         try:
             with view.bar:
                 requests = read_requests(file, name, settings)
-                tally = Batch(engine, answers, view, concurrency).run(requests)
+                tally = BatchRun(engine, answers, view, concurrency).run(requests)
         except KeyboardInterrupt:
             console.print("stopped; run again to go on")
             raise
@@ -116,20 +115,22 @@ def batch_on_console(
 
 def generate_on_console(engine: Engine, prompt: str, settings: Settings) -> None:
     """Write the answers to one prompt as they come."""
-    request = Request(
-        0, "", "", settings.params, settings.constraint, settings.thinking_budget, prompt
-    )
+    asked: dict[str, Any] = {"prompt": prompt}
     if settings.as_chat:
-        request = replace(
-            request,
-            prompt=None,
-            messages=conversation({"prompt": prompt}, settings.system),
-            options={"enable_thinking": settings.enable_thinking},
-        )
-    generations = request.start(engine, datetime.date.today())
-    for number, generation in enumerate(generations, 1):
-        if len(generations) > 1:
-            click.echo(f"--- {number} of {len(generations)}")
-        for step in generation:
-            click.echo(step.text, nl=False)
+        asked = {
+            "messages": conversation(asked, settings.system),
+            "enable_thinking": settings.enable_thinking,
+        }
+    request = Request(
+        params=settings.params,
+        constraint=settings.constraint,
+        thinking_budget=settings.thinking_budget,
+        **asked,
+    )
+    replies = submit(engine, [request])
+    for number, reply in enumerate(replies, 1):
+        if len(replies) > 1:
+            click.echo(f"--- {number} of {len(replies)}")
+        for text in reply.texts():
+            click.echo(text, nl=False)
         click.echo()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from smollm3.infer.engine import Engine
 from smollm3.infer.generation import Generation
 from smollm3.infer.params import SamplingParams
 from smollm3.machine import machine
+from smollm3.portable import peak_memory
 
 PROMPT = 512  # tokens, or half the context where that is less
 STREAMS = 8
@@ -90,8 +90,9 @@ class Bench:
         streams = Row(name, self._repeated(name, lambda: self._decode([short] * STREAMS)))
         long = list(self._long_rows())
         # Before the bounds, which take memory of their own.
-        memory = Row("memory, at most", [_peak_memory(self.engine)], "bytes")
-        return [self._bounded(prefill), self._decode_row(), streams, *long, memory]
+        peak = _peak_memory(self.engine)
+        memory = [] if peak is None else [Row("memory, at most", [peak], "bytes")]
+        return [self._bounded(prefill), self._decode_row(), streams, *long, *memory]
 
     def _prefill_row(self) -> Row:
         name = f"prefill of {self.prompt} tokens"
@@ -179,13 +180,13 @@ def _rate(generations: Sequence[Generation]) -> float:
     return sum(begin < at <= end for t in times for at in t) / (end - begin)
 
 
-def _peak_memory(engine: Engine) -> float:
+def _peak_memory(engine: Engine) -> float | None:
     """Bytes: of the GPU where one is used, else the process's largest resident set, which counts
     weights that are mapped from a file."""
     if _device(engine).type == "cuda":
         return float(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    peak = peak_memory()
+    return None if peak is None else float(peak)
 
 
 def _device(engine: Engine) -> torch.device:

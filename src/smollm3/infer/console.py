@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import queue
 import signal
 import sys
@@ -16,18 +15,19 @@ from typing import Any
 
 import click
 
-from smollm3.chat import ContentDelta, Message, ReasoningDelta, StreamParser
+from smollm3.chat import Message
 from smollm3.errors import UserError
 from smollm3.files import write_atomic, write_json
 from smollm3.infer.engine import Engine
-from smollm3.infer.generation import FinishReason, Generation, Step
+from smollm3.infer.errors import RequestFailed
+from smollm3.infer.generation import Generation, Step
 from smollm3.infer.params import SamplingParams
 from smollm3.infer.terminal import LineReader, Painter, is_terminal, keys
+from smollm3.turn import Reply, Request
 
 FOLD_KEYS = "\t\x12"  # Tab, Ctrl-R
 TICK_SECONDS = 0.05
 PATIENCE_SECONDS = 0.5  # before a wait for the first token is explained
-END = "</think>"
 HELP = """\
 /think, /no_think   reason before answering, or not
 /new                start over
@@ -38,45 +38,43 @@ HELP = """\
 Tab or Ctrl-R shows or folds reasoning, Ctrl-C stops an answer, \\ at the end continues a line"""
 
 
-class Answer:
-    """One answer as it is shown: reasoning, how long it took, content, a note."""
+class ShownReply:
+    """An answer as it is shown: reasoning, how long it took, content, a note."""
 
-    def __init__(self, painter: Painter, folded: bool, parser: StreamParser) -> None:
+    def __init__(self, painter: Painter, folded: bool, reply: Reply) -> None:
         self.painter = painter
         self.folded = folded
-        self.reasoning = self.content = self.note = ""
-        self._parser = parser
+        self.reply = reply
+        self.note = ""
         self._painted = [0, 0, 0, 0]  # characters of each part
         self._started = time.monotonic()
-        self._thinking = True
-        self._tail = ""
-        self._seconds = 0.0
-        self._tokens = 0
+        self._seconds = 0.0  # of reasoning
         painter.begin()
 
     @property
-    def message(self) -> Message:
-        return self._parser.message
+    def reasoning(self) -> str:
+        return self.reply.blocks.text("reasoning")
 
-    def step(self, step: Step) -> None:
-        if self._thinking:
-            self._tokens += 1
+    @property
+    def content(self) -> str:
+        return self.reply.blocks.text("content")
+
+    def grown(self) -> None:
+        """There is more of it."""
+        if not self.content:
             self._seconds = time.monotonic() - self._started
-            self._tail = (self._tail + step.text)[-len(END) - len(step.text) :]
-            self._thinking = END not in self._tail
-        self._read(self._parser.feed(step.text))
+        self._paint()
 
     def finish(self, note: str) -> None:
-        self._read(self._parser.finish())
         self.note = note
         self._paint()
 
     def tick(self) -> None:
         """Time has passed."""
-        seconds = time.monotonic() - self._started
+        seconds, tokens = time.monotonic() - self._started, self.reply.usage.reasoning
         if self.reasoning and self.folded and not self.content:
-            self.painter.status(f"thinking for {seconds:.0f} s, {self._tokens} tokens (Tab shows)")
-        elif not self._tokens and seconds > PATIENCE_SECONDS:
+            self.painter.status(f"thinking for {seconds:.0f} s, {tokens} tokens (Tab shows)")
+        elif not self.reply.steps and seconds > PATIENCE_SECONDS:
             self.painter.status(f"reading for {seconds:.0f} s")
 
     def fold(self) -> None:
@@ -86,19 +84,10 @@ class Answer:
         self._painted = [0, 0, 0, 0]
         self._paint()
 
-    def _read(self, events: list[Any]) -> None:
-        for event in events:
-            match event:
-                case ReasoningDelta(text):
-                    self.reasoning += text
-                case ContentDelta(text):
-                    self.content += text
-        self._paint()
-
     def _parts(self) -> Iterator[tuple[str, bool]]:
         """Texts, each only ever longer than before, and whether they are dimmed."""
         yield "" if self.folded else self.reasoning, True
-        thought = f"thought for {self._seconds:.0f} s, {self._tokens} tokens\n"
+        thought = f"thought for {self._seconds:.0f} s, {self.reply.usage.reasoning} tokens\n"
         over = self.reasoning and (self.content or self.note)
         yield ("" if self.folded else "\n") + thought if over else "", True
         yield self.content, False
@@ -133,7 +122,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         self.folded = False
         self.painter = Painter(sys.stdout)
-        self._last: Answer | None = None  # as long as it is what stands above the prompt
+        self._last: ShownReply | None = None  # as long as it is what stands above the prompt
         self.typed = ""  # while the last answer came
         self._retries = 0
         self._saved: set[Path] = set()
@@ -174,83 +163,77 @@ class Chat:
         system = [Message("system", self.system).to_dict()] if self.system else []
         return [*system, *self.messages]
 
-    def parser(self) -> StreamParser:
-        """Reads an answer."""
-        return StreamParser(xml=False)
-
-    def submit(self, params: SamplingParams) -> Generation:
-        """Ask for the next message."""
-        ids = self.engine.tokenizer.render(
-            self.prompt(), enable_thinking=self.think, date=datetime.date.today()
-        ).ids
-        return self.engine.submit(ids, params, thinking_budget=self.budget)
+    def request(self) -> Request:
+        """What asks for the next message."""
+        return Request(
+            self.prompt(),
+            enable_thinking=self.think,
+            params=replace(self.params, seed=self.params.seed + self._retries),
+            thinking_budget=self.budget,
+        )
 
     def turn(self) -> None:
         """Add what follows the last message."""
-        self.messages.append(self.next_message()[0].to_dict())
+        self.messages.append(self.answer(self.request()).message.to_dict())
 
-    def next_message(self) -> tuple[Message, FinishReason]:
-        """The model's next message, shown as it comes, and why it ended."""
-        generation = self.submit(replace(self.params, seed=self.params.seed + self._retries))
-        message = self._shown(generation) if self.interactive else self._printed(generation)
-        return message, generation.result().finish_reason
+    def answer(self, request: Request) -> Reply:
+        """The complete reply, shown as it comes."""
+        reply = request.submit(self.engine)
+        if self.interactive:
+            self._show(reply)
+        else:
+            for text in reply.texts():
+                click.echo(text, nl=False)
+            click.echo()
+        return reply
 
     def _answer(self) -> None:
         """Answer the last message, which is taken back if that cannot be."""
         asked = len(self.messages) - 1
         try:
             self.turn()
-        except (UserError, RuntimeError):
+        except (UserError, RequestFailed):
             self.painter.end_line()
             del self.messages[asked:]
             raise
 
-    def _printed(self, generation: Generation) -> Message:
-        parser = self.parser()
-        for step in generation:
-            click.echo(step.text, nl=False)
-            parser.feed(step.text)
-        click.echo()
-        parser.finish()
-        return parser.message
-
-    def _shown(self, generation: Generation) -> Message:
-        answer = Answer(self.painter, self.folded, self.parser())
+    def _show(self, reply: Reply) -> None:
+        shown = ShownReply(self.painter, self.folded, reply)
         times = [time.monotonic()]
         self.typed = ""
-        with keys(sys.stdin) as pressed, _interrupting(generation.cancel):
-            for step in _ticking(generation):
+        with keys(sys.stdin) as pressed, _interrupting(reply.cancel):
+            for step in _ticking(reply.generation):
                 if step is None:
-                    answer.tick()
-                else:
+                    shown.tick()
+                elif not reply.ended:
                     times.append(time.monotonic())
-                    answer.step(step)
+                    reply.feed(step)
+                    shown.grown()
                 for key in pressed():
                     if key in FOLD_KEYS:
-                        answer.fold()
-                        answer.tick()
+                        shown.fold()
+                        shown.tick()
                     elif key.isprintable():
                         self.typed += key
-        answer.finish(self._note(generation, times))
-        self.folded = answer.folded
-        self._last = answer
-        return answer.message
+        reply.finish()
+        shown.finish(self._note(reply, times))
+        self.folded = shown.folded
+        self._last = shown
 
-    def _note(self, generation: Generation, times: list[float]) -> str:
+    def _note(self, reply: Reply, times: list[float]) -> str:
         """Speed and size of an answer, whose request and tokens came at `times`."""
         started, *came = times
-        reason = generation.result().finish_reason
         ending = {"cancelled": "stopped; ", "length": "cut at its greatest length; "}.get(
-            reason, ""
+            reply.reason, ""
         )
         speed = ""
         if len(came) > 1:
             rate = (len(came) - 1) / max(came[-1] - came[0], 1e-9)
             speed = f"{rate:.0f} tokens/s, first after {came[0] - started:.1f} s; "
-        used, context = generation.prompt_tokens + len(came), self.engine.config.context
+        used, context = reply.usage.prompt + len(came), self.engine.config.context
         return (
             f"{ending}{speed}{used:,} of {context:,} tokens of context, "
-            f"{generation.cached_tokens:,} cached"
+            f"{reply.usage.cached:,} cached"
         )
 
     def tell(self, text: str) -> None:
@@ -398,6 +381,6 @@ def _at_terminal(chat: Chat) -> None:
             return
         try:
             chat.say(line)
-        except (UserError, RuntimeError) as e:  # the engine's own faults end one answer only
+        except (UserError, RequestFailed) as e:  # the engine's own faults end one answer only
             click.echo(click.style(f"error: {UserError(str(e))}", fg="red"), err=True)
         reader.typed, chat.typed = chat.typed, ""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smollm3.errors import UserError
+from smollm3.infer.errors import UnsupportedConstraint
 from smollm3.infer.grammars import (
     Choice,
     Grammar,
@@ -128,8 +129,8 @@ class Constraints:
         """The constraint of an answer to `prompt`, None if there is nothing to constrain.
 
         In an answer that may begin with reasoning, `spec` is about what follows it.
-        thinking_budget: tokens of reasoning, after which its block is closed. Raises UserError
-        for what cannot be satisfied, is not supported or would take too long.
+        thinking_budget: tokens of reasoning, after which its block is closed. Raises
+        UnsupportedConstraint for what cannot be satisfied, is not supported or would take too long.
         """
         if thinking_budget is not None and (
             isinstance(thinking_budget, bool)
@@ -146,6 +147,12 @@ class Constraints:
         return TokenConstraint(self._matcher(spec, reasoning), budget, self._words)
 
     def _matcher(self, spec: Spec, reasoning: Reasoning) -> LLMatcher:
+        try:
+            return self._compiled(spec, reasoning)
+        except UserError as e:
+            raise UnsupportedConstraint(str(e)) from None
+
+    def _compiled(self, spec: Spec, reasoning: Reasoning) -> LLMatcher:
         parts = read_parts(spec)
         grammar = write_grammar(spec, parts, reasoning, self._tags)
         with self._lock:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from smollm3.infer.text import TextStream
 from smollm3.infer.worker import Stats, Worker
 from smollm3.model import ModelConfig
 from smollm3.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from smollm3.turn import Reply
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any] | Message]
@@ -75,6 +79,7 @@ class Engine:
         self._drafter = drafter
         self._identity = identity
         self._process = os.getpid()
+        self._held = threading.local()  # jobs of a `together` of this thread
         self._worker = Worker(backend, rows, step_tokens, step_drafts, costs)
         # The thread does not know this object: when nobody else does either, it ends.
         self._finalizer = weakref.finalize(self, self._worker.close)
@@ -105,19 +110,34 @@ class Engine:
         *,
         constraint: Spec | Constraint | None = None,
         thinking_budget: int | None = None,
-        salt: str = "",
+        cache_salt: str = "",
     ) -> Generation:
         """Ask for one answer, and return at once.
 
         prompt: a text (control tokens in it are text) or ids. constraint: what the answer must be,
         after its reasoning (see `constraints`), or an object of one's own for this request alone.
-        thinking_budget: tokens of reasoning, after which its block is closed. salt: prompts share
-        computed prefixes with those of the same salt only.
+        thinking_budget: tokens of reasoning, after which its block is closed. cache_salt: prompts
+        share cached prefixes with those of the same salt only.
         Raises UserError for an empty prompt, one that leaves no room in the context, ids outside
         the vocabulary, what the cache can never hold, and constraints that nothing satisfies.
         """
-        job = self._answer(prompt, params, constraint, thinking_budget, salt)
-        return self._started([job])[0]
+        job = self._answer(prompt, params, constraint, thinking_budget, cache_salt)
+        self._add([job])
+        return Generation(job.channel, self, partial(self._worker.cancel, job))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread submits inside begins in the same step, when the block is left."""
+        if getattr(self._held, "jobs", None) is not None:  # inside another
+            yield
+            return
+        jobs: list[Answer | Reading] = []
+        self._held.jobs = jobs
+        try:
+            yield
+        finally:
+            self._held.jobs = None
+        self._add(jobs)
 
     def generate(
         self,
@@ -131,8 +151,8 @@ class Engine:
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
         pairs = zip(prompts, params, strict=True)
-        jobs = [self._answer(prompt, p) for prompt, each in pairs for p in each.choices()]
-        generations = self._started(jobs)
+        with self.together():
+            generations = [self.submit(prompt, p) for prompt, each in pairs for p in each.choices()]
         try:
             return [generation.result() for generation in generations]
         finally:
@@ -156,40 +176,19 @@ class Engine:
         finally:
             generation.cancel()
 
-    def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Any] | None = None,
-        python_tools: Sequence[Any] | None = None,
-        enable_thinking: bool = True,
-        params: SamplingParams | None = None,
-        date: datetime.date | None = None,
-        constraint: Spec | Constraint | None = None,
-        thinking_budget: int | None = None,
-    ) -> Message:
-        """The model's next message. date: told to the model, today where it is None."""
-        prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
-        generation = self.submit(
-            prompt, params, constraint=constraint, thinking_budget=thinking_budget
-        )
-        return self.tokenizer.parse(generation.result().text, python_tools=bool(python_tools))
+    def chat(self, messages: Messages, **options: Any) -> Message:
+        """The model's next message. options: the other fields of `turn.Request`, such as tools,
+        enable_thinking, params, constraint, thinking_budget."""
+        return self._reply(messages, options).result()
 
-    def chat_stream(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Any] | None = None,
-        python_tools: Sequence[Any] | None = None,
-        enable_thinking: bool = True,
-        params: SamplingParams | None = None,
-        date: datetime.date | None = None,
-        constraint: Spec | Constraint | None = None,
-        thinking_budget: int | None = None,
-    ) -> Iterator[str]:
+    def chat_stream(self, messages: Messages, **options: Any) -> Iterator[str]:
         """The text of the next message as it comes, tags around reasoning and calls included."""
-        prompt = self._prompt(messages, tools, python_tools, enable_thinking, date)
-        return self.stream(prompt, params, constraint=constraint, thinking_budget=thinking_budget)
+        yield from self._reply(messages, options).texts()
+
+    def _reply(self, messages: Messages, options: dict[str, Any]) -> Reply:
+        from smollm3.turn import Request
+
+        return Request(messages, **options).submit(self)
 
     # reading
 
@@ -235,14 +234,14 @@ class Engine:
 
     # prefixes
 
-    def save_prefix(self, prompt: Prompt, path: str | Path, salt: str = "") -> int:
+    def save_prefix(self, prompt: Prompt, path: str | Path, cache_salt: str = "") -> int:
         """Compute a prompt's keys and values and write them to `path`, for `load_prefix`. Returns
         the tokens in it: those of full blocks; the few behind them are computed when it is used.
         """
         ids = self._ids(prompt)
         self._check_room(len(ids))
         self._check_process()
-        return prefix.save(self._worker, ids, salt, Path(path), self.origin())
+        return prefix.save(self._worker, ids, cache_salt, Path(path), self.origin())
 
     def load_prefix(self, path: str | Path) -> list[int]:
         """Put a saved prefix among the computed ones, so that prompts which begin with it (and
@@ -263,9 +262,9 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        constraint: Spec | Constraint | None = None,
-        thinking_budget: int | None = None,
-        salt: str = "",
+        constraint: Spec | Constraint | None,
+        thinking_budget: int | None,
+        cache_salt: str,
     ) -> Answer:
         ids = self._ids(prompt)
         settled = (params or SamplingParams()).over(self.params)
@@ -273,9 +272,9 @@ class Engine:
         limit = min(len(ids) + settled.max_tokens, self.config.context)
         self._check_room(limit)
         return Answer(
-            scheduler.Sequence(ids, limit, salt),
+            scheduler.Sequence(ids, limit, cache_salt),
             settled,
-            {*settled.stop_ids, *(() if settled.ignore_eos else self.stop_ids)},
+            {*settled.stop_token_ids, *(() if settled.ignore_eos else self.stop_ids)},
             TextStream(self.tokenizer),
             Channel(len(ids)),
             self._constraint(constraint, ids, thinking_budget),
@@ -297,29 +296,13 @@ class Engine:
     def _constraints(self) -> Constraints:
         return Constraints(self.tokenizer, self.config.vocab_size)
 
-    def _started(self, jobs: Sequence[Answer]) -> list[Generation]:
-        self._add(jobs)
-        return [Generation(j.channel, self, partial(self._worker.cancel, j)) for j in jobs]
-
     def _add(self, jobs: Sequence[Answer | Reading]) -> None:
         self._check_process()
-        self._worker.add(jobs)
-
-    def _prompt(
-        self,
-        messages: Messages,
-        tools: Sequence[Any] | None,
-        python_tools: Sequence[Any] | None,
-        enable_thinking: bool,
-        date: datetime.date | None,
-    ) -> list[int]:
-        return self.tokenizer.render(
-            messages,
-            tools=tools,
-            python_tools=python_tools,
-            enable_thinking=enable_thinking,
-            date=date or datetime.date.today(),
-        ).ids
+        held: list[Answer | Reading] | None = getattr(self._held, "jobs", None)
+        if held is None:
+            self._worker.add(jobs)
+        else:
+            held += jobs
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -347,7 +330,10 @@ class Engine:
         entries = self.config.vocab_size
         if params.n != 1:
             raise UserError(f"n: this gives one answer, not {params.n}; ask once for each choice")
-        for name, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+        for name, ids in (
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
             if any(index >= entries for index in ids):
                 raise UserError(f"{name}: token ids must be from 0 to {entries - 1}")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from smollm3.errors import UserError
+from smollm3.infer.errors import RequestFailed
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Source = Literal["sampled", "draft", "forced"]
@@ -112,9 +113,9 @@ class Channel:
         if self.error is None:
             return
         if isinstance(self.error, UserError):
-            raise UserError(str(self.error)) from self.error
+            raise type(self.error)(str(self.error)) from self.error
         kind = type(self.error).__name__
-        raise RuntimeError(f"the engine failed on this request: {kind}: {self.error}") from (
+        raise RequestFailed(f"the engine failed on this request: {kind}: {self.error}") from (
             self.error
         )
 
@@ -169,6 +170,10 @@ class Generation:
             if channel.done and seen == len(channel.steps):
                 channel.raise_error()
                 return
+
+    def ready(self, first: int) -> list[Step]:
+        """The steps from number `first` on that are there now."""
+        return self._channel.steps[first:]
 
     def result(self) -> Completion:
         """The whole answer, once it is there; of a cancelled request, what there was."""

@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 from smollm3.errors import UserError
 from smollm3.infer.schemas import bounded_text, json_grammar
 
-THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
-CODE, END_CODE = "<code>", "</code>"
 # Options of llguidance that take tokens back or cannot be rolled back.
 _UNSUPPORTED = re.compile(r"\[[^\]\n]*\b(max_tokens|temperature|stop)\s*=")
 
@@ -229,7 +227,7 @@ def _lark_of(pattern: str) -> str:
 
 
 def _offers_code(spec: Tools) -> bool:
-    return spec.python and spec.choice in ("auto", "required", {"name": "python"})
+    return spec.python and spec.choice in ("auto", "required", {"name": PYTHON})
 
 
 def _chosen(spec: Tools) -> dict[str, Any]:

@@ -170,8 +170,8 @@ class Reading(Job):
 class Prefill(Job):
     """Full blocks that are only computed. `result`: the blocks, with one user more to let go."""
 
-    def __init__(self, ids: list[int], salt: str, share: Callable[[int], None]) -> None:
-        self.sequence = Sequence(ids, len(ids), salt, logits_from=len(ids))
+    def __init__(self, ids: list[int], cache_salt: str, share: Callable[[int], None]) -> None:
+        self.sequence = Sequence(ids, len(ids), cache_salt, logits_from=len(ids))
         self.result: Future[list[int]] = Future()
         self._share = share
 

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from smollm3.errors import UserError
 from smollm3.files import read_json
+from smollm3.option import Option
 
 MAX_TOP_LOGPROBS = 1000  # each is an entry of every step
 MAX_CHOICES = 1000
 MAX_STOPS = 100
+OWN = "the model's own"
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,59 @@ class SamplingParams:
     max_tokens: at most so many new tokens. seed: with the token's place it fixes the random number
     that picks it. presence_penalty, frequency_penalty: taken from the logits of the answer's own
     tokens, once or for each time. logit_bias: id -> what is added to its logit.
-    stop: texts that end the answer and are not part of it. stop_ids: tokens that do, beside the
-    model's own. ignore_eos: the model's own stop tokens do not (for benchmarks).
+    stop: texts that end the answer and are not part of it. stop_token_ids: tokens that end it,
+    beside the model's own. ignore_eos: the model's own stop tokens do not (for benchmarks).
     n: answers to each prompt. logprobs: so many likeliest tokens are told at each place.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    max_tokens: int = 256
-    seed: int = 0
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    temperature: Annotated[
+        float | None, Option("Temperature of sampling; 0 takes the likeliest token.", default=OWN)
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Option("Sample among the K likeliest tokens; 0: all.", metavar="K", default=OWN),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(
+            "Sample among the likeliest tokens whose probabilities together reach P.",
+            metavar="P",
+            default=OWN,
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Option(
+            "Sample among tokens at least P times as likely as the likeliest.",
+            metavar="P",
+            default=OWN,
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int,
+        Option("Maximum number of new tokens in an answer.", default="256; 8192 in a chat"),
+    ] = 256
+    seed: Annotated[int, Option("Seed of the random numbers.")] = 0
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            "Divide the logits of tokens that the prompt or the answer has by X; 1 is off.",
+            metavar="X",
+            default=OWN,
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        float, Option("Subtract X from the logits of tokens that the answer has.", metavar="X")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Option("Subtract X for each time that the answer has a token.", metavar="X")
+    ] = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    stop: str | Sequence[str] = ()
-    stop_ids: Sequence[int] = ()
+    stop: Annotated[
+        str | Sequence[str],
+        Option("Text that ends the answer; repeatable.", metavar="TEXT", repeated=True),
+    ] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     n: int = 1
     logprobs: int = 0
@@ -71,7 +109,7 @@ class SamplingParams:
             _check_whole("logit_bias", token, 0)
             _check_number("logit_bias", bias, -math.inf, math.inf)
         object.__setattr__(self, "stop", _stops(self.stop))
-        object.__setattr__(self, "stop_ids", _stop_ids(self.stop_ids))
+        object.__setattr__(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
 
     def over(self, model: SamplingParams) -> SamplingParams:
         """These settings, and the model's own where they are None."""
@@ -123,11 +161,11 @@ def _stops(stop: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _stop_ids(ids: Any) -> tuple[int, ...]:
+def _stop_token_ids(ids: Any) -> tuple[int, ...]:
     if not isinstance(ids, Sequence) or isinstance(ids, str):
-        raise UserError(f"stop_ids: must be a list of token ids, not {ids!r}")
+        raise UserError(f"stop_token_ids: must be a list of token ids, not {ids!r}")
     for index in ids:
-        _check_whole("stop_ids", index, 0)
+        _check_whole("stop_token_ids", index, 0)
     return tuple(ids)
 
 

@@ -25,17 +25,17 @@ FORMAT = "smollm3 prefix 1"
 AT_ONCE = 64 << 20  # bytes
 
 
-def save(worker: Worker, ids: list[int], salt: str, path: Path, origin: str) -> int:
+def save(worker: Worker, ids: list[int], cache_salt: str, path: Path, origin: str) -> int:
     """Returns the number of tokens written. origin: what else keys and values depend on."""
     ids = ids[: len(ids) // BLOCK * BLOCK]
     if not ids:
         raise UserError(f"a prefix of fewer than {BLOCK} tokens is not worth saving")
     pool = worker.blocks
-    job = Prefill(ids, salt, pool.share)
+    job = Prefill(ids, cache_salt, pool.share)
     worker.add([job])
     blocks = job.result.result()
     try:
-        _write(worker, path, ids, blocks, {"format": FORMAT, "origin": origin, "salt": salt})
+        _write(worker, path, ids, blocks, {"format": FORMAT, "origin": origin, "salt": cache_salt})
     finally:
         worker.ask(lambda: pool.release(blocks)).result()
     return len(ids)
@@ -46,9 +46,9 @@ def load(worker: Worker, path: Path, origin: str, entries: int) -> list[int]:
     pool = worker.blocks
     try:
         with safe_open(path, framework="np") as file:
-            ids, salt = _checked(file, path, origin, worker.backend.block_bytes, entries)
+            ids, cache_salt = _checked(file, path, origin, worker.backend.block_bytes, entries)
             blocks = worker.ask(lambda: _take(pool, len(ids) // BLOCK)).result()
-            keys = block_keys(ids, root(salt))
+            keys = block_keys(ids, root(cache_salt))
             try:
                 data = file.get_slice("blocks")
                 for part in _parts(len(blocks), worker.backend.block_bytes):
@@ -104,7 +104,7 @@ def _import(worker: Worker, blocks: list[int], data: Any) -> None:
 def _checked(
     file: Any, path: Path, origin: str, block_bytes: int, entries: int
 ) -> tuple[list[int], str]:
-    """The ids and the salt of a file that fits."""
+    """The ids and the cache salt of a file that fits."""
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not a saved prefix of this version; save it again")

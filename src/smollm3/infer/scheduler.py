@@ -31,7 +31,7 @@ class Sequence:
 
     ids: list[int]
     limit: int
-    salt: str = ""
+    cache_salt: str = ""
     logits_from: int | None = None
     computed: int = 0
     blocks: array[int] = field(default_factory=lambda: array("i"))
@@ -45,7 +45,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt = len(self.ids)
-        self.keys = block_keys(self.ids, root(self.salt))
+        self.keys = block_keys(self.ids, root(self.cache_salt))
 
     @property
     def pending(self) -> int:
@@ -135,7 +135,7 @@ class Scheduler:
         sequence.computed = computed
         full, known = computed // BLOCK, len(sequence.keys)
         if full > known:  # of the answer
-            parent = sequence.keys[-1] if known else root(sequence.salt)
+            parent = sequence.keys[-1] if known else root(sequence.cache_salt)
             sequence.keys += block_keys(sequence.ids[known * BLOCK : full * BLOCK], parent)
         for index in range(sequence.published, full):
             self.blocks.publish(sequence.blocks[index], sequence.keys[index])

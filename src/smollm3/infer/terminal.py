@@ -105,9 +105,12 @@ class Painter:
 @contextmanager
 def keys(file: TextIO) -> Iterator[Callable[[], str]]:
     """While it lasts, keys are not echoed, and calling it gives those pressed since."""
-    import termios
-    import tty
-
+    try:
+        import termios
+        import tty
+    except ModuleNotFoundError:  # Windows: nothing is pressed before the answer's end
+        yield lambda: ""
+        return
     fd = file.fileno()
     before = termios.tcgetattr(fd)
     tty.setcbreak(fd)  # Ctrl-C still interrupts

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from smollm3.infer.grammars import END_THINK, THINK, Reasoning
+from smollm3.chat.tags import END_THINK, THINK
+from smollm3.infer.grammars import Reasoning
 from smollm3.tokenizer import Tokenizer
 
 HEADER = 32  # characters of a role, at most

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import torch
 
-from smollm3.errors import UserError
 from smollm3.infer.backends import Backend
 from smollm3.infer.blocks import Blocks
+from smollm3.infer.errors import EngineClosed
 from smollm3.infer.jobs import Job, Reading
 from smollm3.infer.sampler import Sampler
 from smollm3.infer.scheduler import Scheduler, Sequence, Slice, batch_of
@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 STEP_LOGITS = 2**25  # of scored tokens, in one step: 128 MiB in float32
 REMEMBERED = 1024  # steps
-CLOSED = "the engine is closed"
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Worker:
     def _post(self, message: Callable[[], None]) -> None:
         with self._lock:
             if self._closed:
-                raise UserError(CLOSED)
+                raise EngineClosed("the engine is closed")
             self._inbox.put(message)
 
     def cancel(self, job: Job) -> None:
@@ -190,7 +189,7 @@ class Worker:
         finally:
             while not self._inbox.empty():  # asked for before it was closed
                 self._inbox.get()()
-            self._fail_all(UserError(CLOSED))
+            self._fail_all(EngineClosed("the engine is closed"))
             self._executor.shutdown()
             self.backend.close()
 

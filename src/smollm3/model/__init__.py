@@ -2,6 +2,7 @@
 
 from smollm3.model.attention import Attend, causal, packed
 from smollm3.model.config import ModelConfig, Yarn, extend_context, nope_pattern
+from smollm3.model.init import initial_weight
 from smollm3.model.rope import Rope, rope_tables
 from smollm3.model.transformer import Transformer
 
@@ -13,6 +14,7 @@ __all__ = [
     "Yarn",
     "causal",
     "extend_context",
+    "initial_weight",
     "nope_pattern",
     "packed",
     "rope_tables",

@@ -9,15 +9,13 @@ G key/value heads, D head dim, F feed-forward, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smollm3.model.attention import Attend, causal
 from smollm3.model.config import ModelConfig
+from smollm3.model.init import initial_weight
 from smollm3.model.rope import Rope, rope_tables
 
 
@@ -131,21 +129,6 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Published initialisation: normal, std 0.02; o and down scaled by 1/sqrt(2L); norms 1.
-
-        Each tensor draws from (seed, its name), so neither order nor rank changes a weight.
-        """
-        residual_std = self.config.init_std / math.sqrt(2 * self.config.layers)
+        """Published initialisation, see `initial_weight`."""
         for name, weight in self.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(1.0)
-                continue
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            std = (
-                residual_std
-                if name.endswith(("attention.o.weight", "ffn.down.weight"))
-                else (self.config.init_std)
-            )
-            values = torch.empty(weight.shape).normal_(0.0, std, generator=generator)
-            weight.copy_(values)
+            weight.copy_(initial_weight(self.config, seed, name, tuple(weight.shape)))

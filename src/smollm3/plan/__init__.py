@@ -2,11 +2,9 @@
 
 from smollm3.plan.costs import (
     TOKENS_PER_DOCUMENT,
-    Memory,
     StageCost,
     kv_bytes_per_token,
     stage_costs,
-    training_memory,
 )
 from smollm3.plan.hardware import GPUS, Hardware
 from smollm3.plan.table import describe_rate, render
@@ -15,11 +13,9 @@ __all__ = [
     "GPUS",
     "TOKENS_PER_DOCUMENT",
     "Hardware",
-    "Memory",
     "StageCost",
     "describe_rate",
     "kv_bytes_per_token",
     "render",
     "stage_costs",
-    "training_memory",
 ]

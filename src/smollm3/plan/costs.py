@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smollm3 import checkpoint
@@ -22,11 +22,20 @@ from smollm3.plan.hardware import Hardware
 from smollm3.recipe.graph import model_parents
 from smollm3.recipe.load import load_recipe
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
-from smollm3.train.spec import LearningRate, TrainStage
+from smollm3.train.layout import Layout
+from smollm3.train.losses import LOGITS
+from smollm3.train.memory import Memory, describe, fits, nearest, training_memory
+from smollm3.train.spec import LearningRate, Parallel, TrainStage
+from smollm3.units import size
 
 # Llama 3's vocabulary, which SmolLM3 kept; for a tokenizer that is not on this machine.
 PUBLISHED_VOCAB = 128_256
-PUBLISHED = ("HuggingFaceTB/SmolLM3-3B", "HuggingFaceTB/SmolLM3-3B-Base", "smollm3-3b")
+PUBLISHED = (
+    "HuggingFaceTB/SmolLM3-3B",
+    "HuggingFaceTB/SmolLM3-3B-Base",
+    "HuggingFaceTB/SmolLM3-3B-checkpoints",
+    "smollm3-3b",
+)
 # A rough text: 4 bytes a token; a procedural document of the nano recipe: about 100 tokens.
 BYTES_PER_TOKEN = 4
 TOKENS_PER_DOCUMENT = 100
@@ -36,26 +45,12 @@ MEASURED = "measured on this machine's CPU"
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one process that holds the whole model."""
-
-    weights: int
-    gradients: int
-    moments: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.activations + self.logits
-
-
-@dataclass(frozen=True)
 class StageCost:
     """One stage; the numbers of a stage that does not train are None.
 
     tokens and tokens_per_step count padded rows; `estimated` says that the amount of data is an
-    estimate. seconds: of training; preparation: of preparing the sources that no stage before
+    estimate. memory is one process's, under `layout`; recompute: what its backward pass computes
+    again. seconds: of training; preparation: of preparing the sources that no stage before
     reads, but for those in `untimed`. None is unknown, and `unknown` says why. `basis` says what
     the time follows from.
     """
@@ -69,6 +64,8 @@ class StageCost:
     estimated: bool = False
     lr: LearningRate | None = None
     memory: Memory | None = None
+    layout: Layout | None = None
+    recompute: str = "none"
     flops: float | None = None
     seconds: float | None = None
     preparation: float = 0.0
@@ -86,28 +83,6 @@ class StageCost:
 def kv_bytes_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
     """Keys and values of all layers: 2·L·G·D elements; 73,728 bytes for SmolLM3-3B in bfloat16."""
     return 2 * config.layers * config.kv_heads * config.head_dim * element_bytes
-
-
-def training_memory(config: ModelConfig, rows: int, context: int, element_bytes: int) -> Memory:
-    """Bytes to train on `rows` rows of `context` tokens at once.
-
-    Weights, gradients and the two AdamW moments are float32: 4 + 4 + 8 bytes a parameter.
-    Activations kept for the backward pass, in elements of `element_bytes` for each token:
-    a layer keeps 6·E (the input, the normed and the scaled state of both norms), 2·H·D + 2·G·D
-    (queries, output, keys, values) and 4·F (gate, silu(gate), up, their product); the final norm
-    keeps 3·E. Attention scores are not kept (flash attention).
-    Logits: the output in `element_bytes`, its log-softmax and its gradient in float32.
-    """
-    E, F_, V = config.hidden, config.ffn, config.vocab_size
-    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
-    tokens = rows * context
-    return Memory(
-        weights=4 * config.parameters,
-        gradients=4 * config.parameters,
-        moments=8 * config.parameters,
-        activations=tokens * element_bytes * (config.layers * (6 * E + heads + 4 * F_) + 3 * E),
-        logits=tokens * V * (element_bytes + 8),
-    )
 
 
 def stage_costs(
@@ -196,17 +171,19 @@ class _Planner:
         preparation, untimed = self._preparation(stage)
         unknown = [no_size, self.unknown.get(name, "")]
         config = self.models[name]
-        flops = memory = seconds = None
+        flops = memory = layout = seconds = None
         basis = ""
         if config is not None:
-            process_rows = math.ceil(rows / self.recipe.processes)
+            layout, stage = self._split(name, stage, config)
+            process_rows = math.ceil(rows / layout.rows)
             at_once = min(process_rows, (stage.micro_batch or rows) * rows // stage.batch)
-            element_bytes = 4 if stage.precision == "float32" else 2
-            memory = training_memory(config, at_once, stage.context, element_bytes)
-        if config is not None and steps is not None:
+            on_gpus = self.hardware is not None
+            memory = training_memory(config, stage, layout, sharded=on_gpus, chunk=LOGITS)
+        if config is not None and layout is not None and steps is not None:
             flops = config.flops_per_token(stage.context) * tokens_per_step * steps
             if self.hardware:
-                seconds, basis = self.hardware.seconds(flops), str(self.hardware)
+                used = replace(self.hardware, devices=layout.size)
+                seconds, basis = used.seconds(flops), str(used)
             else:
                 one = self._micro_step_seconds(config, at_once, stage)
                 seconds, basis = steps * math.ceil(process_rows / at_once) * one, MEASURED
@@ -220,6 +197,8 @@ class _Planner:
             estimated,
             stage.lr,
             memory,
+            layout,
+            stage.recompute,
             flops,
             seconds,
             preparation,
@@ -227,6 +206,31 @@ class _Planner:
             tuple(reason for reason in unknown if reason),
             tuple(untimed),
         )
+
+    def _split(
+        self, name: str, stage: TrainStage, config: ModelConfig
+    ) -> tuple[Layout, TrainStage]:
+        """How the stage's processes share it; a split that cannot work is a UserError that names
+        the nearest one that can."""
+        parallel, gpus = stage.parallel or self.recipe.parallel, self.hardware
+        if gpus is None:
+            return Layout.of(parallel, self.recipe.ranks(parallel)), stage
+        best = nearest(config, stage, gpus.devices, gpus.memory, LOGITS)
+        advice = "no split fits; use a larger card or a shorter context"
+        if best is not None:
+            advice = f"nearest plan that works: {describe(*best)} on {best[0].size} {gpus.name}"
+        if parallel == Parallel():
+            if best is None:
+                raise UserError(f"stages.{name}: {advice}")
+            return best
+        layout = Layout.of(parallel, parallel.processes if parallel.replicate else gpus.devices)
+        problem = layout.problem(config, stage)
+        memory = training_memory(config, stage, layout, sharded=True, chunk=LOGITS)
+        if problem is None and not fits(memory, gpus.memory):
+            problem = f"{layout} needs {size(memory.total)} of the {size(gpus.memory)} of a card"
+        if problem is not None:
+            raise UserError(f"stages.{name}.parallel: {problem}; {advice}")
+        return layout, stage
 
     def _micro_step_seconds(self, config: ModelConfig, rows: int, stage: TrainStage) -> float:
         bfloat16 = stage.precision == "bfloat16"

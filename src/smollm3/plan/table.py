@@ -61,7 +61,13 @@ def _footnotes(costs: list[StageCost]) -> list[str]:
     bases = dict.fromkeys(cost.basis for cost in costs if cost.basis)
     if bases:
         notes.append(f"time: {'; '.join(bases)}; without evaluation, merging and export")
-    notes.append("memory: one process with the whole model, AdamW in float32")
+    notes.append("memory: of one process; weights and AdamW in float32")
+    splits: dict[str, list[str]] = {}
+    for cost in costs:
+        if cost.layout is not None and cost.layout.size > 1:
+            again = "" if cost.recompute == "none" else f", recompute {cost.recompute}"
+            splits.setdefault(f"{cost.layout}{again}", []).append(cost.name)
+    notes += [f"split: {split} ({', '.join(names)})" for split, names in splits.items()]
     if any(cost.estimated for cost in costs):
         notes.append("≈: from the size of the files; exact when the data are prepared")
     notes += dict.fromkeys(f"not known: {reason}" for cost in costs for reason in cost.unknown)

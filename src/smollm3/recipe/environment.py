@@ -10,4 +10,4 @@ from smollm3.recipe.schema import Recipe
 
 def environment(recipe: Recipe) -> dict[str, Any]:
     """The machine and versions, for stage.json and the report."""
-    return {**machine(), "processes": recipe.processes, "threads": recipe.threads}
+    return {**machine(), "processes": recipe.ranks(recipe.parallel), "threads": recipe.threads}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from importlib import resources
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
-from pydantic import ValidationError
-
 from smollm3.checkpoint.export import check_format
+from smollm3.config import Path, read_document, suggestion
 from smollm3.errors import UserError
 from smollm3.eval import check_claims
 from smollm3.eval.spec import EvalStage
-from smollm3.recipe import yaml
 from smollm3.recipe.graph import makes_model, model_parents, tokenizer_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
 from smollm3.train.spec import TrainStage
@@ -31,22 +28,18 @@ def shipped_recipes() -> list[str]:
 def load_recipe(target: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read the shipped recipe or file `target`, apply `key.path=value` overrides, check it all."""
     name, text = _read(target)
-    raw, lines = yaml.parse_yaml(text, name)
-    if not isinstance(raw, dict):
-        raise UserError(f"{name}: a recipe is a mapping with the keys name, sources and stages")
+    what = "a recipe is a mapping with the keys name, sources and stages"
+    document = read_document(text, name, what)
     for override in overrides:
-        _apply(raw, override)
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as e:
-        raise UserError(_first_error(e, raw, lines, name)) from None
+        document.set(override)
+    recipe = document.read(Recipe)
     for path, message in _problems(recipe):
-        raise UserError(f"{_place(path, lines, name)}: {message}")
+        raise UserError(f"{document.place(path)}: {message}")
     return recipe
 
 
 def _read(target: str) -> tuple[str, str]:
-    path = Path(target)
+    path = FilePath(target)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             return str(path), path.read_text(encoding="utf-8")
@@ -65,115 +58,12 @@ def _read(target: str) -> tuple[str, str]:
     return target, file.read_text(encoding="utf-8")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' where something known is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override}: write it as key.path=value")
-    node: Any = raw
-    *parents, last = key.split(".")
-    for part in parents:
-        if not isinstance(node, dict):
-            raise UserError(f"--set {key}: '{part}' is inside a value, not a mapping")
-        node = node.setdefault(part, {})
-    if not isinstance(node, dict):
-        raise UserError(f"--set {key}: '{last}' is inside a value, not a mapping")
-    node[last] = yaml.parse_yaml(value or "null", f"--set {key}")[0]
-
-
-def _place(path: yaml.Path, lines: dict[yaml.Path, int], name: str) -> str:
-    """`file:line: dotted.path` of the nearest ancestor that the file holds."""
-    known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    line = f":{lines[known]}" if known else ""
-    return f"{name}{line}: {'.'.join(map(str, path))}"
-
-
-def _first_error(
-    error: ValidationError, raw: dict[str, Any], lines: dict[yaml.Path, int], name: str
-) -> str:
-    # A misspelt key is also a missing one; the spelling is what helps.
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = errors[0]
-    path = _real_path(first["loc"], raw)
-    where = _place(path, lines, name) if path else name
-    context = first.get("ctx", {})
-    match first["type"]:
-        case "extra_forbidden":
-            message = f"unknown key{suggestion(str(path[-1]), _known_keys(error, first['loc']))}"
-        case "missing":
-            message = "is required"
-        case "union_tag_invalid":
-            expected = context["expected_tags"].replace("'", "").split(", ")
-            message = (
-                f"unknown kind '{context['tag']}'{suggestion(str(context['tag']), expected)}; "
-                f"known: {', '.join(expected)}"
-            )
-        case "union_tag_not_found":
-            message = "has no `kind`"
-        case "value_error":
-            message = str(context["error"])
-        case _:
-            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}: {message}{more}"
-
-
-def _real_path(loc: tuple[int | str, ...], raw: Any) -> yaml.Path:
-    """pydantic's location without the union tags that it puts between keys."""
-    path: list[str | int] = []
-    node: Any = raw
-    for i, part in enumerate(loc):
-        if part in node if isinstance(node, dict) else isinstance(node, list):
-            path.append(part)
-            node = node[part]
-        elif i == len(loc) - 1 and isinstance(node, dict) and node.get("kind") != part:
-            path.append(part)  # the missing key itself
-    return tuple(path)
-
-
-def _known_keys(error: ValidationError, loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the model at `loc` has."""
-    spec: Any = Recipe
-    for part in loc[:-1]:
-        spec = _descend(spec, part)
-    fields = getattr(spec, "model_fields", {})
-    return [f.alias or n for n, f in fields.items()]
-
-
-def _descend(spec: Any, part: int | str) -> Any:
-    from typing import Annotated, get_args, get_origin
-
-    if hasattr(spec, "model_fields"):
-        for name, field in spec.model_fields.items():
-            if part in (name, field.alias):
-                return field.annotation
-        return spec
-    if get_origin(spec) is Annotated:
-        return _descend(get_args(spec)[0], part)
-    if get_origin(spec) is dict:
-        return get_args(spec)[1]
-    options = [a for a in get_args(spec) if hasattr(a, "model_fields")]
-    for option in options:  # a discriminated union: `part` is the tag
-        kind = option.model_fields.get("kind")
-        if kind is not None and part in get_args(kind.annotation):
-            return option
-    for option in options:
-        if part in option.model_fields:
-            return _descend(option, part)
-    return get_args(spec)[0] if get_args(spec) else spec
-
-
-def _problems(recipe: Recipe) -> Iterable[tuple[yaml.Path, str]]:
+def _problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
     """What the shapes alone cannot say: names that must exist, stages that must come first."""
     parents = model_parents(recipe)
     earlier: list[str] = []
     for name, stage in recipe.stages.items():
-        at: yaml.Path = ("stages", name)
+        at: Path = ("stages", name)
         if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
             yield at, "is not usable as a folder name; use letters, digits, - and _"
         yield from _parent_problems(recipe, at, parents[name], earlier)
@@ -187,8 +77,8 @@ def _problems(recipe: Recipe) -> Iterable[tuple[yaml.Path, str]]:
 
 
 def _parent_problems(
-    recipe: Recipe, at: yaml.Path, parents: list[str], earlier: list[str]
-) -> Iterable[tuple[yaml.Path, str]]:
+    recipe: Recipe, at: Path, parents: list[str], earlier: list[str]
+) -> Iterable[tuple[Path, str]]:
     name = str(at[-1])
     stage = recipe.stages[name]
     for parent in parents:
@@ -204,7 +94,7 @@ def _parent_problems(
         yield at, "has no model to read; put a train stage above it"
 
 
-def _source_problems(recipe: Recipe, at: yaml.Path, stage: Any) -> Iterable[tuple[yaml.Path, str]]:
+def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Path, str]]:
     for source in getattr(stage, "mixture", {}):
         if source not in recipe.sources:
             hint = suggestion(source, recipe.sources)
@@ -217,7 +107,7 @@ def _source_problems(recipe: Recipe, at: yaml.Path, stage: Any) -> Iterable[tupl
             yield (*at, "claims"), str(e)
 
 
-def _export_problems(at: yaml.Path, stage: ExportStage) -> Iterable[tuple[yaml.Path, str]]:
+def _export_problems(at: Path, stage: ExportStage) -> Iterable[tuple[Path, str]]:
     for i, to in enumerate(stage.to):
         try:
             check_format(to)
@@ -228,8 +118,8 @@ def _export_problems(at: yaml.Path, stage: ExportStage) -> Iterable[tuple[yaml.P
 
 
 def _train_problems(
-    recipe: Recipe, at: yaml.Path, stage: TrainStage, parents: list[str]
-) -> Iterable[tuple[yaml.Path, str]]:
+    recipe: Recipe, at: Path, stage: TrainStage, parents: list[str]
+) -> Iterable[tuple[Path, str]]:
     name = str(at[-1])
     if not parents:
         if recipe.model is None:
@@ -248,11 +138,14 @@ def _train_problems(
                 (*at, "mixture", source),
                 f"has format {recipe.sources[source].format}, which loss {stage.loss} cannot use",
             )
-    rows = stage.batch // recipe.processes
-    if stage.batch % recipe.processes:
-        yield (
-            (*at, "batch"),
-            f"{stage.batch} cannot be split over {recipe.processes} processes",
-        )
+    parallel = stage.parallel or recipe.parallel
+    ranks = recipe.ranks(parallel)
+    if ranks % parallel.processes:
+        yield at, f"parallel is for {parallel.processes} processes, processes: {ranks}"
+    groups = ranks // (parallel.tp * parallel.cp)
+    rows = stage.batch // groups
+    if stage.batch % groups:
+        what = "processes" if groups == ranks else "groups of processes"
+        yield (*at, "batch"), f"{stage.batch} cannot be split over {groups} {what}"
     if stage.micro_batch and rows % stage.micro_batch:
         yield (*at, "micro_batch"), f"does not divide the {rows} rows of each process"

@@ -2,7 +2,7 @@
 
 A finished stage is a folder that appeared by one rename, with `stage.json` inside: its config,
 its key (config + checksums of its inputs, recorded when those were made) and its own checksum.
-An interrupted train stage goes on from its last state under `.work/`.
+An interrupted train stage resumes from its last training checkpoint under `.work/`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Run:
             for name in again:
                 self._forget(name)
             self._write_run_json()
-            with WorkerGroup(self.recipe.processes, self.out) as workers:
+            with WorkerGroup(self.recipe.ranks(self.recipe.parallel), self.out) as workers:
                 for name, stage in self.recipe.stages.items():
                     if only and name != only:
                         continue

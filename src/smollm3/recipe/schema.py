@@ -10,7 +10,7 @@ from smollm3.config import StrictModel
 from smollm3.data.spec import Source, Weight
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, nope_pattern
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import Parallel, TrainStage
 
 
 class ModelShape(StrictModel):
@@ -103,14 +103,20 @@ class Cluster(StrictModel):
 
 class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
-    than helps: two threads at 64 hidden are slower than one)."""
+    than helps: two threads at 64 hidden are slower than one). parallel: how processes share the
+    model; on GPUs, where nothing is said, the planner chooses."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
     processes: int = Field(default=1, gt=0)
     threads: int = Field(default=1, gt=0)
+    parallel: Parallel = Parallel()
     hardware: Cluster | None = None
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Source] = Field(default_factory=dict)
     stages: dict[str, Stage] = Field(min_length=1)
+
+    def ranks(self, parallel: Parallel) -> int:
+        """Processes of a run on this machine that train with `parallel`."""
+        return max(self.processes, parallel.processes)

@@ -21,7 +21,7 @@ from smollm3.recipe.graph import sources_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.report import model_card
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
-from smollm3.train import TrainJob, WorkerGroup, save_optimizer
+from smollm3.train import TrainJob, WorkerGroup
 from smollm3.train.spec import TrainStage
 
 Progress = Callable[[str, float, float, str], None]
@@ -51,7 +51,7 @@ class StageResult:
     """`save` fills the stage's (temporary) folder; the rest goes into stage.json.
 
     sources: checksum of each source read. tokens: tokens taken from each source. positions:
-    where the next stage that carries `data` goes on in each.
+    where the next stage that carries `data` continues in each.
     """
 
     save: Callable[[Path], None]
@@ -169,6 +169,7 @@ def _train(
         work=str(inputs.work),
         seed=inputs.recipe.seed,
         threads=inputs.recipe.threads,
+        parallel=stage.parallel or inputs.recipe.parallel,
     )
     result = workers.train(
         job,
@@ -179,8 +180,7 @@ def _train(
     )
 
     def save(out: Path) -> None:
-        checkpoint.save_model(result.model, tokenizer, out)
-        save_optimizer(result, out / "optimizer.safetensors")
+        result.save(tokenizer, out)
         shutil.copyfile(inputs.work / "metrics.jsonl", out / "metrics.jsonl")
 
     used = result.used

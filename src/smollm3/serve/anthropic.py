@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from smollm3 import turn
 from smollm3.serve import replies as said
-from smollm3.serve.ask import Ask, Prompt
+from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
+from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.events import (
-    Answering,
-    Block,
-    Blocks,
-    Collected,
-    End,
-    Grown,
-    Quiet,
-    Ran,
-    StreamEvent,
-    Usage,
-)
 from smollm3.serve.fields import (
     Body,
     Effort,
@@ -44,6 +35,7 @@ from smollm3.serve.messages import conversation
 from smollm3.serve.replies import AnthropicError, replies
 from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, sse
 from smollm3.serve.steps import arguments_of
+from smollm3.turn import Block, Blocks, End, Grown, Usage
 
 SIGNATURE = "smollm3"  # clients send reasoning back only with one; nothing is read from it
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -172,8 +164,7 @@ def router(service: Service) -> APIRouter:
         ask = _ask_of(service, body)
         if body.stream:
             return await service.streamed(request, ask, lambda answering: _Teller(answering, model))
-        answering, [answer] = await service.whole(request, ask)
-        return JSONResponse(_message(model, answer, answering.usage))
+        return JSONResponse(_message(model, await service.whole(request, ask)))
 
     @routes.post(
         "/v1/messages/count_tokens", responses=replies(said.TokenCount, error=AnthropicError)
@@ -182,7 +173,7 @@ def router(service: Service) -> APIRouter:
         """How long the prompt would be."""
         service.check_model(body.model)
         box, thinking = _toolbox(service, body), _thinking(service, body)
-        ids = _prompt(body, box, thinking).ids(service.engine)
+        ids = _asked(body, box, thinking).ids(service.engine.tokenizer)
         return JSONResponse({"input_tokens": len(ids)})
 
     return routes
@@ -195,19 +186,21 @@ def _ask_of(service: Service, body: MessagesBody) -> Ask:
     constraint, optional = one_constraint(
         box, format_of("json_schema", form.schema_, settings) if form else None
     )
-    return Ask(
-        [_prompt(body, box, thinking)],
-        params_of(body, settings, seed=body.seed),
+    params = params_of(
+        body,
+        settings,
         max_tokens=body.max_tokens,
-        stops=stops_of(body.stop_sequences, settings, "stop_sequences"),
+        stop=stops_of(body.stop_sequences, settings, "stop_sequences"),
+        seed=body.seed,
+    )
+    request = replace(
+        _asked(body, box, thinking),
+        params=params,
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
-        parallel=_parallel(body),
-        calls=box.calls,
-        seeded=body.seed is not None,
-        banned=box.banned,
     )
+    return Ask([request])
 
 
 def _parallel(body: CountBody) -> bool:
@@ -238,7 +231,7 @@ def _thinking(service: Service, body: CountBody) -> Thinking:
     return thinking_of(service, enable=on, effort=effort, budget=budget)
 
 
-def _prompt(body: CountBody, box: Toolbox, thinking: Thinking) -> Prompt:
+def _asked(body: CountBody, box: Toolbox, thinking: Thinking) -> turn.Request:
     messages: list[Json] = []
     if body.system:
         messages.append({"role": "system", "content": _joined(body.system)})
@@ -246,7 +239,13 @@ def _prompt(body: CountBody, box: Toolbox, thinking: Thinking) -> Prompt:
         messages += _told(message)
     if body.messages[-1].role != "user":
         raise refused("messages: the last must be a user's; a begun answer is not continued")
-    return Prompt(conversation(messages), box.shown, thinking=thinking.on)
+    return turn.Request(
+        conversation(messages),
+        tools=box.shown,
+        may_call=box.may_call,
+        parallel=_parallel(body),
+        enable_thinking=thinking.on,
+    )
 
 
 def _joined(content: Texts) -> str:
@@ -319,10 +318,11 @@ def _ending(end: End) -> Json:
     return {"stop_reason": _REASONS[end.reason], "stop_sequence": None}
 
 
-def _message(model: str, answer: Collected, usage: Usage) -> Json:
-    return _head(model, usage) | {
-        "content": [_block(block) for block in answer.blocks],
-        **_ending(answer.done),
+def _message(model: str, answering: Answering) -> Json:
+    assert answering.end is not None
+    return _head(model, answering.usage) | {
+        "content": [_block(block) for block in answering.blocks.all],
+        **_ending(answering.end),
     }
 
 
@@ -356,14 +356,14 @@ class _Teller(Tell):
         if isinstance(event, End):
             self._end = event
             return data
-        for grown in self._blocks.feed(event):
+        for grown in self._blocks.feed(event.events, event.step):
             data += self._grow(grown)
         return data
 
     def _begin(self) -> bytes:
         self._begun = True
         answering = self._answering
-        usage = Usage(prompt=len(answering.prompts[0]), cached=answering.cached)
+        usage = Usage(prompt=len(answering.prompt), cached=answering.cached)
         return self._tell("message_start", message=_head(self._model, usage))
 
     def _grow(self, grown: Grown) -> bytes:

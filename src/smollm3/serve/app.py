@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from smollm3.agent import Agent
+from smollm3.config import problems
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve import (
@@ -69,7 +68,7 @@ def routes(service: Service) -> FastAPI:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    message, param = first_error(error.errors())
+    message, param = first_error(error)
     return _reply(request, refused(message, param))
 
 
@@ -104,24 +103,10 @@ def _reply(request: Request, error: ApiError) -> Response:
     return JSONResponse(body, error.status, error.headers)
 
 
-def first_error(errors: Sequence[Any]) -> tuple[str, str]:
-    """One line about a body that is no request, and its field. Of the forms that a value could have
-    had, the one it fits best, which is where the error lies deepest."""
-    error = max(errors, key=lambda e: len(_place(e["loc"])))
-    param = ".".join(_place(error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"{param}: not supported by this server; leave it out", param
-    return f"{param}: {error['msg']}" if param else str(error["msg"]), param
-
-
-def _place(loc: Sequence[str | int]) -> list[str]:
-    """Without the names of types, which pydantic puts between the fields of a choice of forms."""
-    return [
-        str(part)
-        for part in loc[1:]
-        if isinstance(part, int) or (part.isidentifier() and not _is_type(part))
-    ]
-
-
-def _is_type(part: str) -> bool:
-    return part in ("str", "int", "float", "bool") or part[:1].isupper()
+def first_error(error: RequestValidationError) -> tuple[str, str]:
+    """One line about a body that is no request, and its field."""
+    bodiless = [{**e, "loc": e["loc"][1:]} for e in error.errors()]  # the first is "body"
+    first = problems(bodiless, error.body)[0]
+    if first.kind == "unknown":
+        return f"{first.key}: not supported by this server; leave it out", first.key
+    return f"{first.key}: {first.message}" if first.key else first.message, first.key

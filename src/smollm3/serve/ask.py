@@ -1,140 +1,37 @@
-"""A request in nobody's dialect, and how it is handed to the engine."""
+"""What one HTTP request asks of the engine, in nobody's dialect."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from smollm3.chat import StreamParser
-from smollm3.errors import UserError
-from smollm3.infer import Engine, Generation, SamplingParams
-from smollm3.infer.backends import BLOCK
-from smollm3.infer.grammars import THINK, Spec, Tools
-from smollm3.infer.thinking import reasoning_of
+from smollm3.chat.tags import THINK
+from smollm3.infer import Engine
 from smollm3.serve.errors import refused
 from smollm3.serve.settings import Settings
-
-CALL = "<tool_call>"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is answered: messages with what the template is told, or a text, or token ids."""
-
-    messages: Sequence[Any] = ()
-    tools: Sequence[Any] = ()
-    python_tools: Sequence[Any] = ()
-    thinking: bool = True
-    instructions: str | None = None
-    raw: str | Sequence[int] | None = None
-
-    def ids(self, engine: Engine) -> list[int]:
-        """Raises UserError for what the template does not take."""
-        tokenizer = engine.tokenizer
-        if self.raw is None:
-            return tokenizer.render(
-                self.messages,
-                tools=list(self.tools) or None,
-                python_tools=list(self.python_tools) or None,
-                enable_thinking=self.thinking,
-                custom_instructions=self.instructions,
-                date=datetime.date.today(),
-            ).ids
-        if isinstance(self.raw, str):
-            bos = [] if tokenizer.bos is None else [tokenizer.bos]
-            return bos + tokenizer.encode(self.raw)
-        return list(self.raw)
+from smollm3.turn import Reply, Request, submit
 
 
 @dataclass(frozen=True)
 class Ask:
-    """n answers to each prompt.
+    """n answers to each of the requests. glass_box: tell everything of each token."""
 
-    stops: texts that end the content of a conversation's answer; the engine's own `params.stop`
-    ends any text. constraint: of what follows the reasoning. optional: where the constraint is no
-    more than a help, and is left out if it cannot be had. calls: whether the answer may call tools.
-    glass_box: tell everything of each token.
-    """
-
-    prompts: Sequence[Prompt]
-    params: SamplingParams
-    max_tokens: int | None = None
-    stops: Sequence[str] = ()
-    constraint: Spec | None = None
-    optional: bool = False
-    thinking_budget: int | None = None
-    parallel: bool = True
-    calls: bool = False
-    python: bool = False
+    requests: Sequence[Request]
     glass_box: bool = False
-    seeded: bool = False
-    banned: Sequence[int] = field(default=())
+
+    @property
+    def n(self) -> int:
+        return self.requests[0].sampling.n
 
     @property
     def count(self) -> int:
-        return len(self.prompts) * self.params.n
+        return len(self.requests) * self.n
 
-    def parser(self) -> StreamParser:
-        return StreamParser(xml=self.calls, python=self.python)
-
-
-@dataclass(frozen=True)
-class Started:
-    """An answer on its way. opened: the prompt ends inside a block of reasoning."""
-
-    generation: Generation
-    prompt: list[int]
-    opened: bool
-
-
-def start(ask: Ask, engine: Engine, settings: Settings, salt: str) -> list[Started]:
-    """Hand it to the engine; prompt-major. Raises UserError and ApiError for what is wrong."""
-    params = ask.params if ask.seeded else replace(ask.params, seed=secrets.randbits(62))
-    if ask.banned:
-        bias = {**params.logit_bias, **dict.fromkeys(ask.banned, -1e9)}
-        params = replace(params, logit_bias=bias)
-    started: list[Started] = []
-    try:
-        for prompt in ask.prompts:
-            ids = prompt.ids(engine)
-            room = min(engine.config.context, engine.backend.blocks * BLOCK) - len(ids)
-            most = min(settings.max_tokens, max(room, 1))
-            limited = replace(params, max_tokens=ask.max_tokens or most)
-            opened = prompt.raw is None and reasoning_of(engine.tokenizer, ids) == "open"
-            for choice in limited.choices():
-                generation = _submit(ask, engine, ids, choice, salt)
-                started.append(Started(generation, ids, opened))
-    except BaseException:
-        for one in started:
-            one.generation.cancel()
-        raise
-    return started
-
-
-def _submit(
-    ask: Ask, engine: Engine, ids: list[int], params: SamplingParams, salt: str
-) -> Generation:
-    def submit(constraint: Spec | None) -> Generation:
-        return engine.submit(
-            ids, params, constraint=constraint, thinking_budget=ask.thinking_budget, salt=salt
-        )
-
-    try:
-        return submit(ask.constraint)
-    except UserError as e:
-        if not (ask.optional and str(e).startswith(("tools:", "constraints need"))):
-            raise
-        return submit(None)
-
-
-def tools_constraint(
-    tools: Sequence[Any], choice: Any, parallel: bool, python: bool
-) -> Tools | None:
-    return Tools(tools, choice, parallel=parallel, python=python) if tools or python else None
+    def start(self, engine: Engine, cache_salt: str) -> list[Reply]:
+        """Hand it to the engine. Raises UserError for what is wrong."""
+        return submit(engine, [replace(r, cache_salt=cache_salt) for r in self.requests])
 
 
 def can_think(engine: Engine) -> bool:

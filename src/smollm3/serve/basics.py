@@ -9,9 +9,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from smollm3 import turn
 from smollm3.errors import UserError
 from smollm3.serve import replies as said
-from smollm3.serve.ask import Prompt, can_think
+from smollm3.serve.ask import can_think
 from smollm3.serve.errors import refused
 from smollm3.serve.fields import Body, TokenId
 from smollm3.serve.metrics import TYPE
@@ -129,6 +130,7 @@ def _prompt_ids(service: Service, body: TokenizeBody) -> list[int]:
             for tool in body.tools or ()
         ]
         thinking = service.settings.think if body.enable_thinking is None else body.enable_thinking
-        return Prompt(conversation_of(body.messages), tools, thinking=thinking).ids(service.engine)
+        asked = turn.Request(conversation_of(body.messages), tools=tools, enable_thinking=thinking)
+        return asked.ids(tokenizer)
     except UserError as e:
         raise refused(str(e)) from None

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from smollm3.config import StrictModel
 from smollm3.infer import SamplingParams
-from smollm3.infer.grammars import Choice, Grammar, Json, Regex, Spec
-from smollm3.serve.ask import CALL, can_think, check_schema, tools_constraint
+from smollm3.infer.grammars import Choice, Grammar, Json, Regex, Spec, Tools
+from smollm3.serve.ask import can_think, check_schema
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings
 
 
-class Body(BaseModel):
+class Body(StrictModel):
     """What a request may say: nothing unknown, no text for a number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 Whole = Annotated[int, Field(ge=1, le=1 << 31)]
@@ -68,15 +70,23 @@ class OpenSampling(Sampling):
 
 
 def params_of(
-    body: Sampling, settings: Settings, top_logprobs: int = 0, seed: int | None = None
+    body: Sampling,
+    settings: Settings,
+    *,
+    max_tokens: int | None,
+    stop: Sequence[str] = (),
+    top_logprobs: int = 0,
+    seed: int | None,
 ) -> SamplingParams:
-    """Without stop texts and max_tokens, whose meaning depends on the dialect."""
+    """max_tokens, seed: the server's greatest, and any, where the request does not say."""
     values: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,
         "logprobs": top_logprobs,
-        "seed": seed or 0,
+        "max_tokens": max_tokens or settings.max_tokens,
+        "stop": stop,
+        "seed": secrets.randbits(62) if seed is None else seed,
     }
     limit(top_logprobs, settings.max_top_logprobs, "top_logprobs")
     if isinstance(body, OpenSampling):
@@ -88,8 +98,7 @@ def params_of(
             "presence_penalty": body.presence_penalty or 0.0,
             "frequency_penalty": body.frequency_penalty or 0.0,
             "logit_bias": _bias(body.logit_bias or {}, settings),
-            "seed": body.seed or 0,
-            "stop_ids": body.stop_token_ids or (),
+            "stop_token_ids": body.stop_token_ids or (),
             "ignore_eos": body.ignore_eos,
             "n": body.n or 1,
         }
@@ -176,17 +185,13 @@ def thinking_of(
 
 @dataclass(frozen=True)
 class Toolbox:
-    """The tools of a request: as the template shows them, what is called, what is forbidden."""
+    """The tools of a request: as the template shows them, how they are called, if they may be."""
 
     shown: list[Any]
     python: list[Any]
-    constraint: Spec | None
-    optional: bool
-    banned: tuple[int, ...]
-
-    @property
-    def calls(self) -> bool:
-        return bool(self.shown)
+    constraint: Spec | None = None
+    optional: bool = False
+    may_call: bool = True
 
 
 ToolChoice = Literal["none", "auto", "required"] | str
@@ -219,13 +224,11 @@ def toolbox(
     if choice == "required" and not there:
         raise refused("tool_choice: there are no tools to call", "tool_choice")
     if choice == "none" or not there:
-        tags = service.engine.tokenizer.tags
-        banned = (tags[CALL],) if there and CALL in tags else ()
-        return Toolbox([], [], None, False, banned)
+        return Toolbox([], [], may_call=not there)
     wanted: Any = {"name": name} if choice == "named" else choice
-    constraint = tools_constraint(declared, wanted, parallel, bool(python))
+    constraint = Tools(declared, wanted, parallel=parallel, python=bool(python))
     optional = choice == "auto" and not strict
-    return Toolbox(list(declared), list(python), constraint, optional, ())
+    return Toolbox(list(declared), list(python), constraint, optional)
 
 
 def format_of(kind: str, schema: Any, settings: Settings) -> Spec | None:

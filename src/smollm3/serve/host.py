@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 
-from smollm3.agent import Agent, Approvals, Request, ToolResult
+from smollm3.agent import Agent, ApprovalRequest, Approvals, ToolResult
 from smollm3.agent.approval import nobody
 from smollm3.chat import ToolCall
 from smollm3.serve.errors import ApiError, refused
@@ -28,7 +28,7 @@ class Question:
     """Whether a call may be made."""
 
     id: str
-    request: Request
+    request: ApprovalRequest
 
 
 class Host:
@@ -144,7 +144,7 @@ class _Call:
         if self._asked:
             self._asked.cancel()
 
-    def _ask(self, request: Request) -> bool:
+    def _ask(self, request: ApprovalRequest) -> bool:
         assert self._questions is not None
         question = Question(f"ask_{secrets.token_hex(12)}", request)
         key = self._salt, question.id

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from smollm3 import turn
 from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
-from smollm3.serve.ask import Ask, Prompt
+from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
+from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.events import Answering, Collected, End, Part, Quiet, Ran, StreamEvent
 from smollm3.serve.fields import (
     Body,
     Content,
@@ -135,8 +136,8 @@ def router(service: Service) -> APIRouter:
             return await service.streamed(
                 request, ask, lambda answering: _Teller(service, body, model, answering, usage)
             )
-        answering, answers = await service.whole(request, ask)
-        return JSONResponse(_completion(service, body, model, answering, answers))
+        answering = await service.whole(request, ask)
+        return JSONResponse(_completion(service, body, model, answering))
 
     return routes
 
@@ -170,29 +171,29 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         any(tool.function.strict for tool in body.tools or ()),
     )
     constraint, optional = one_constraint(box, _format(service, body))
-    return Ask(
-        [
-            Prompt(
-                conversation_of(body.messages),
-                box.shown,
-                box.python,
-                thinking.on,
-                template.custom_instructions,
-            )
-        ],
-        params_of(body, settings, tops(body.glass_box, body.top_logprobs or 0)),
-        max_tokens=limits.pop() if limits else None,
-        stops=stops_of(body.stop, settings, "stop"),
+    params = params_of(
+        body,
+        settings,
+        max_tokens=next(iter(limits), None),
+        stop=stops_of(body.stop, settings, "stop"),
+        top_logprobs=tops(body.glass_box, body.top_logprobs or 0),
+        seed=body.seed,
+    )
+    request = turn.Request(
+        conversation_of(body.messages),
+        tools=box.shown,
+        python_tools=box.python,
+        may_call=box.may_call,
+        parallel=parallel,
+        enable_thinking=thinking.on,
+        instructions=template.custom_instructions,
+        params=params,
+        fit=not limits,
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
-        parallel=parallel,
-        calls=box.calls,
-        python=bool(box.python),
-        glass_box=body.glass_box,
-        seeded=body.seed is not None,
-        banned=box.banned,
     )
+    return Ask([request], body.glass_box)
 
 
 def _bare(tool: Json) -> Json:
@@ -244,31 +245,30 @@ def _call_id() -> str:
     return new_id("call_")
 
 
-def _completion(
-    service: Service, body: ChatBody, model: str, answering: Answering, answers: list[Collected]
-) -> Json:
+def _completion(service: Service, body: ChatBody, model: str, answering: Answering) -> Json:
     tokenizer = service.engine.tokenizer
     choices = []
-    for i, answer in enumerate(answers):
-        message: Json = {"role": "assistant", "content": answer.content, "refusal": None}
-        if answer.reasoning:
-            message["reasoning_content"] = answer.reasoning
-        if answer.calls:
-            message["content"] = answer.content or None
+    for i, answer in enumerate(answering.replies):
+        content, reasoning = answer.message.content, answer.message.reasoning
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls := answer.blocks.calls:
+            message["content"] = content or None
             message["tool_calls"] = [
                 {
                     "id": _call_id(),
                     "type": "function",
                     "function": {"name": call.name, "arguments": call.text},
                 }
-                for call in answer.calls
+                for call in calls
             ]
         told = [chat_logprob(tokenizer, s, body.top_logprobs or 0) for s in answer.steps]
         choices.append(
             {
                 "index": i,
                 "message": message,
-                "finish_reason": answer.done.reason,
+                "finish_reason": answer.reason,
                 "logprobs": {"content": told, "refusal": None} if body.logprobs else None,
                 **glass_of(tokenizer, answering.ask, answer.steps),
             }
@@ -310,11 +310,11 @@ class _Teller(Tell):
             extra = {} if self._begun else prompt_detail(self._tokenizer, self._answering)
             self._begun.add(event.index)
             data = self._chunk(event.index, {"role": "assistant", "content": ""}, **extra)
-        if isinstance(event, End):
+        if isinstance(event, turn.End):
             return data + self._chunk(event.index, {}, finish_reason=event.reason)
         return data + self._part(event)
 
-    def _part(self, part: Part) -> bytes:
+    def _part(self, part: turn.Part) -> bytes:
         """A chunk for each event; what is told of the token goes with the last."""
         extra: Json = {}
         if part.step is not None:

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from smollm3.agent.loop import PYTHON
+from smollm3 import turn
 from smollm3.agent.python import declarations
-from smollm3.serve.ask import Ask, Prompt
+from smollm3.chat.tags import PYTHON
+from smollm3.serve.ask import Ask
 from smollm3.serve.errors import refused
 from smollm3.serve.fields import (
     Body,
@@ -213,21 +214,27 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
     constraint, optional = one_constraint(box, form)
     said = [*before, *_messages(body.input)]
     first = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    params = params_of(body, settings, body.top_logprobs or 0, body.seed)
-    ask = Ask(
-        [Prompt(conversation([*first, *said]), box.shown, box.python, thinking.on)],
-        params,
+    params = params_of(
+        body,
+        settings,
         max_tokens=body.max_output_tokens,
+        top_logprobs=body.top_logprobs or 0,
+        seed=body.seed,
+    )
+    request = turn.Request(
+        conversation([*first, *said]),
+        tools=box.shown,
+        python_tools=box.python,
+        may_call=box.may_call,
+        parallel=body.parallel,
+        enable_thinking=thinking.on,
+        params=params,
+        fit=body.max_output_tokens is None,
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
-        parallel=body.parallel,
-        calls=box.calls,
-        python=bool(box.python),
-        seeded=body.seed is not None,
-        banned=box.banned,
     )
-    return ask, said
+    return Ask([request]), said
 
 
 def _functions(service: Service) -> list[Any]:

@@ -11,21 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from smollm3.agent.loop import PYTHON
+from smollm3.chat.tags import PYTHON
 from smollm3.serve import replies as said
+from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError
-from smollm3.serve.events import (
-    Answering,
-    Block,
-    Blocks,
-    End,
-    Grown,
-    Quiet,
-    Ran,
-    StreamEvent,
-    Usage,
-)
 from smollm3.serve.host import PythonRun
 from smollm3.serve.openai_items import CodeInterpreter, ResponseBody, ResponseTool, ask_of
 from smollm3.serve.replies import replies
@@ -33,6 +23,7 @@ from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, salt_
 from smollm3.serve.steps import arguments_of, messages_of
 from smollm3.serve.stored import Store
 from smollm3.serve.tokens import chat_logprob
+from smollm3.turn import Block, Blocks, End, Grown, Usage
 
 _PREFIX = {"reasoning": "rs_", "content": "msg_", "call": "fc_"}
 _CODE = "response.code_interpreter_call"
@@ -65,9 +56,9 @@ def router(service: Service) -> APIRouter:
             return await service.streamed(
                 request, ask, lambda answering: _Teller(answer, answering, keep), run
             )
-        answering, [collected] = await service.whole(request, ask, run)
-        answer.take(collected.blocks)
-        return JSONResponse(keep(answer.response(collected.done, answering.usage)))
+        answering = await service.whole(request, ask, run)
+        answer.take(answering.blocks.all)
+        return JSONResponse(keep(answer.response(answering.end, answering.usage)))
 
     @routes.get("/v1/responses/{name}", responses=replies(said.Response))
     async def get(name: str, request: Request) -> Response:
@@ -89,7 +80,7 @@ def _python(
 ) -> PythonRun | None:
     """What runs the response's Python, if it may be called. before: the container until now."""
     tool = body.interpreter
-    if tool is None or not ask.python:
+    if tool is None or not ask.requests[0].python_tools:
         return None
     named = tool.container if isinstance(tool.container, str) else before
     # One that nothing leads back to lives for the request.
@@ -170,7 +161,7 @@ class _Answer:
     def part(self, item: _Item) -> Json:
         told = item.part
         if item.block.kind == "content":
-            told["logprobs"] = self.logprobs(item.block.steps)
+            told["logprobs"] = self.logprobs(item.block.tokens)
         return told
 
     def item(self, item: _Item, status: str = "completed", empty: bool = False) -> Json:
@@ -278,9 +269,9 @@ class _Teller(Tell):
             self._end = event
             return data
         if isinstance(event, Ran):
-            self._blocks.ran(event)
+            self._blocks.made(event.place, event.result)
             return data + self._ran(event)
-        for grown in self._blocks.feed(event):
+        for grown in self._blocks.feed(event.events, event.step):
             data += self._grow(grown)
         return data
 
@@ -310,7 +301,7 @@ class _Teller(Tell):
             case "reasoning":
                 return data + self._on_text("response.reasoning_text.delta", delta=grown.text)
             case "content":
-                steps = [] if grown.step is None else [grown.step]
+                steps = [] if grown.token is None else [grown.token]
                 told = self._answer.logprobs(steps)
                 return data + self._on_text(
                     "response.output_text.delta", delta=grown.text, logprobs=told

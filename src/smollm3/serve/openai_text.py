@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from smollm3 import turn
 from smollm3.infer import Step
-from smollm3.serve.ask import Ask, Prompt
+from smollm3.serve.answering import Answering, Quiet, StreamEvent
+from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError, refused
-from smollm3.serve.events import Answering, Collected, End, Part, Quiet, StreamEvent
 from smollm3.serve.fields import (
     OpenSampling,
     StreamOptions,
@@ -61,8 +61,8 @@ def router(service: Service) -> APIRouter:
             return await service.streamed(
                 request, ask, lambda answering: _Teller(service, body, model, answering, usage)
             )
-        answering, answers = await service.whole(request, ask)
-        return JSONResponse(_completion(service, body, model, answering, answers))
+        answering = await service.whole(request, ask)
+        return JSONResponse(_completion(service, body, model, answering))
 
     return routes
 
@@ -74,19 +74,19 @@ def _ask_of(service: Service, body: CompletionBody) -> Ask:
     )
     if body.glass_box and len(prompts) > 1:
         raise refused("glass_box: of one prompt only", "glass_box")
-    params = params_of(body, settings, tops(body.glass_box, body.logprobs or 0))
+    params = params_of(
+        body,
+        settings,
+        max_tokens=body.max_tokens or DEFAULT_TOKENS,
+        stop=stops_of(body.stop, settings, "stop"),
+        top_logprobs=tops(body.glass_box, body.logprobs or 0),
+        seed=body.seed,
+    )
     constraint = None
     if body.structured_outputs is not None:
         constraint = structured_of(body.structured_outputs, settings)
-    stops = stops_of(body.stop, settings, "stop")
-    return Ask(
-        [Prompt(raw=prompt) for prompt in prompts],
-        replace(params, stop=stops),
-        max_tokens=body.max_tokens or DEFAULT_TOKENS,
-        constraint=constraint,
-        glass_box=body.glass_box,
-        seeded=body.seed is not None,
-    )
+    asked = [turn.Request(prompt=p, params=params, constraint=constraint) for p in prompts]
+    return Ask(asked, body.glass_box)
 
 
 def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], offset: int) -> Json:
@@ -101,7 +101,6 @@ def _completion(
     body: CompletionBody,
     model: str,
     answering: Answering,
-    answers: Sequence[Collected],
 ) -> Json:
     tokenizer = service.engine.tokenizer
     return {
@@ -113,11 +112,11 @@ def _completion(
             {
                 "index": i,
                 "text": answer.text,
-                "finish_reason": answer.done.reason,
+                "finish_reason": answer.reason,
                 **_logprobs(service, body, answer.steps, 0),
                 **glass_of(tokenizer, answering.ask, answer.steps),
             }
-            for i, answer in enumerate(answers)
+            for i, answer in enumerate(answering.replies)
         ],
         "usage": usage_of(answering.usage),
         **prompt_detail(tokenizer, answering),
@@ -147,9 +146,9 @@ class _Teller(Tell):
         match event:
             case Quiet():
                 return KEEP_ALIVE
-            case End():
+            case turn.End():
                 return self._chunk(event.index, "", finish_reason=event.reason)
-            case Part(index, Step() as step):
+            case turn.Part(index, Step() as step):
                 return self._token(index, step)
         return b""
 

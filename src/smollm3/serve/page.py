@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import html
+import shlex
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 STATIC = Path(__file__).with_name("static")
+CHECKOUT = Path(__file__).parents[3]  # of an editable installation
 _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width"><h1>{title}</h1>"""
 
 
+def how_to_get(static: Path = STATIC, checkout: Path = CHECKOUT) -> str:
+    """In a line, the command that makes the chat page; nothing where the page is."""
+    if (static / "index.html").exists():
+        return ""
+    if (checkout / "ui" / "page.py").exists():
+        command = f"make -C {shlex.quote(str(checkout))} ui"
+    else:
+        command = "pip install --force-reinstall --no-deps --no-binary smollm3 smollm3"
+    return f"no chat page in this installation; where npm is, this makes it: {command}"
+
+
 def add(app: FastAPI, static: Path = STATIC) -> None:
-    """The chat page's files lie in `static`; without them / leads to /docs."""
+    """The chat page's files lie in `static`; without them / says how to get them."""
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return HTMLResponse(describe(app.openapi()))
 
-    if (static / "index.html").exists():
-
-        @app.get("/", include_in_schema=False)
-        def index() -> FileResponse:
-            return FileResponse(static / "index.html", headers={"cache-control": "no-cache"})
-
-        app.mount("/assets", StaticFiles(directory=static / "assets", check_dir=False))
-    else:
-
-        @app.get("/", include_in_schema=False)
-        def welcome() -> HTMLResponse:
-            note = "<p>The chat page is not in this installation. <a href='/docs'>The API</a></p>"
+    @app.get("/", include_in_schema=False)
+    def index() -> Response:  # looks each time: a page that is built now is there on reload
+        if missing := how_to_get(static):
+            note = f"<p>{html.escape(missing)}</p><p><a href='/docs'>The API</a></p>"
             return HTMLResponse(_HEAD.format(title="smollm3") + note)
+        return FileResponse(static / "index.html", headers={"cache-control": "no-cache"})
+
+    app.mount("/assets", StaticFiles(directory=static / "assets", check_dir=False))
 
 
 def describe(document: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from smollm3.agent import Agent, load_tools
 from smollm3.agent.sandbox import find_sandbox
 from smollm3.errors import UserError
 from smollm3.infer import Engine
+from smollm3.serve import page
 from smollm3.serve.app import guarded
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings, read_keys
@@ -29,6 +30,8 @@ def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     """Serve what `load` gives until a signal comes. Raises UserError for what would not do, before
     the model is loaded where that can be known."""
     keys, tools = read_keys(settings), own_tools(settings)
+    if missing := page.how_to_get():
+        log.info("%s", missing)
     with listening(settings) as listener, load() as engine, tools(engine) as agent:
         Server(Service(engine, settings, keys, name, agent)).run([listener])
     log.info("ended")

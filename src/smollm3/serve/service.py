@@ -18,14 +18,16 @@ from starlette.types import Receive, Scope, Send
 from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.serve.ask import Ask, start
+from smollm3.infer.errors import RequestFailed
+from smollm3.serve.answering import Answering, StreamEvent
+from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError, refused, shutting_down
-from smollm3.serve.events import Answering, Collected, Part, StreamEvent, collect
 from smollm3.serve.gate import Gate
 from smollm3.serve.host import Host
 from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.settings import Keys, Settings
-from smollm3.serve.steps import Run, Steps
+from smollm3.serve.steps import RunsPython, Steps
+from smollm3.turn import Part
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -77,7 +79,7 @@ class Service:
 
     @asynccontextmanager
     async def answering(
-        self, ask: Ask, salt: str, run: Run | None = None
+        self, ask: Ask, salt: str, run: RunsPython | None = None
     ) -> AsyncIterator[Answering]:
         """The answers on their way, once it is their turn; they end with the context. run: makes
         the calls of Python, upon which the answer goes on."""
@@ -106,10 +108,10 @@ class Service:
     async def _begin(self, ask: Ask, salt: str, left: float) -> Answering:
         try:
             # In a thread: templates of strangers run in a process, grammars are compiled.
-            started = await asyncio.to_thread(start, ask, self.engine, self.settings, salt)
+            replies = await asyncio.to_thread(ask.start, self.engine, salt)
         except UserError as e:
             raise refused(str(e)) from None
-        return Answering(ask, started, self.settings.request_seconds, left)
+        return Answering(ask, replies, self.settings.request_seconds, left)
 
     def _count(self, answering: Answering) -> None:
         tokens, usage = self.metrics.tokens, answering.usage
@@ -129,15 +131,14 @@ class Service:
         for answering in list(self._live):
             answering.abort(error)
 
-    async def whole(
-        self, request: Request, ask: Ask, run: Run | None = None
-    ) -> tuple[Answering, list[Collected]]:
-        """All answers, unless the client hangs up before."""
+    async def whole(self, request: Request, ask: Ask, run: RunsPython | None = None) -> Answering:
+        """All answers, complete, unless the client hangs up before."""
 
-        async def work() -> tuple[Answering, list[Collected]]:
+        async def work() -> Answering:
             async with self.answering(ask, salt_of(request), run) as answering:
-                watched = self._watched(answering)
-                return answering, await collect(ask.count, watched)
+                async for _ in self._watched(answering):
+                    pass
+                return answering
 
         return await unless_gone(request, work())
 
@@ -146,7 +147,7 @@ class Service:
         request: Request,
         ask: Ask,
         tell: Callable[[Answering], Tell],
-        run: Run | None = None,
+        run: RunsPython | None = None,
     ) -> Response:
         """An event stream of what `tell` makes of the answers. What is wrong with the request is
         raised before it begins."""
@@ -162,7 +163,7 @@ class Service:
                 yield teller.end()
             except ApiError as e:
                 yield teller.error(e)
-            except RuntimeError:
+            except RequestFailed:
                 yield teller.error(ApiError(500, "the engine failed on this request"))
 
         async def close() -> None:

@@ -15,6 +15,8 @@ from pydantic import Field
 from smollm3.config import StrictModel
 from smollm3.errors import UserError
 from smollm3.files import read_text
+from smollm3.option import Option
+from smollm3.portable import others_can_read
 
 KEY_VARIABLE = "SMOLLM3_API_KEY"
 LEAST_KEY = 16  # characters
@@ -26,26 +28,51 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 class Settings(StrictModel):
     """Keys of a configuration file, and the command line's options of the same names."""
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535, strict=True)] = 8000
-    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """The model's id in the API; None: from what was loaded."""
-    aliases: tuple[str, ...] = ()
-    """Other ids that mean it; * stands for anything."""
-    api_key_file: str | None = None
-    """Keys, one a line; one more may be in the environment."""
-    allowed_origins: tuple[str, ...] = ()
-    """Web pages from elsewhere that may use the API."""
-    think: bool = True
-    """Where a request does not say."""
+    host: Annotated[str, Option("Address to listen on.", metavar="ADDRESS")] = "127.0.0.1"
+    port: Annotated[
+        int,
+        Field(ge=0, le=65_535, strict=True),
+        Option("Port to listen on; 0 takes any free one.", metavar="PORT"),
+    ] = 8000
+    name: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200)] | None,
+        Option("Id of the model in the API.", metavar="ID", default="the name of MODEL"),
+    ] = None
+    aliases: Annotated[
+        tuple[str, ...],
+        Option("Another id of the model; * stands for any text; repeatable.", "--alias", "ID"),
+    ] = ()
+    api_key_file: Annotated[
+        str | None,
+        Option(
+            f"File of API keys, one a line; one more may stand in {KEY_VARIABLE}.", metavar="FILE"
+        ),
+    ] = None
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Option(
+            "Origin of a web page that may use the API, as https://example.org; repeatable.",
+            "--allow-origin",
+            "ORIGIN",
+        ),
+    ] = ()
+    think: Annotated[bool, Option("Reason before answering where a request does not say.")] = True
     max_tokens: Count = 8192
     """Of an answer, where a request does not say."""
-    tools: tuple[str, ...] = ()
-    """Functions that the server runs, MODULE:NAME each."""
-    mcp: tuple[str, ...] = ()
-    """MCP servers whose tools it runs, commands or URLs."""
-    python_tools: bool = False
-    """It runs the model's own Python, isolated."""
+    tools: Annotated[
+        tuple[str, ...],
+        Option(
+            "Function that the server runs as a tool. May be repeated.", "--tool", "MODULE:NAME"
+        ),
+    ] = ()
+    mcp: Annotated[
+        tuple[str, ...],
+        Option(
+            "MCP server whose tools the server runs: a command or a URL; repeatable.",
+            metavar="COMMAND",
+        ),
+    ] = ()
+    python_tools: Annotated[bool, Option("Run the model's own Python code, isolated.")] = False
     running: Count = 64
     """Answers made at once."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 256
@@ -101,7 +128,7 @@ def key_texts(settings: Settings, environment: Mapping[str, str]) -> list[str]:
         keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not keys:
             raise UserError(f"{path}: holds no key; write one a line")
-        if path.stat().st_mode & 0o077:
+        if others_can_read(path.stat()):
             raise UserError(f"{path}: others can read it; chmod 600")
     if environment.get(KEY_VARIABLE):
         keys.append(environment[KEY_VARIABLE])

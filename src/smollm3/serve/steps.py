@@ -9,18 +9,17 @@ from typing import Any, Protocol
 
 from pydantic_core import from_json
 
-from smollm3.agent import ToolResult
-from smollm3.agent.loop import MAX_STEPS, PYTHON
 from smollm3.chat import ToolCall
-from smollm3.infer.grammars import Tools
+from smollm3.chat.tags import PYTHON
+from smollm3.serve.answering import Answering, Ran, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError
-from smollm3.serve.events import Answering, Block, Blocks, End, Part, Ran, StreamEvent, Usage
+from smollm3.turn import Block, Blocks, End, Part, ToolLoop, ToolResult, Usage
 
 Json = dict[str, Any]
 
 
-class Run(Protocol):
+class RunsPython(Protocol):
     """Makes calls of Python, until it is closed."""
 
     async def __call__(self, call: ToolCall) -> ToolResult: ...
@@ -28,19 +27,25 @@ class Run(Protocol):
 
 
 class Steps(Answering):
-    """The one answer of a request, of several steps. Their tokens count together; after the last
-    step that may call, it has to do without."""
+    """The one answer of a request, of several steps, whose tokens count together."""
 
     def __init__(
-        self, first: Answering, again: Callable[[Ask], Awaitable[Answering]], run: Run
+        self, first: Answering, again: Callable[[Ask], Awaitable[Answering]], run: RunsPython
     ) -> None:
+        [request] = first.ask.requests
         self.ask = first.ask
-        self.prompts = first.prompts
+        self.replies = first.replies
         self.usage = Usage()
+        self.blocks = Blocks()
+        self.end = None
+        self._loop = ToolLoop(
+            request,
+            ours=lambda call: call.name == PYTHON,
+            tokens=None if request.fit else request.sampling.max_tokens,
+        )
         self._now = first
         self._again = again
         self._run = run
-        self._blocks = Blocks()
         self._failed: ApiError | None = None
 
     def abort(self, error: ApiError) -> None:
@@ -51,75 +56,47 @@ class Steps(Answering):
         self._now.close()
         self._run.close()
 
-    @property
-    def cached(self) -> int:
-        return self._now.cached
-
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        for turn in range(MAX_STEPS):
-            end = None
+        while True:
+            first = len(self.blocks.all)
             async for event in self._now:
-                if isinstance(event, End):
-                    end = event
-                    continue
                 if isinstance(event, Part):
-                    self._blocks.feed(event)
-                yield event
-            assert end is not None
+                    self.blocks.feed(event.events, event.step)
+                if not isinstance(event, End):
+                    yield event
             self.usage += self._now.usage
-            calls = self._calls(turn) if end.reason == "tool_calls" else []
-            for place, block in calls:
-                if block.name == PYTHON:
+            [reply] = self._now.replies
+            calls, results = self._loop.feed(reply), []
+            places = (i for i, b in enumerate(self.blocks.all) if i >= first and b.kind == "call")
+            for place, call in zip(places, calls, strict=False):
+                if call.name == PYTHON:
                     yield Ran(place)
-                    ran = Ran(place, await self._run(ToolCall(PYTHON, arguments_of(block.text))))
-                    self._blocks.ran(ran)
-                    yield ran
+                    results.append(await self._run(call))
+                    self.blocks.made(place, results[-1])
+                    yield Ran(place, results[-1])
+            self._loop.results(results)
             if self._failed:
                 raise self._failed
-            if not calls or any(block.result is None for _, block in calls):
-                yield replace(end, usage=self.usage)
-                return
-            if self._room() == 0:
-                yield End(0, "length", None, self.usage)
+            request = self._loop.request
+            if request is None:
+                assert reply.end is not None
+                self.end = replace(reply.end, usage=self.usage)
+                if self._loop.reason == "length":
+                    self.end = End(0, "length", None, self.usage)
+                yield self.end
                 return
             self._now.close()
-            self._now = await self._again(self._next(last=turn == MAX_STEPS - 2))
-
-    def _calls(self, turn: int) -> list[tuple[int, Block]]:
-        """Of the step that has just ended, with their places."""
-        blocks = enumerate(self._blocks.all)
-        return [(i, block) for i, block in blocks if (block.kind, block.turn) == ("call", turn)]
-
-    def _room(self) -> int | None:
-        """Tokens that may still be written."""
-        most = self.ask.max_tokens
-        return None if most is None else max(0, most - self.usage.completion)
-
-    def _next(self, last: bool) -> Ask:
-        """What the results are answered with: another call only where the model wants one."""
-        ask, [prompt] = self.ask, self.ask.prompts
-        named = ((block, f"call{i:05}") for i, block in enumerate(self._blocks.all))
-        constraint = ask.constraint
-        if isinstance(constraint, Tools):
-            constraint = None if last else replace(constraint, choice="auto")
-        return replace(
-            ask,
-            prompts=[replace(prompt, messages=[*prompt.messages, *messages_of(named)])],
-            max_tokens=self._room(),
-            constraint=constraint,
-            calls=ask.calls and not last,
-            python=not last,
-        )
+            self._now = await self._again(replace(self.ask, requests=[request]))
 
 
 def messages_of(blocks: Iterable[tuple[Block, str]]) -> list[Json]:
     """An answer as templates know it, from its blocks, each with the id of its call: a message for
-    each turn, after it the results of those calls that the server has run."""
+    each step, after it the results of those calls that the server has run."""
     told: list[Json] = []
-    for _, turn in groupby(blocks, lambda pair: pair[0].turn):
+    for _, step in groupby(blocks, lambda pair: pair[0].step):
         texts = {"reasoning": "", "content": ""}
         calls, results = [], []
-        for block, name in turn:
+        for block, name in step:
             if block.kind != "call":
                 texts[block.kind] += block.text
                 continue

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from smollm3.infer import Step
+from smollm3.serve.answering import Answering
 from smollm3.serve.ask import Ask
-from smollm3.serve.events import Answering, Usage
 from smollm3.tokenizer import Tokenizer
+from smollm3.turn import Usage
 
 GLASS_TOP = 5
 _LEAST = -9999.0  # JSON has no infinity
@@ -90,7 +91,7 @@ def prompt_detail(tokenizer: Tokenizer, answering: Answering) -> dict[str, Any]:
     """The same of the prompt."""
     if not answering.ask.glass_box:
         return {}
-    told = glass_prompt(tokenizer, answering.prompts[0], answering.cached)
+    told = glass_prompt(tokenizer, answering.prompt, answering.cached)
     return {"prompt_tokens_detail": told}
 
 

@@ -1,8 +1,7 @@
-"""Training: one loop, its losses, optimizer, schedule, training checkpoints, data parallelism."""
+"""Training: one loop, its losses, optimizer, schedule, training checkpoints, parallelism."""
 
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.loop import train
-from smollm3.train.optimizer import save_optimizer
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.stop import Stopped
 from smollm3.train.worker_group import WorkerGroup, run_worker
@@ -15,6 +14,5 @@ __all__ = [
     "TrainResult",
     "WorkerGroup",
     "run_worker",
-    "save_optimizer",
     "train",
 ]

@@ -2,36 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smollm3.data.batch import Batch
-from smollm3.model import Rope, Transformer, packed, rope_tables
+from smollm3.model import Attend, Rope, Transformer, packed, rope_tables
 from smollm3.train.spec import TrainStage
+
+Gather = Callable[[Tensor], Tensor]  # [B, own columns, ...] -> [B, all columns, ...]
 
 
 class Forward:
-    """`forward(batch) -> h_BTE`: final states, each document of a row on its own."""
+    """`forward(batch) -> h_BTE`: final states, each document of a row on its own.
 
-    def __init__(self, model: Transformer, stage: TrainStage, device: torch.device) -> None:
-        self.device = device
+    mine: of a batch of whole rows, what `hidden` is given on this rank.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        stage: TrainStage,
+        device: torch.device,
+        columns: Callable[[int], list[tuple[int, int]] | None] = lambda width: None,
+        gather: Gather | None = None,
+        autocast: bool | None = None,
+        multiple: int = 1,
+    ) -> None:
+        """columns: [start, end) of this rank's columns of a row so wide, None: all of them.
+        multiple: what rows are padded to. gather: from own to all columns. autocast: bfloat16
+        products over float32 weights (absent: as the stage's precision says)."""
+        self.hidden, self.device, self.columns, self.gather = model.hidden, device, columns, gather
+        self.multiple = multiple
         self.rope = rope_tables(model.config, torch.arange(stage.context, device=device))
-        self.bfloat16 = stage.precision == "bfloat16"
-        self.hidden = torch.compile(model.hidden) if stage.compile else model.hidden
+        self.autocast = stage.precision == "bfloat16" if autocast is None else autocast
+        self.segments = stage.compile or gather is not None or device.type == "cuda"
 
     def precision(self) -> AbstractContextManager[object]:
-        """bfloat16 products over float32 weights, or float32 throughout."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+    def mine(self, batch: Batch) -> Batch:
+        """This rank's columns of `batch`; documents stay whole, as attention needs all of them."""
+        batch = _padded(batch, -batch.ids_BT.shape[1] % self.multiple)
+        columns = self.columns(batch.ids_BT.shape[1])
+        if columns is None:
+            return batch
+        own = torch.cat([torch.arange(*each) for each in columns])
+        return replace(
+            batch,
+            ids_BT=batch.ids_BT[:, own],
+            targets_BT=batch.targets_BT[:, own],
+            weights_BT=batch.weights_BT[:, own],
+        )
 
     def __call__(self, batch: Batch) -> Tensor:
-        ids_BT, documents_BT = batch.ids_BT.to(self.device), batch.documents_BT.to(self.device)
-        T = ids_BT.shape[1]
-        rope = Rope(self.rope.cos[:T], self.rope.sin[:T])
-        return self.hidden(ids_BT, rope, packed(documents_BT))
+        """batch: from `mine`."""
+        ids_BT, width = batch.ids_BT.to(self.device), batch.documents_BT.shape[1]
+        columns = self.columns(width)
+        if columns is None:
+            rope = Rope(self.rope.cos[:width], self.rope.sin[:width])
+        else:
+            own = torch.cat([torch.arange(*each) for each in columns]).to(self.device)
+            rope = Rope(self.rope.cos[own], self.rope.sin[own])
+        return self.hidden(ids_BT, rope, self._attend(batch.documents_BT, columns))
+
+    def _attend(self, documents_BT: Tensor, columns: list[tuple[int, int]] | None) -> Attend:
+        if not self.segments:
+            return packed(documents_BT.to(self.device))
+        from smollm3.train.attention import Segments, segmented  # its operations take a second
+
+        segments = Segments.of(documents_BT, columns).to(self.device)
+        return segmented(segments, documents_BT.shape[1], self.gather)
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE."""
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def _padded(batch: Batch, more: int) -> Batch:
+    """`batch` with so many more columns without weight, a document apart."""
+    if not more:
+        return batch
+    return replace(
+        batch,
+        ids_BT=F.pad(batch.ids_BT, (0, more)),
+        targets_BT=F.pad(batch.targets_BT, (0, more)),
+        weights_BT=F.pad(batch.weights_BT, (0, more)),
+        documents_BT=F.pad(batch.documents_BT, (0, more), value=-1),
+    )
 
 
 def slices(batch: Batch, size: int | None) -> Iterator[Batch]:

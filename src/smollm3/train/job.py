@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from smollm3 import checkpoint
 from smollm3.data import Shard
 from smollm3.files import sha256_file, sha256_json
-from smollm3.model import ModelConfig, Transformer
-from smollm3.train.spec import TrainStage
+from smollm3.model import ModelConfig, Transformer, initial_weight
+from smollm3.tensors import write_tensors
+from smollm3.tokenizer import Tokenizer
+from smollm3.train.parts import Read
+from smollm3.train.spec import Parallel, TrainStage
+
+# What of a stage says how it is computed, not what.
+LAST_BITS = {"compile", "precision", "parallel", "recompute", "micro_batch"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class TrainJob:
     tokenizer: folder. shards: source -> prepared folder. start: source -> token offset.
     optimizer: file of the optimizer state to continue with. work: folder for training checkpoints
     and metrics.jsonl.
-    threads: of each process.
+    threads: of each process. parallel: how the processes share the work.
     """
 
     stage: TrainStage
@@ -41,6 +49,7 @@ class TrainJob:
     work: str
     seed: int
     threads: int = 1
+    parallel: Parallel = field(default_factory=Parallel)
 
     def to_json(self) -> str:
         return json.dumps(_adapter().dump_python(self, mode="json", by_alias=True))
@@ -52,10 +61,10 @@ class TrainJob:
     def digest(self, shards: dict[str, Shard]) -> str:
         """Checksum of everything that decides the result, by content and not by place.
 
-        What only moves the last bits (threads, compile, precision) is not in it: a
+        What only moves the last bits (threads, compile, precision, parallel) is not in it: a
         training checkpoint records it apart, see `training_checkpoint.environment`.
         """
-        stage = self.stage.model_dump(mode="json", by_alias=True, exclude={"compile", "precision"})
+        stage = self.stage.model_dump(mode="json", by_alias=True, exclude=LAST_BITS)
         return sha256_json(
             {
                 "stage": stage,
@@ -63,7 +72,7 @@ class TrainJob:
                 "model": asdict(self.model),
                 "sources": {name: shard.digest for name, shard in shards.items()},
                 "start": self.start,
-                "optimizer": self.optimizer and sha256_file(Path(self.optimizer)),
+                "optimizer": self.optimizer and _checksum(Path(self.optimizer)),
                 "seed": self.seed,
             }
         )
@@ -72,15 +81,24 @@ class TrainJob:
     def parent_digest(self) -> str | None:
         return self.parent and checkpoint.digest(checkpoint.locate(self.parent))
 
-    def start_model(self) -> Transformer:
-        """The float32 weights before the first step, under the configuration in force."""
+    def initial_weights(self) -> Read:
+        """Reads any part of the weights before the first step."""
         if self.parent is None:
-            model = Transformer(self.model)
-            model.init_weights(self.seed)
-        else:
-            model = checkpoint.load_model(self.parent)
-            model.config = self.model
-        return model
+
+            def drawn(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
+                return initial_weight(self.model, self.seed, name, shape, part)
+
+            return drawn
+        weights = checkpoint.open_weights(self.parent)
+        return lambda name, shape, part: weights(name)[part]
+
+
+def _checksum(path: Path) -> str:
+    """Of a file, or of the shards that are there in its place."""
+    if path.exists():
+        return sha256_file(path)
+    shards = sorted(path.parent.glob(f"{path.stem}-*.safetensors"))
+    return sha256_json({shard.name: sha256_file(shard) for shard in shards})
 
 
 @cache
@@ -93,9 +111,8 @@ class StepRecord:
     """One optimizer step. step counts from 1; loss in nats per trained token (or per pair).
 
     grad_norm: before clipping. tokens: taken by this step, all ranks together (pairs for
-    preference losses). skipped: the loss-spike guard left the weights as
-    they were. metrics: means over
-    the step that the loss adds (margin, accuracy).
+    preference losses). skipped: the loss-spike guard left the weights as they
+    were. metrics: means over the step that the loss adds (margin, accuracy).
     """
 
     step: int
@@ -123,9 +140,22 @@ class TrainResult:
 
     metrics: steps, loss (of the last step), skipped, seconds (of all steps, also before a
     resume), tokens_per_second, and resumed_under where a resume found another environment.
+    written: folder where the ranks of a sharded model have put its weights and moments in
+    safetensors files; None: they are all here.
     """
 
     model: Transformer
     optimizer: dict[str, Tensor]
     metrics: dict[str, Any]
     used: dict[str, int]
+    written: Path | None = None
+
+    def save(self, tokenizer: Tokenizer, folder: Path) -> None:
+        """Write a Hugging Face folder, and the moments that `carry: [optimizer]` goes on with."""
+        if self.written is None:
+            checkpoint.save_model(self.model, tokenizer, folder)
+            write_tensors(folder / "optimizer.safetensors", self.optimizer)
+            return
+        checkpoint.save_settings(self.model.config, tokenizer, folder, torch.float32)
+        for file in sorted(self.written.iterdir()):
+            shutil.move(file, folder / file.name)

@@ -8,8 +8,9 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,14 +23,27 @@ from smollm3.model import Transformer
 from smollm3.train import optimizer as optimizers
 from smollm3.train import schedule
 from smollm3.train import training_checkpoint as checkpoints
-from smollm3.train.forward import Forward, slices
+from smollm3.train.forward import slices
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
+from smollm3.train.layout import Layout
 from smollm3.train.loss_spike import PATIENCE
-from smollm3.train.losses import PREFERENCE_METRICS, LossSums, language_modelling, preference
+from smollm3.train.losses import (
+    LOGITS,
+    PREFERENCE_METRICS,
+    LossSums,
+    language_modelling,
+    preference,
+)
+from smollm3.train.memory import chosen
 from smollm3.train.metrics import MetricsLog
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import references
+from smollm3.train.replicated import Replicated
+from smollm3.train.spec import Parallel
 from smollm3.train.stop import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from smollm3.train.parallel import Sharded
 
 OnStep = Callable[[StepRecord, int], None]
 Warn = Callable[[str], None]
@@ -51,19 +65,20 @@ def train(
     return trainer.result()
 
 
-class Gradients:
-    """All gradients as views of one buffer, with room for the step's other sums behind them.
+def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
+    """How the ranks share a job: on CPUs whole models where the recipe asks for nothing else."""
+    stage = job.stage
+    if group.device.type == "cuda" and job.parallel == Parallel():
+        card = torch.cuda.get_device_properties(group.device).total_memory
+        layout, stage = chosen(job.model, stage, group.size, card, LOGITS)
+    else:
+        layout = Layout.of(job.parallel, group.size)
+    if layout.whole and group.device.type == "cpu":
+        return Replicated(group, stage)
+    from smollm3.train.parallel import Sharded  # its imports take seconds
 
-    One sum over the ranks then moves everything, and norm and scale are one operation each.
-    """
-
-    def __init__(self, model: Transformer, others: int) -> None:
-        parameters = list(model.parameters())
-        sizes = [p.numel() for p in parameters]
-        self.flat = torch.zeros(sum(sizes) + others, device=parameters[0].device)
-        self.all, self.others = torch.split(self.flat, [sum(sizes), others])
-        for parameter, part in zip(parameters, torch.split(self.all, sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
+    layout.check(job.model, stage)
+    return Sharded(group, stage, layout)
 
 
 class Trainer:
@@ -71,7 +86,7 @@ class Trainer:
 
     def __init__(self, job: TrainJob, group: ProcessGroup, warn: Warn) -> None:
         self.job, self.stage, self.group = job, job.stage, group
-        self.checkpoints = Path(job.work) / "checkpoints"
+        self.folder = Path(job.work) / "checkpoints"
         shards = {name: Shard.open(Path(folder)) for name, folder in job.shards.items()}
         pad_id = load_tokenizer(job.tokenizer).pad_id
         self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id)
@@ -79,18 +94,23 @@ class Trainer:
         if group.is_main_process:
             self._warn_of_lengths(warn)
 
+        self.parallel = parallelism(job, group)
+        self.stage = self.parallel.stage
         self.environment = checkpoints.environment(
-            job.threads, group.size, job.stage.precision, job.stage.compile
+            job.threads, group.size, job.stage.precision, job.stage.compile, self.parallel.layout
         )
         self.progress = checkpoints.Progress()
         self.model, self.optimizer = self._begin(shards, warn)
-        self.forward = Forward(self.model, job.stage, group.device)
+        self.forward = self.parallel.forward(self.model)
         self.references = (
-            references(job, shards, self.loader, group, warn) if job.stage.is_preference else None
+            references(job, shards, self.loader, group, self.parallel, warn)
+            if job.stage.is_preference
+            else None
         )
-        # Behind the gradients: loss, weight, stop flag, and the loss's own metrics.
+        # Beside the gradients: loss, weight, stop flag, and the loss's own metrics.
         self.metric_names = PREFERENCE_METRICS if job.stage.is_preference else ()
-        self.gradients = Gradients(self.model, 3 + len(self.metric_names))
+        self.gradients = self.parallel.gradients(self.model, 3 + len(self.metric_names))
+        self.checkpoints = self.parallel.checkpoints(self.folder, job.stage.keep_every)
 
     def _warn_of_lengths(self, warn: Warn) -> None:
         context = self.stage.context
@@ -101,28 +121,23 @@ class Trainer:
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
-        found = None
+        found, self.digest = None, ""
         if self.group.is_main_process:
             self.digest = self.job.digest(shards)
-            found = checkpoints.find(self.checkpoints, self.digest, self.environment, warn)
+            found = checkpoints.find(self.folder, self.digest, self.environment, warn)
         step = self.group.broadcast_text(str(found.step) if found else "")
-        if not step:
-            model = self.job.start_model().to(self.group.device)
-            optimizer = optimizers.adamw(model, self.stage.optimizer)
-            if self.job.optimizer:
-                optimizers.load(optimizer, model, Path(self.job.optimizer))
-            return model, optimizer
-
-        progress, tensors = checkpoints.read(self.checkpoints, int(step))
-        self.progress = found or progress
-        model = Transformer(self.job.model).to(self.group.device)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors.pop(f"model/{name}"))
+        model = self.parallel.model(self.job.model, None if step else self.job.initial_weights())
         optimizer = optimizers.adamw(model, self.stage.optimizer)
-        optimizers.set_tensors(
-            optimizer, model, tensors, checkpoints.folder_of(self.checkpoints, int(step))
-        )
+        if step:
+            weights: dict[str, Tensor] = {f"model/{n}": p for n, p in model.named_parameters()}
+            tensors = weights | optimizers.empty_tensors(model)
+            progress = checkpoints.read(self.folder, int(step), tensors)
+            self.progress = found or progress
+            moments = {name: tensor for name, tensor in tensors.items() if name not in weights}
+            folder = checkpoints.folder_of(self.folder, int(step))
+            optimizers.set_tensors(optimizer, model, moments, folder)
+        elif self.job.optimizer:
+            optimizers.load(optimizer, model, Path(self.job.optimizer))
         return model, optimizer
 
     def run(self, on_step: OnStep) -> None:
@@ -137,33 +152,34 @@ class Trainer:
                 on_step(record, steps)
                 if log is not None:
                     log.write(record.row())
-                    if stopping or k + 1 == steps or (k + 1) % self.stage.save_every == 0:
+                if stopping or k + 1 == steps or (k + 1) % self.stage.save_every == 0:
+                    if log is not None:
                         log.sync()
-                        self._save()
+                    self._save()
                 if stopping:
+                    self.checkpoints.finish()
                     raise Stopped(k + 1, signals.received or signal.SIGTERM)
+            self.checkpoints.finish()
 
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
         """Batch k and its update; also whether any rank was asked to stop."""
         started = time.perf_counter()
-        batch = self.loader.batch(k, self.group.rank, self.group.size)
-        self.gradients.flat.zero_()
+        batch = self.loader.batch(k, self.parallel.row_rank, self.parallel.row_ranks)
+        self.gradients.zero()
         others = self.gradients.others
         for part in slices(batch, self.stage.micro_batch):
-            with self.forward.precision():
-                sums = self._loss(part)
-            torch.autograd.backward(sums.total)
+            with self.parallel.losses():
+                with self.forward.precision():
+                    sums = self._loss(part)
+                torch.autograd.backward(sums.total)
             others[0] += sums.total.detach()
             others[1] += sums.weight
             for i, metric in enumerate(sums.metrics, start=3):
                 others[i] += metric
         others[2] = float(stop)
-        self.group.all_reduce_(self.gradients.flat)
-
-        # One copy to the host a step. A batch without weight gives NaN, whose update is skipped.
-        norm = torch.linalg.vector_norm(self.gradients.all)[None]
-        norm_, total, weight, stops, *sums_ = torch.cat([norm, others]).tolist()
-        loss, grad_norm = (total / weight, norm_ / weight) if weight else (math.nan, math.nan)
+        norm, total, weight, stops, *sums_ = self.gradients.sum()
+        # A batch without weight gives NaN, whose update is skipped.
+        loss, grad_norm = (total / weight, norm / weight) if weight else (math.nan, math.nan)
         lr = schedule.learning_rate(self.stage.lr, k, self.loader.steps)
         skipped = not self.progress.loss_spike_guard.accepts(loss, grad_norm)
         if not skipped:
@@ -194,20 +210,27 @@ class Trainer:
         for parameter in self.model.parameters():
             parameter.grad = None
         moments = optimizers.tensors_of(self.optimizer, self.model)
-        return TrainResult(self.model, moments, metrics, used)
+        written = self.parallel.write(self.model, moments, Path(self.job.work) / "final")
+        return TrainResult(self.model, moments, metrics, used, written)
 
     def _loss(self, batch: Batch) -> LossSums:
+        batch = self.forward.mine(batch)
         h_BTE = self.forward(batch)
         if self.references is None:
             return language_modelling(self.model, h_BTE, batch)
-        reference_B = self.references.rows(batch.pairs)
         return preference(
-            self.model, h_BTE, batch, reference_B, loss=self.stage.loss, beta=self.stage.beta
+            self.model,
+            h_BTE,
+            batch,
+            self.references.rows(batch.pairs),
+            loss=self.stage.loss,
+            beta=self.stage.beta,
+            add_columns=self.parallel.add_columns,
         )
 
     def _update(self, lr: float, weight: float, grad_norm: float) -> None:
         """AdamW on the gradient of the global mean, clipped to the stage's norm."""
-        self.gradients.all.mul_(min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight)
+        self.gradients.scale(min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -226,4 +249,6 @@ class Trainer:
             f"model/{name}": p for name, p in self.model.named_parameters()
         }
         tensors |= optimizers.tensors_of(self.optimizer, self.model)
-        checkpoints.save(self.checkpoints, self.progress, tensors, self.digest, self.environment)
+        progress = deepcopy(self.progress)  # it changes while the checkpoint is being written
+        description = checkpoints.Description(progress, self.digest, self.environment)
+        self.checkpoints.save(description, tensors)

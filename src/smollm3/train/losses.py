@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smollm3.data.batch import Batch
 from smollm3.model import Transformer
+from smollm3.train.parts import local
 
 # Logits in memory at once: 2^27 float32 are 512 MiB, 1,046 positions of a vocabulary of 128,256.
 LOGITS = 2**27
@@ -51,14 +52,24 @@ PREFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def preference(
-    model: Transformer, h_BTE: Tensor, batch: Batch, reference_B: Tensor, *, loss: str, beta: float
+    model: Transformer,
+    h_BTE: Tensor,
+    batch: Batch,
+    reference_B: Tensor,
+    *,
+    loss: str,
+    beta: float,
+    add_columns: Callable[[Tensor], Tensor] = lambda sums_B: sums_B,
 ) -> LossSums:
     """A loss of PREFERENCES, summed over pairs.
+
+    add_columns: adds up the ranks that have the rows' other columns.
 
     reference_B: summed log-probs of the reference model, rows as in the batch. Metrics: the
     margin between the two rewards β·(log π - log π_ref), and how often it is above 0.
     """
-    rewards_B = beta * (log_probs(model, h_BTE, batch).sum(-1) - reference_B)
+    sums_B = add_columns(log_probs(model, h_BTE, batch).sum(-1))
+    rewards_B = beta * (sums_B - reference_B)
     chosen_P, rejected_P = rewards_B.chunk(2)
     margin_P = (chosen_P - rejected_P).detach()
     return LossSums(
@@ -75,12 +86,12 @@ def log_probs(model: Transformer, h_BTE: Tensor, batch: Batch) -> Tensor:
     targets_N = batch.targets_BT.flatten()[index_N].to(h_BTE.device)
     index_N = index_N.to(h_BTE.device)
     h_NE = h_BTE.flatten(0, 1)[index_N]
-    weighted_N = -weights_N * _negative_log_likelihood(model, h_NE, targets_N)
+    weighted_N = -weights_N * negative_log_likelihood(model, h_NE, targets_N)
     dense = torch.zeros(batch.weights_BT.numel(), device=h_BTE.device)
     return dense.index_copy(0, index_N, weighted_N).view_as(batch.weights_BT)
 
 
-def _negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
+def negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
     """-log p(target), [N]; beyond LOGITS in chunks, whose logits the backward makes again."""
     chunk = max(1, LOGITS // model.config.vocab_size)
     if len(h_NE) <= chunk:
@@ -93,4 +104,4 @@ def _negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor
 
 
 def _cross_entropy(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(model.logits(h_NE).float(), targets_N, reduction="none")
+    return local(F.cross_entropy(model.logits(h_NE).float(), targets_N, reduction="none"))

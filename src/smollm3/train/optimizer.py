@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
 from smollm3.model import Transformer
-from smollm3.tensors import read_tensors, write_tensors
-from smollm3.train.job import TrainResult
+from smollm3.tensors import read_tensors
+from smollm3.train.parts import fill, local
 from smollm3.train.spec import Optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,33 +51,49 @@ def tensors_of(optimizer: torch.optim.AdamW, model: Transformer) -> dict[str, Te
 
 
 def set_tensors(
-    optimizer: torch.optim.AdamW, model: Transformer, tensors: dict[str, Tensor], source: Path
+    optimizer: torch.optim.AdamW, model: Transformer, tensors: Mapping[str, Tensor], source: Path
 ) -> None:
-    """Go on from what `tensors_of` gave; UserError naming `source` if it is another model's."""
+    """Go on from what `tensors_of` gave; UserError naming `source` if it is another model's.
+
+    tensors: whole, of which a sharded model takes its parts, or sharded as the model is.
+    """
     if not tensors:
         return
     named = dict(model.named_parameters())
-    shapes = {STEP: torch.Size([])} | {
-        f"{moment}/{name}": p.shape for name, p in named.items() for moment in MOMENTS
-    }
-    for name in shapes.keys() | tensors.keys():
-        if name not in shapes or name not in tensors or tensors[name].shape != shapes[name]:
-            raise UserError(
-                f"{source}: {name}: not the optimizer state of this model; "
-                "drop `optimizer` from carry"
-            )
+    expected = {STEP, *(f"{moment}/{name}" for name in named for moment in MOMENTS)}
+    for name in sorted(expected ^ set(tensors)):
+        raise _other(source, name)
+    step = tensors[STEP].clone()
+
+    def read(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise _other(source, name)
+        return local(tensor) if local(tensor) is not tensor else tensor[part]
+
     for name, parameter in named.items():
-        optimizer.state[parameter] = {STEP: tensors[STEP].to(parameter.device, copy=True)} | {
-            moment: tensors[f"{moment}/{name}"].to(parameter.device, copy=True)
-            for moment in MOMENTS
-        }
+        moments = {moment: torch.empty_like(parameter) for moment in MOMENTS}
+        fill({f"{moment}/{name}": tensor for moment, tensor in moments.items()}, read)
+        optimizer.state[parameter] = {STEP: step.to(local(parameter).device, copy=True)} | moments
+
+
+def _other(source: Path, name: str) -> UserError:
+    return UserError(
+        f"{source}: {name}: not the optimizer state of this model; drop `optimizer` from carry"
+    )
+
+
+def empty_tensors(model: Transformer) -> dict[str, Tensor]:
+    """Room for what `tensors_of` gives, in the shapes and shards of `model`."""
+    tensors = {STEP: torch.zeros(())}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"{moment}/{name}": torch.empty_like(parameter) for moment in MOMENTS}
+    return tensors
 
 
 def load(optimizer: torch.optim.AdamW, model: Transformer, path: Path) -> None:
-    """Go on from a file of `save_optimizer`."""
-    set_tensors(optimizer, model, read_tensors(path), path)
-
-
-def save_optimizer(result: TrainResult, path: Path) -> None:
-    """Write the moments that a later stage's `carry: [optimizer]` goes on with."""
-    write_tensors(path, result.optimizer)
+    """Go on from a file of `tensors_of`, or the shards that are there in its place."""
+    if path.exists():
+        set_tensors(optimizer, model, read_tensors(path), path)
+    else:
+        set_tensors(optimizer, model, Weights(path.parent, path.stem), path)

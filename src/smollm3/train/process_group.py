@@ -7,8 +7,9 @@ them equal.
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from smollm3.errors import UserError
 
-# Workers wait for the next job while the main process prepares data or evaluates. A rank that dies
-# closes its connection, which ends the others' waiting at once; this is for no such case.
-TIMEOUT = timedelta(days=7)
+# Between jobs workers wait while the main process prepares data or evaluates.
+BETWEEN_JOBS = timedelta(days=7)
+# Within a job. A rank that dies closes its connection, which ends the others' waiting at once; this
+# is for one that hangs.
+TIMEOUT_VARIABLE, TIMEOUT_SECONDS = "SMOLLM3_TIMEOUT", 600.0
 
 
 def default_device() -> torch.device:
@@ -42,6 +45,7 @@ class ProcessGroup:
     size: int
     device: torch.device
     workers: Sequence[subprocess.Popen[str]] = ()
+    between_jobs: dist.ProcessGroup | None = None
 
     @staticmethod
     def single() -> ProcessGroup:
@@ -53,12 +57,14 @@ class ProcessGroup:
     ) -> ProcessGroup:
         """Meet `size` processes of this machine through the new file `init_file`; CPU, gloo."""
         # Else gloo looks the host's name up, which fails on machines without a network.
-        if loopback := {"darwin": "lo0", "linux": "lo"}.get(sys.platform):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        for _, interface in socket.if_nameindex():
+            if interface in ("lo", "lo0"):  # Linux, macOS
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         store = dist.FileStore(str(init_file.resolve()), size)  # type: ignore[attr-defined]
-        store.set_timeout(TIMEOUT)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        return ProcessGroup(rank, size, torch.device("cpu"), workers)
+        store.set_timeout(BETWEEN_JOBS)
+        timeout = _timeout()
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+        return ProcessGroup(rank, size, torch.device("cpu"), workers, _waiting_group())
 
     @staticmethod
     def from_environment() -> ProcessGroup:
@@ -66,8 +72,10 @@ class ProcessGroup:
         device = default_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        return ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_timeout())
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return ProcessGroup(rank, size, device, between_jobs=_waiting_group())
 
     @property
     def is_main_process(self) -> bool:
@@ -85,14 +93,13 @@ class ProcessGroup:
             return text
         with self._reporting_deaths():
             data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else None
-            length = torch.tensor(0 if data is None else len(data), device=self.device)
-            dist.broadcast(length, 0)
+            length = torch.tensor(0 if data is None else len(data))
+            dist.broadcast(length, 0, group=self.between_jobs)
             if not length:
                 return ""
             if data is None:
                 data = torch.empty(int(length), dtype=torch.uint8)
-            data = data.to(self.device)
-            dist.broadcast(data, 0)
+            dist.broadcast(data, 0, group=self.between_jobs)
             return bytes(data.tolist()).decode()
 
     def destroy(self) -> None:
@@ -116,7 +123,29 @@ class ProcessGroup:
                 if process.poll() is not None:
                     return f"training process {rank + 1} of {self.size} {ending(process)}"
             time.sleep(0.05)
+        if "imed out" in str(error) or "imeout" in str(error):
+            return self._hanging()
         return f"lost contact with another training process ({str(error).splitlines()[0]})"
+
+    def _hanging(self) -> str:
+        """Which ranks do not answer; the main process knows, by asking all of them."""
+        seconds = f"{_timeout().total_seconds():.0f} s"
+        try:
+            dist.monitored_barrier(self.between_jobs, timedelta(seconds=15), wait_all_ranks=True)
+        except RuntimeError as e:
+            silent = re.search(r"[Rr]anks? ([\d, ]+) failed", str(e))
+            if silent:
+                return f"rank {silent[1].strip(' ,')} did not answer for {seconds}"
+        return f"a rank did not answer for {seconds} ({TIMEOUT_VARIABLE})"
+
+
+def _timeout() -> timedelta:
+    return timedelta(seconds=float(os.environ.get(TIMEOUT_VARIABLE) or TIMEOUT_SECONDS))
+
+
+def _waiting_group() -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=BETWEEN_JOBS)
+    return group
 
 
 def ending(process: subprocess.Popen[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +14,14 @@ from smollm3.data import Loader, Shard
 from smollm3.errors import UserError
 from smollm3.files import fsync_file, sha256_json
 from smollm3.tensors import read_tensors, write_tensors
-from smollm3.train.forward import Forward, slices
+from smollm3.train.forward import slices
 from smollm3.train.job import TrainJob
 from smollm3.train.losses import log_probs
 from smollm3.train.process_group import ProcessGroup
+from smollm3.train.replicated import Replicated
+
+if TYPE_CHECKING:
+    from smollm3.train.parallel import Sharded
 
 Pair = tuple[str, int]
 
@@ -38,6 +43,7 @@ def references(
     shards: dict[str, Shard],
     loader: Loader,
     group: ProcessGroup,
+    parallel: Replicated | Sharded,
     warn: Callable[[str], None],
 ) -> References:
     """Read them from beside the prepared data, or compute and store them there.
@@ -61,7 +67,7 @@ def references(
     path = data / f"reference-{key[:16]}.safetensors"
     sums_P2 = _stored(path, len(pairs), warn) if group.is_main_process else None
     if not group.broadcast_text("stored" if sums_P2 is not None else ""):
-        sums_P2 = _compute(job, loader, group, pairs)
+        sums_P2 = _compute(job, loader, group, parallel, pairs)
         if group.is_main_process:
             _store(path, sums_P2)
     elif sums_P2 is None:
@@ -69,27 +75,33 @@ def references(
     return References(pairs, sums_P2.to(group.device))
 
 
-def _compute(job: TrainJob, loader: Loader, group: ProcessGroup, pairs: Sequence[Pair]) -> Tensor:
-    """[pairs, 2] on every rank. Batches are dealt out whole, and a pair is computed in the first
-    one that has it, so the number of ranks changes no bit."""
-    model = job.start_model().to(group.device)
-    forward = Forward(model, job.stage, group.device)
+def _compute(
+    job: TrainJob,
+    loader: Loader,
+    group: ProcessGroup,
+    parallel: Replicated | Sharded,
+    pairs: Sequence[Pair],
+) -> Tensor:
+    """[pairs, 2] on every rank. A pair is computed in the first batch that has it. Where each rank
+    has the whole model, batches are dealt out whole, so the number of ranks changes no bit."""
+    forward = parallel.forward(model := parallel.model(job.model, job.initial_weights()))
     row = {pair: i for i, pair in enumerate(pairs)}
     sums_P2 = torch.zeros(len(pairs), 2, device=group.device)
     seen: set[Pair] = set()
     for k in range(loader.steps):
-        batch = loader.batch(k)
-        new = set(batch.pairs) - seen
+        new = set(loader.batch(k).pairs) - seen
         seen |= new
-        if not new or k % group.size != group.rank:
+        batch = parallel.deal(loader, k) if new else None
+        if batch is None:
             continue
-        for part in slices(batch, job.stage.micro_batch):
-            with torch.no_grad(), forward.precision():
-                sums_2P = log_probs(model, forward(part), part).sum(-1).chunk(2)
-            for pair, both in zip(part.pairs, torch.stack(sums_2P, 1), strict=True):
+        for whole in slices(batch, job.stage.micro_batch):
+            part = forward.mine(whole)
+            with torch.no_grad(), parallel.losses(), forward.precision():
+                sums_B = parallel.add_columns(log_probs(model, forward(part), part).sum(-1))
+            for pair, both in zip(part.pairs, torch.stack(sums_B.chunk(2), 1), strict=True):
                 if pair in new:
                     sums_P2[row[pair]] = both
-    group.all_reduce_(sums_P2)  # every other rank has zeros there
+    parallel.add_dealt_(sums_P2)  # every other rank has zeros there
     return sums_P2.cpu()
 
 

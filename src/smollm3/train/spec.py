@@ -34,13 +34,36 @@ class Optimizer(StrictModel):
     weight_decay: float = Field(default=0.1, ge=0)
 
 
+class Parallel(StrictModel):
+    """How the processes share the work; their number is the product.
+
+    shard: ranks that share weights, gradients and moments (FSDP), each with its own rows.
+    replicate: such groups, each with the whole model (HSDP); absent: as many as there are
+    processes for. tp: ranks that share each matrix product (tensor parallelism). cp: ranks that
+    share each row's tokens (context parallelism). All 1: every process holds the whole model.
+    """
+
+    replicate: int | None = Field(default=None, gt=0)
+    shard: int = Field(default=1, gt=0)
+    tp: int = Field(default=1, gt=0)
+    cp: int = Field(default=1, gt=0)
+
+    @property
+    def processes(self) -> int:
+        return (self.replicate or 1) * self.shard * self.tp * self.cp
+
+
 class TrainStage(BatchSpec):
     """Pretraining, long context, mid-training, SFT and preference are spellings of this.
 
     from: the stage, folder or Hub id to start from (absent: the model stage above).
     carry: what continues from the parent: its optimizer state, its place in the data.
     micro_batch: rows in one forward pass of one rank (absent: all at once).
-    save_every: steps between training checkpoints.
+    recompute: activation checkpointing, what the backward pass computes again instead of keeping
+    it. selective: all but matrix products and attention; full: all but each block's input.
+    parallel: instead of the recipe's, where a stage needs another split.
+    save_every: steps between training checkpoints, of which the newest two are kept, and for ever
+    those of every keep_every-th step.
     """
 
     kind: Literal["train"]
@@ -54,7 +77,10 @@ class TrainStage(BatchSpec):
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    parallel: Parallel | None = None
     save_every: int = Field(default=200, gt=0)
+    keep_every: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _can_carry_data(self) -> TrainStage:

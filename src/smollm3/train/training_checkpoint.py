@@ -1,14 +1,19 @@
 """Training checkpoints: all that a run needs to resume, in folders that are whole or absent.
 
-`checkpoints/step-N/` holds tensors.safetensors (weights, optimizer state) and trainer_state.json
-(progress, the job's digest, the environment, the tensors' checksum). The two newest are kept: one
-is good even while the next is written, and if the newest is damaged later.
+`checkpoints/step-N/` holds the weights and the optimizer state in safetensors files and
+trainer_state.json (progress, the job's digest, the environment, the files' checksums). A model that
+every rank holds whole is one file, tensors.safetensors; of a sharded one each rank writes its parts
+(`parallel.py`). Either is read by any number of ranks. The two newest are kept: one is good even
+while the next is written, and if the newest is damaged later.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from smollm3.errors import UserError
 from smollm3.files import new_folder, read_json, sha256_file, write_json
 from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.loss_spike import LossSpikeGuard
+from smollm3.train.parts import fill
 
 KEPT = 2
 TENSORS, DESCRIPTION = "tensors.safetensors", "trainer_state.json"
@@ -39,12 +45,29 @@ class Progress:
     resumed_under: list[dict[str, list[Any]]] = field(default_factory=list)
 
 
-def environment(threads: int, processes: int, precision: str, compiled: bool) -> dict[str, Any]:
-    """What, beside the job, decides the bits of the result."""
+@dataclass(frozen=True)
+class Description:
+    """What trainer_state.json says beside the checksums. job: its digest."""
+
+    progress: Progress
+    job: str
+    environment: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Make the safetensors files of `folder` a checkpoint."""
+        content = asdict(self) | {"files": checksums(sorted(folder.glob("*.safetensors")))}
+        write_json(folder / DESCRIPTION, content)
+
+
+def environment(
+    threads: int, processes: int, precision: str, compiled: bool, layout: str | None = None
+) -> dict[str, Any]:
+    """What, beside the job, decides the bits of the result. layout: of a sharded model."""
     return {
         "torch": torch.__version__,
         "threads": threads,
         "processes": processes,
+        "layout": layout,
         "precision": precision,
         "compile": compiled,
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -57,26 +80,20 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def save(
-    checkpoints: Path,
-    progress: Progress,
-    tensors: dict[str, Tensor],
-    job: str,
-    environment: dict[str, Any],
+    checkpoints: Path, description: Description, tensors: dict[str, Tensor], keep_every: int | None
 ) -> None:
-    """Add the checkpoint of `progress.step`; afterwards delete all but the newest two."""
-    with new_folder(folder_of(checkpoints, progress.step)) as folder:
+    """Add the checkpoint of the description's step; afterwards delete old ones."""
+    with new_folder(folder_of(checkpoints, description.progress.step)) as folder:
         write_tensors(folder / TENSORS, tensors)
-        write_json(
-            folder / DESCRIPTION,
-            {
-                "progress": asdict(progress),
-                "job": job,
-                "environment": environment,
-                "sha256": sha256_file(folder / TENSORS),
-            },
-        )
+        description.write(folder)
+    delete_old(checkpoints, keep_every)
+
+
+def delete_old(checkpoints: Path, keep_every: int | None) -> None:
+    """Leave the newest two, and those of every `keep_every`-th step."""
     for old in _newest_first(checkpoints)[KEPT:]:
-        shutil.rmtree(old)
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old)
 
 
 def find(
@@ -92,8 +109,8 @@ def find(
             content = read_json(folder / DESCRIPTION)
             progress, before = _progress(content["progress"]), dict(content["environment"])
             same_job = content["job"] == job
-            damaged = content["sha256"] != sha256_file(folder / TENSORS)
-        except (UserError, KeyError, TypeError, OSError):
+            damaged = content["files"] != checksums(folder / name for name in content["files"])
+        except (UserError, KeyError, TypeError, AttributeError, OSError):
             damaged = True
         if damaged:
             warn(f"{folder}: damaged; resuming from the checkpoint before it")
@@ -102,17 +119,41 @@ def find(
         if not same_job:
             raise UserError(
                 f"{folder}: the checkpoint of another job (other settings or inputs); "
-                f"delete {checkpoints} to start again"
+                f"delete {checkpoints} to start anew"
             )
         _note_environment(progress, before, environment, folder, warn)
         return progress
     return None
 
 
-def read(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Tensor]]:
-    """A checkpoint that `find` has found good."""
+def read(checkpoints: Path, step: int, tensors: dict[str, Tensor]) -> Progress:
+    """A checkpoint that `find` has found good. Of `tensors`, those that it has are set, what of
+    each lies on this rank; the others are taken out."""
     folder = folder_of(checkpoints, step)
-    return _progress(read_json(folder / DESCRIPTION)["progress"]), read_tensors(folder / TENSORS)
+    progress = _progress(read_json(folder / DESCRIPTION)["progress"])
+    if (folder / TENSORS).exists():
+        stored = read_tensors(folder / TENSORS)
+        for name in tensors.keys() - stored.keys():
+            del tensors[name]
+        fill(tensors, lambda name, shape, part: stored[name][part])
+        return progress
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    for name in tensors.keys() - reader.read_metadata().state_dict_metadata.keys():
+        del tensors[name]
+    with warnings.catch_warnings():  # that it runs in one process: it does, each rank reads its own
+        warnings.simplefilter("ignore", UserWarning)
+        load(dict(tensors), storage_reader=reader, no_dist=True)
+    return progress
+
+
+def checksums(files: Iterable[Path]) -> dict[str, str]:
+    """sha256 of each file by its name, several at a time: hashing runs without Python's lock."""
+    files = list(files)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip((file.name for file in files), pool.map(sha256_file, files), strict=True))
 
 
 def _progress(content: dict[str, Any]) -> Progress:
@@ -140,4 +181,8 @@ def _note_environment(
 def _newest_first(checkpoints: Path) -> list[Path]:
     """Finished checkpoints; a partial one that a killed process left starts with a dot."""
     folders = [f for f in checkpoints.glob("step-*") if f.name.removeprefix("step-").isdigit()]
-    return sorted(folders, key=lambda f: int(f.name.removeprefix("step-")), reverse=True)
+    return sorted(folders, key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

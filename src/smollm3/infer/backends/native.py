@@ -20,6 +20,7 @@ from smollm3.errors import UserError
 from smollm3.infer.backends import BLOCK, Batch, packed
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import ModelConfig, rope_tables
+from smollm3.portable import usable_cpus
 
 assert smollm3_kernels.BLOCK == BLOCK
 # What users call the types of the cache, and the kernels.
@@ -59,7 +60,7 @@ class NativeBackend:
             raise UserError(f"cache_type: {cache_type!r} is not one of {', '.join(CACHE_TYPES)}")
         self.config = config
         self.cache_type = cache_type
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cpus()
         matrices = packed.load(plan, self.threads, weights_cache)
         weights: dict[str, Any] = dict(plan.norms)
         for name, data in matrices.items():

@@ -35,6 +35,7 @@ from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, cache_folder, disk_errors, fsync_file, fsync_folder
 from smollm3.model import ModelConfig
+from smollm3.portable import is_own, reserve
 
 Bytes = NDArray[np.uint8]
 CACHE_BYTES = 32 << 30  # the whole cache; the 3B model at 4 bits takes 1.9 GB
@@ -322,7 +323,7 @@ def _mapped(file: Path, plan: Plan) -> dict[str, Bytes] | None:
     size = blank + sum(part.size for part in plan.parts.values())
     try:
         stat = file.stat()
-        if stat.st_uid != os.getuid():
+        if not is_own(stat):
             return None
         if stat.st_size == size:
             data = np.memmap(file, np.uint8, "r")
@@ -349,9 +350,7 @@ def _write(file: Path, plan: Plan, threads: int) -> None:
         temporary = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
         try:
             with temporary.open("wb") as f:
-                os.posix_fallocate(
-                    f.fileno(), 0, size
-                )  # a full disk is an error here, not a SIGBUS
+                reserve(f, size)
             data = np.memmap(temporary, np.uint8, "r+")
             at = blank
             for part in plan.parts.values():
@@ -379,5 +378,6 @@ def _make_room(folder: Path, size: int) -> None:
     for _, freed, path in sorted(files):
         if used + size <= CACHE_BYTES:
             return
-        path.unlink(missing_ok=True)
-        used -= freed
+        with suppress(OSError):  # gone already; or on Windows in use
+            path.unlink()
+            used -= freed

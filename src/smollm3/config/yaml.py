@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import yaml
 
+from smollm3.config.problems import Path
 from smollm3.errors import UserError
 
-Path = tuple[str | int, ...]
 MAX_VALUES = 100_000  # a few lines of aliases to aliases stand for billions
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

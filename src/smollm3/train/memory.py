@@ -1,0 +1,178 @@
+"""Bytes that training needs on each process, and the nearest split that fits; plain arithmetic.
+
+`simulate.py` runs the real sharded step under fake tensors; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from smollm3.errors import UserError
+from smollm3.model import ModelConfig
+from smollm3.train.layout import Layout
+from smollm3.train.spec import TrainStage
+from smollm3.units import size
+
+# Of a card's memory, what CUDA, NCCL and fragments take.
+RESERVE = 0.08
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. gathered: whole weights and gradients of the layers at work.
+    working: logits, or a block that is made again, whichever is more; one is gone before the other
+    is there."""
+
+    weights: int
+    gradients: int
+    moments: int
+    gathered: int
+    activations: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return (
+            self.weights
+            + self.gradients
+            + self.moments
+            + self.gathered
+            + self.activations
+            + self.working
+        )
+
+
+def kept_elements(config: ModelConfig, recompute: str) -> tuple[int, int]:
+    """(elements, further float32 elements) that a layer keeps for each token.
+
+    none: both norms keep their input (float32), the normed and the scaled state: 4·E, 2·E
+    float32; attention queries, keys, values and its output: 2·H·D + 2·G·D; the feed-forward gate,
+    silu(gate), up and their product: 4·F. selective: the products of matrices and attention alone
+    (q, k, v, attention, o: 2·H·D + 2·G·D + E; gate, up, down: 2·F + E) and the input E. full: E.
+    """
+    E, F = config.hidden, config.ffn
+    heads = 2 * (config.heads + config.kv_heads) * config.head_dim
+    if recompute == "full":
+        return E, 0
+    if recompute == "selective":
+        return 3 * E + heads + 2 * F, 0
+    return 4 * E + heads + 4 * F, 2 * E
+
+
+def training_memory(
+    config: ModelConfig, stage: TrainStage, layout: Layout, *, sharded: bool, chunk: int
+) -> Memory:
+    """Bytes on one process of `layout`, each with micro_batch rows at once.
+
+    sharded: FSDP, where weights, gradients and moments are float32 shards (16 bytes a parameter
+    over shard x cp x tp) and the layers at work are gathered in the stage's precision; else every
+    process holds them whole. chunk: logits in memory at once.
+    """
+    half = stage.precision == "bfloat16"
+    e = 2 if half else 4
+    parts = layout.shard * layout.cp * layout.tp
+    held = -(-config.parameters // parts)
+    rows = -(-stage.batch // layout.rows)
+    rows = min(rows, stage.micro_batch or rows) * (2 if stage.is_preference else 1)
+    tokens = rows * -(-stage.context // layout.cp)
+
+    gathered = 0
+    if sharded:
+        head = config.vocab_size * config.hidden * (1 if config.tied else 2)
+        block = (config.parameters - head) // config.layers
+        # Embedding and head stay; a block is at work while the next is fetched; their gradients
+        # are made whole, and summed in float32.
+        gathered = (e * (head + 2 * block) + e * (head + block) + 4 * max(head, block)) // layout.tp
+    elements, float32s = kept_elements(config, stage.recompute)
+    # Tensor parallelism shares products by heads and features, the rest by sequence; but what goes
+    # into the products of attention and of the feed-forward is gathered.
+    layers = config.layers * (e * elements + 4 * float32s) // layout.tp
+    if stage.recompute == "none":
+        layers += config.layers * e * 2 * config.hidden * (layout.tp - 1) // layout.tp
+    again = 0
+    if stage.recompute != "none":  # in the backward pass one block at a time is there in full
+        whole, more = kept_elements(config, "none")
+        again = tokens * (e * whole + 4 * more) // layout.tp
+    # The output, its float32 copy, log-softmax or its gradient; one more where ranks share them.
+    logits = (
+        min(tokens * config.vocab_size, chunk) * (e + (12 if layout.tp > 1 else 8)) // layout.tp
+    )
+    return Memory(
+        weights=4 * held,
+        gradients=4 * held,
+        moments=8 * held,
+        gathered=gathered,
+        activations=tokens * (layers + (4 + e) * config.hidden // layout.tp),
+        working=max(logits, again),
+    )
+
+
+def fits(memory: Memory, card: int) -> bool:
+    return memory.total <= card * (1 - RESERVE)
+
+
+def describe(layout: Layout, stage: TrainStage) -> str:
+    """A split in the recipe's own words."""
+    rows = "" if stage.micro_batch is None else f", micro_batch {stage.micro_batch}"
+    return f"{layout}, recompute {stage.recompute}{rows}"
+
+
+def nearest(
+    config: ModelConfig, stage: TrainStage, processes: int, card: int, chunk: int
+) -> tuple[Layout, TrainStage] | None:
+    """The split of at most `processes` that fits a card of `card` bytes with the least talk.
+
+    As many processes as can be used; among those the fewest tp, cp and then shard; then the least
+    computed twice. None: no split fits.
+    """
+    for layout, changed in candidates(config, stage, processes):
+        memory = training_memory(config, changed, layout, sharded=True, chunk=chunk)
+        if layout.problem(config, changed) is None and fits(memory, card):
+            return layout, changed
+    return None
+
+
+def chosen(
+    config: ModelConfig, stage: TrainStage, processes: int, card: int, chunk: int
+) -> tuple[Layout, TrainStage]:
+    """The split of all `processes`; a UserError, with the nearest plan, where there is none."""
+    best = nearest(config, stage, processes, card, chunk)
+    if best is None:
+        raise UserError(
+            f"no split of {processes} GPUs of {size(card)} fits; use more or larger ones"
+        )
+    if best[0].size != processes:
+        raise UserError(
+            f"batch: {stage.batch} rows of {stage.context} tokens do not use {processes} GPUs; "
+            f"nearest plan that works: {describe(*best)} on {best[0].size}"
+        )
+    return best
+
+
+def candidates(
+    config: ModelConfig, stage: TrainStage, processes: int
+) -> Iterator[tuple[Layout, TrainStage]]:
+    """Splits in the order in which they are worth trying."""
+    policies = ("none", "selective", "full")
+    for used in sorted(_divisors_below(processes), reverse=True):
+        for cp in (1, 2, 4, 8, 16):
+            for tp in (1, 2, 4, 8):
+                if config.kv_heads % tp or used % (cp * tp):
+                    continue
+                groups = used // (cp * tp)
+                for shard in [n for n in (1, 2, 4, 8, 16, 32, 64) if groups % n == 0]:
+                    layout = Layout(groups // shard, shard, cp, tp)
+                    for recompute in policies[policies.index(stage.recompute) :]:
+                        for rows in dict.fromkeys((stage.micro_batch, 1)):
+                            yield (
+                                layout,
+                                stage.model_copy(
+                                    update={"recompute": recompute, "micro_batch": rows}
+                                ),
+                            )
+
+
+def _divisors_below(processes: int) -> set[int]:
+    """Numbers of processes that whole machines of 8 make, and smaller ones."""
+    return {processes} | {n for n in range(1, processes + 1) if n <= 8 or n % 8 == 0}

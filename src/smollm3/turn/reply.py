@@ -1,0 +1,224 @@
+"""The answer to a request: from the engine's steps to events, blocks and the message.
+
+What an answer is (which text is reasoning, content or a call, where a stop text ends it, how many
+tokens were reasoning) is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+from smollm3.chat import CallEnd, CallStart, ContentDelta, Event, Message
+from smollm3.infer.generation import Generation, Step
+from smollm3.infer.text import StopTexts
+from smollm3.turn.blocks import Blocks
+
+if TYPE_CHECKING:
+    from smollm3.turn.request import Request
+
+POLL_SECONDS = 0.005
+
+# "length": cut at max_tokens or at the end of the context; "cancelled": by whoever asked.
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of the prompt, `cached` of them from the prefix cache, and of the answer."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.completion + other.completion,
+            self.reasoning + other.reasoning,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one token has added to answer `index` of what was asked together. step: None for what
+    came at its end. text: as the model wrote it, tags included."""
+
+    index: int
+    step: Step | None
+    events: Sequence[Event]
+    text: str
+
+
+@dataclass(frozen=True)
+class End:
+    """Answer `index` is complete. stop: the stop text that ended it."""
+
+    index: int
+    reason: FinishReason
+    stop: str | None
+    usage: Usage
+
+
+class Reply:
+    """An answer on its way. Iterate over it once, wait for its `result`, or, where another loop
+    reads the engine, `feed` it each step of its `generation` until it has `ended` or there are no
+    more, and `finish` it.
+
+    prompt: the ids that were read. steps: the tokens taken so far. end: once it is complete.
+    """
+
+    def __init__(
+        self, request: Request, prompt: list[int], generation: Generation, opened: bool, index: int
+    ) -> None:
+        """opened: the prompt ends inside a block of reasoning."""
+        self.request = request
+        self.prompt = prompt
+        self.generation = generation
+        self.index = index
+        self.blocks = Blocks()
+        self.steps: list[Step] = []
+        self.ended = False
+        self.end: End | None = None
+        self._parser = request.parser(opened)
+        self._stops = StopTexts(request.stops)  # of the content
+        self._text_stops = StopTexts(request.stops)
+        self._texts: list[str] = []
+        self._reasoning = 0
+
+    # what there is so far
+
+    @property
+    def text(self) -> str:
+        """As the model wrote it, tags included, up to a stop text."""
+        return "".join(self._texts)
+
+    @property
+    def message(self) -> Message:
+        return self.blocks.message
+
+    @property
+    def usage(self) -> Usage:
+        g = self.generation
+        return Usage(g.prompt_tokens, g.cached_tokens, len(self.steps), self._reasoning)
+
+    @property
+    def reason(self) -> FinishReason:
+        """Why it is complete."""
+        assert self.end is not None
+        return self.end.reason
+
+    # reading
+
+    def __iter__(self) -> Iterator[Part | End]:
+        """Its parts as they come, then its end. Raises what ended it in the engine; when nobody
+        reads on, the request is cancelled."""
+        try:
+            for step in islice(self.generation, len(self.steps), None):
+                yield self.feed(step)
+                if self.ended:
+                    break
+            part, end = self.finish()
+            if part.events or part.text:
+                yield part
+            yield end
+        finally:
+            self.cancel()
+
+    def texts(self) -> Iterator[str]:
+        """`text` as it comes."""
+        for part in self:
+            if isinstance(part, Part) and part.text:
+                yield part.text
+
+    def result(self) -> Message:
+        """The whole message, once it is there."""
+        if self.end is None:
+            for _ in self:
+                pass
+        return self.message
+
+    def advance(self) -> bool:
+        """Take what has come, if that may end it before the engine would, without waiting. Whether
+        `result` would not wait either."""
+        if self.end is None and (self.request.stops or not self.request.parallel):
+            for step in self.generation.ready(len(self.steps)):
+                self.feed(step)
+                if self.ended:
+                    self.finish()
+                    break
+        return self.end is not None or self.generation.done
+
+    def cancel(self) -> None:
+        """Nobody wants more of it."""
+        self.generation.cancel()
+
+    # without I/O
+
+    def feed(self, step: Step) -> Part:
+        """A token more."""
+        self.steps.append(step)
+        reasoned = self._parser.reasons
+        events = self._told(self._parser.feed(step.text))
+        reasoned = reasoned or self._parser.reasons
+        self._reasoning += reasoned
+        return self._part(step, events, step.text, stoppable=not reasoned)
+
+    def finish(self) -> tuple[Part, End]:
+        """No more come; the generation has ended, or `feed` has ended it."""
+        events: list[Event] = []
+        if not self.ended:
+            events = self._told(self._parser.finish())
+            if not self.ended and (rest := self._stops.end()):
+                events.append(ContentDelta(rest))
+        reason: FinishReason = "stop" if self.ended else self.generation.result().finish_reason
+        part = self._part(None, events, "", stoppable=self.ended)
+        if reason == "stop" and self.blocks.calls:
+            reason = "tool_calls"
+        self.end = End(self.index, reason, self._stops.found, self.usage)
+        return part, self.end
+
+    def _part(self, step: Step | None, events: list[Event], text: str, stoppable: bool) -> Part:
+        self.blocks.feed(events, step)
+        if stoppable and not self.blocks.calling:
+            text = self._text_stops.push(text)
+        else:
+            text = self._text_stops.end() + text
+        self._texts.append(text)
+        return Part(self.index, step, events, text)
+
+    def _told(self, events: Sequence[Event]) -> list[Event]:
+        """The events up to where the answer ends."""
+        told: list[Event] = []
+        for event in events:
+            if isinstance(event, ContentDelta):
+                if piece := self._stops.push(event.text):
+                    told.append(ContentDelta(piece))
+                if self._stops.found is not None:
+                    self._end()
+                    return told
+                continue
+            if isinstance(event, CallStart) and (rest := self._stops.end()):
+                told.append(ContentDelta(rest))
+            told.append(event)
+            if isinstance(event, CallEnd) and not self.request.parallel:
+                self._end()
+                return told
+        return told
+
+    def _end(self) -> None:
+        """It is complete, whatever the model would still write."""
+        self.ended = True
+        self.generation.cancel()
+
+
+def wait_all(replies: Sequence[Reply]) -> None:
+    """Until each has its result; one that a stop text ends does not run on meanwhile."""
+    left = list(replies)
+    while left := [reply for reply in left if not reply.advance()]:
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,95 @@
+"""Every way to share a model trains like one process: losses, weights, states, pairs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from smollm3.checkpoint import published_name
+from smollm3.checkpoint.weights import Weights
+from smollm3.train import ProcessGroup, WorkerGroup, train
+
+# 20 steps; a batch that 4 groups of ranks divide, rows that 2·cp·tp divide.
+STAGES = {
+    "all": {"steps": 20},
+    "assistant": {
+        "mixture": {"chat": 1},
+        "loss": "assistant",
+        "packing": "bfd",
+        "context": 256,
+        "micro_batch": 1,
+        "steps": 20,
+    },
+    "apo_zero": {
+        "mixture": {"pairs": 1},
+        "loss": "apo_zero",
+        "context": 1024,
+        "steps": 20,
+        "optimizer": {"eps": 1e-4},
+    },
+}
+TWO = {"FSDP": {"shard": 2}, "TP": {"tp": 2}, "CP": {"cp": 2}}
+FOUR = {
+    "FSDP": {"shard": 4},
+    "HSDP": {"replicate": 2, "shard": 2},
+    "TP x FSDP": {"tp": 2, "shard": 2},
+    "TP x CP": {"tp": 2, "cp": 2},
+    "CP x FSDP": {"cp": 2, "shard": 2},
+}
+
+
+def losses(job) -> list[float]:
+    lines = Path(job.work, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(make_job, tmp_path_factory):
+    """alone(kind) -> losses of one process, and its weights."""
+    results = {}
+
+    def of(kind):
+        if kind not in results:
+            job = make_job(tmp_path_factory.mktemp("alone"), **STAGES[kind])
+            model = train(job, ProcessGroup.single()).model
+            results[kind] = losses(job), {n: p.detach() for n, p in model.named_parameters()}
+        return results[kind]
+
+    return of
+
+
+def check(followers, make_job, alone, folder, kind, parallel):
+    job = make_job(folder, parallel=parallel, **STAGES[kind])
+    result = followers.train(job)
+    expected, weights = alone(kind)
+    assert losses(job) == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    read = Weights(result.written)
+    for name, weight in weights.items():
+        written = read[published_name(name)]
+        torch.testing.assert_close(written, weight, atol=3e-5, rtol=0, msg=name)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    with WorkerGroup(2, tmp_path_factory.mktemp("two")) as followers:
+        yield followers
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    with WorkerGroup(4, tmp_path_factory.mktemp("four")) as followers:
+        yield followers
+
+
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("parallel", TWO.values(), ids=list(TWO))
+def test_two_are_one(make_job, alone, two, tmp_path, parallel, kind):
+    check(two, make_job, alone, tmp_path, kind, parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("parallel", FOUR.values(), ids=list(FOUR))
+def test_four_are_one(make_job, alone, four, tmp_path, parallel, kind):
+    check(four, make_job, alone, tmp_path, kind, parallel)

@@ -1,0 +1,52 @@
+"""docs/: the command line's page is the program's own help; links and the index lead somewhere."""
+
+import re
+import runpy
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def test_the_command_line_is_described_as_it_is():
+    pins = (DOCS.parent / "constraints.txt").read_text()
+    if f"click=={version('click')}" not in pins.split():
+        pytest.skip("another click lays its help out in another way")
+    reference = runpy.run_path(str(DOCS / "write_cli.py"))["reference"]
+    assert (DOCS / "cli.md").read_text() == reference(), "make cli-docs writes it again"
+
+
+def test_every_help_is_a_phrase_that_makes_sense_alone():
+    from smollm3.cli import cli
+
+    for name in ("run", "report", "export", "conformance"):
+        command = cli.commands[name]
+        for option in command.params:
+            text = getattr(option, "help", None)
+            if text is not None:
+                assert not re.match(r"(Of|The same|It|Its|Their|That|For|To|In|On) ", text), text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_index_names_every_page():
+    index = (DOCS / "README.md").read_text()
+    for page in PAGES:
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+def test_the_glossary_is_in_order_and_says_each_term_once():
+    text = (DOCS / "glossary.md").read_text()
+    for section in text.split("\n## ")[1:]:
+        terms = [term.lower() for term in re.findall(r"^\*\*(.+?)\*\*", section, re.MULTILINE)]
+        assert len(terms) > 3
+        assert terms == sorted(terms), section
+        assert len(set(terms)) == len(terms)

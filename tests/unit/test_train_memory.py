@@ -1,0 +1,158 @@
+"""The planner's bytes against autograd's own, and the splits that it finds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from smollm3.errors import UserError
+from smollm3.model import ModelConfig, Transformer, nope_pattern
+from smollm3.recipe import load_recipe
+from smollm3.train.layout import Layout
+from smollm3.train.losses import LOGITS
+from smollm3.train.memory import chosen, fits, nearest, training_memory
+from smollm3.train.recompute import apply_recompute
+from smollm3.train.spec import TrainStage
+
+# SmolLM3-3B's proportions.
+SMALL = ModelConfig(64, 3, 128, 8, 2, 16, 688, nope_pattern(3, 2), 1e4, 64)
+BIG = ModelConfig(128_256, 36, 2048, 16, 4, 128, 11_008, nope_pattern(36, 4), 5e4, 4096)
+CARD = 80 * 10**9
+
+
+def stage(**changes) -> TrainStage:
+    wanted = {"kind": "train", "mixture": {"a": 1}, "context": 64, "batch": 4, "steps": 1}
+    return TrainStage.model_validate(wanted | {"lr": {"peak": 1e-3}} | changes)
+
+
+def kept_bytes(recompute: str, dtype: torch.dtype, rows: int) -> int:
+    """Each storage kept for the backward pass, counted once; the weights are not activations."""
+    model = Transformer(SMALL)
+    model.init_weights(0)
+    model.to(dtype)
+    apply_recompute(model, recompute)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept, alive = {}, []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.is_floating_point():
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # an address that was freed could be used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.hidden(torch.randint(64, (rows, SMALL.context)))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_activations_are_what_autograd_keeps(recompute, precision):
+    said = training_memory(
+        SMALL,
+        stage(recompute=recompute, precision=precision),
+        Layout(),
+        sharded=False,
+        chunk=LOGITS,
+    ).activations
+    measured = kept_bytes(recompute, getattr(torch, precision), 4)
+    assert said == pytest.approx(measured, rel=0.1)
+
+
+def test_shards_are_16_bytes_a_parameter_over_the_ranks_that_share():
+    for layout in (Layout(shard=8), Layout(6, 2, 2, 2), Layout(48, 8)):
+        memory = training_memory(BIG, stage(), layout, sharded=True, chunk=LOGITS)
+        shares = layout.shard * layout.cp * layout.tp
+        whole = memory.weights + memory.gradients + memory.moments
+        assert whole == pytest.approx(16 * BIG.parameters / shares, rel=1e-6)
+
+
+def test_more_sharing_never_needs_more():
+    spec = stage(context=4096, batch=64, micro_batch=1, precision="bfloat16")
+    totals = [
+        training_memory(BIG, spec, layout, sharded=True, chunk=LOGITS).total
+        for layout in (Layout(8), Layout(4, 2), Layout(1, 8), Layout(1, 4, 2), Layout(1, 2, 2, 2))
+    ]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_logits_are_counted_as_chunked():
+    spec = stage(context=4096, batch=3, precision="bfloat16")
+    memory = training_memory(BIG, spec, Layout(), sharded=True, chunk=LOGITS)
+    assert memory.working == LOGITS * 10  # not 3 x 4096 x 128,256
+
+
+def published(name: str) -> TrainStage:
+    found = load_recipe("smollm3-3b").stages[name]
+    assert isinstance(found, TrainStage)
+    return found
+
+
+def test_the_published_split_is_found():
+    """tp 2 x dp 192 with micro-batches of 3, nothing recomputed."""
+    layout, spec = chosen(BIG, published("stage1"), 384, CARD, LOGITS)
+    assert layout == Layout(192, 1, 1, 2)
+    assert (spec.recompute, spec.micro_batch) == ("none", 3)
+
+
+@pytest.mark.parametrize("name", ["stage1", "long_a", "long_b", "mid", "sft", "apo_1"])
+@pytest.mark.parametrize("processes", [1, 8, 64, 96, 384])
+def test_what_is_found_fits_and_divides(name, processes):
+    found = nearest(BIG, published(name), processes, CARD, LOGITS)
+    assert found is not None
+    layout, spec = found
+    assert layout.size <= processes
+    assert layout.problem(BIG, spec) is None
+    assert fits(training_memory(BIG, spec, layout, sharded=True, chunk=LOGITS), CARD)
+
+
+def test_more_gpus_than_rows_are_refused_with_the_nearest_plan():
+    spec = published("long_b")  # 36 rows
+    with pytest.raises(UserError, match=r"36 rows of 65536 tokens do not use 80 GPUs.*on 72"):
+        chosen(BIG, spec, 80, CARD, LOGITS)
+
+
+def test_what_fits_nowhere_is_said():
+    with pytest.raises(UserError, match="no split of 1 GPUs of 8 GB fits"):
+        chosen(BIG, published("stage1"), 1, 8 * 10**9, LOGITS)
+
+
+PROGRAM = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from smollm3.model import ModelConfig
+from smollm3.train.layout import Layout
+from smollm3.train.simulate import peak_bytes
+from smollm3.train.spec import TrainStage
+config, stage, layout = json.loads(sys.argv[1])
+print(peak_bytes(ModelConfig(**config), TrainStage.model_validate(stage), Layout(**layout)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        (Layout(1, 8), {}),
+        (Layout(1, 8), {"recompute": "full"}),
+        (Layout(1, 8), {"recompute": "selective"}),
+        (Layout(48, 8), {"precision": "float32"}),
+        (Layout(4, 1, 1, 2), {}),
+        (Layout(1, 2, 4, 1), {}),
+    ],
+)
+def test_the_planner_says_what_the_simulated_step_needs(layout, changes):
+    """Within 10%: the real step of rank 0 under fake tensors and a fake process group."""
+    config = ModelConfig(4096, 4, 256, 8, 4, 32, 1376, nope_pattern(4, 4), 5e4, 4096)
+    spec = stage(**{"context": 512, "batch": 4 * layout.rows, "precision": "bfloat16"} | changes)
+    arguments = [asdict(config), spec.model_dump(mode="json", by_alias=True), asdict(layout)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said = training_memory(config, spec, layout, sharded=True, chunk=LOGITS).total
+    assert said == pytest.approx(int(done.stdout), rel=0.1)
