@@ -229,7 +229,7 @@ def test_a_pair_is_cut_as_the_harness_cuts_it(tokenizer):
 
 def test_a_long_text_is_read_in_windows_that_take_each_token_once(tokenizer):
     target = fake_target(tokenizer)
-    text = "the model that answers the question " * 40
+    text = "the model that answers the question " * 50
     ids = [tokenizer.end_of_text_id, *tokenizer.encode(text)]
     context = target.engine.config.context
     assert len(ids) > 2 * context

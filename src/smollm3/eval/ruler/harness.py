@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from smollm3.errors import UserError
@@ -44,12 +44,12 @@ def _config(
     )
     return {
         "task": f"ruler_{task.name}_{length}",
-        "custom_dataset": partial(_dataset, task, length, samples, count, files),
+        "custom_dataset": _DataSet(task, length, samples, count, files),
         "output_type": "generate_until",
         "test_split": "test",
         "doc_to_target": "{{outputs}}",
         "target_delimiter": "",
-        "process_results": partial(score, task.any_of),
+        "process_results": _Score(task.any_of),
         "metric_list": [{"metric": "score", "aggregation": "mean", "higher_is_better": True}],
         "generation_kwargs": {"until": [], "max_gen_toks": task.tokens, "do_sample": False},
         "num_fewshot": 0,
@@ -58,13 +58,30 @@ def _config(
     }
 
 
-def _dataset(
-    task: RulerTask, length: int, samples: int, count: Count, files: Files, **_: Any
-) -> Any:
-    import datasets
+@dataclass(frozen=True)
+class _DataSet:
+    task: RulerTask
+    length: int
+    samples: int
+    count: Count
+    files: Files
 
-    rows = [vars(item) for item in generate(task, length, samples, count, files)]
-    return {"test": datasets.Dataset.from_list(rows)}
+    def __call__(self, **_: Any) -> Any:
+        import datasets
+
+        items = generate(self.task, self.length, self.samples, self.count, self.files)
+        return {"test": datasets.Dataset.from_list([vars(item) for item in items])}
+
+    def __deepcopy__(self, _: Any) -> _DataSet:
+        return self  # the harness copies a task's configuration, and no engine can be copied
+
+
+@dataclass(frozen=True)
+class _Score:
+    any_of: bool
+
+    def __call__(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+        return score(self.any_of, doc, results)
 
 
 def score(any_of: bool, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
