@@ -28,12 +28,12 @@ def text(rng, n):
     return " ".join(rng.choice(WORDS) for _ in range(n))
 
 
-def rows_hellaswag(n=5, seed=0):
+def rows_hellaswag(n=5, seed=0, words=3):
     rng = random.Random(seed)
     return [
         {
             "activity_label": text(rng, 2),
-            "ctx_a": f"{text(rng, 3)}.",
+            "ctx_a": f"{text(rng, words)}.",
             "ctx_b": text(rng, 1),
             "endings": [text(rng, rng.randint(1, 3)) for _ in range(4)],
             "label": str(rng.randrange(4)),

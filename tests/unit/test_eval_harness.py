@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from tests.eval_data import Watching, data_folder, fake_engine, fake_target, write
+from tests.eval_data import Watching, data_folder, fake_engine, fake_target, rows_hellaswag, write
 
 from smollm3.errors import UserError
 from smollm3.eval.harness import Wanted, run_tasks
@@ -14,6 +14,7 @@ from smollm3.eval.results import ITEMS, RESULTS, measures, read_results, write_r
 from smollm3.eval.suites import names, suite_of
 from smollm3.eval.target import Prompt, Settings, until
 from smollm3.infer import SamplingParams
+from smollm3.infer.backends import BLOCK
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +110,18 @@ def test_another_model_or_other_settings_are_refused(whole, tmp_path):
         Journal(tmp_path / "y", origin)
 
 
-def test_options_share_the_context(tokenizer, data, tmp_path):
+def test_options_share_the_context(tokenizer, tmp_path):
     """The question's full blocks are computed once for its four endings."""
     target = fake_target(tokenizer)
-    evaluated(target, Wanted(["hellaswag"], data=data), tmp_path)
+    rows = rows_hellaswag(words=12)
+    write(tmp_path / "hellaswag/validation.jsonl.gz", rows)
+    evaluated(target, Wanted(["hellaswag"], data=tmp_path), tmp_path)
     saved = total = 0
-    for row in DataFolder(data).load("Rowan/hellaswag", None)["validation"]:
+    for row in rows:
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
         options = set(row["endings"])  # equal ones are one request
         total += sum(len(tokenizer.encode(f"{context} {option}")) - 1 for option in options)
-        saved += (len(options) - 1) * ((len(tokenizer.encode(context)) - 1) // 16) * 16
+        saved += (len(options) - 1) * ((len(tokenizer.encode(context)) - 1) // BLOCK) * BLOCK
     assert 0 < target.engine.stats().prefilled <= total - saved < total
 
 
