@@ -12,7 +12,7 @@ from smollm3.eval.journal import Journal, key_of
 from smollm3.eval.local import DataFolder, table
 from smollm3.eval.results import ITEMS, RESULTS, measures, read_results, write_results
 from smollm3.eval.suites import names, suite_of
-from smollm3.eval.target import Prompt, Settings, until
+from smollm3.eval.target import EngineTarget, Prompt, Settings, until
 from smollm3.infer import SamplingParams
 from smollm3.infer.backends import BLOCK
 
@@ -158,6 +158,21 @@ def test_examples_that_are_not_there_are_an_error(tokenizer, data, tmp_path):
 def test_what_cannot_run_is_one_line(tokenizer, data, tmp_path, task, message):
     with pytest.raises(UserError, match=message):
         evaluated(fake_target(tokenizer), Wanted([task], data=data, lengths=[64]), tmp_path)
+
+
+def test_ruler_runs_in_the_harness(tokenizer, tmp_path):
+    """Its prompts are longer than a small model's context: asked of one that says it is longer."""
+
+    class Long(EngineTarget):
+        context = 4096
+
+    target = Long(fake_engine(tokenizer), "fake", Settings())
+    wanted = Wanted(["ruler_niah_multikey_2"], limit=2, lengths=[700])
+    found = evaluated(target, wanted, tmp_path)
+    name = "ruler_niah_multikey_2_700"
+    assert found["results"][name]["score,none"] == 0.0
+    assert all(0.97 * 700 <= s["doc"]["tokens"] <= 700 for s in found["samples"][name])
+    assert (tmp_path / f"samples_{name}.jsonl").read_text().count("\n") == 2
 
 
 def test_data_that_is_damaged_names_file_and_line(tmp_path):

@@ -109,7 +109,7 @@ def json_schema(schema: Any) -> Any:
         return [json_schema(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties" and isinstance(value, dict):  # whose names may be "type"
             out[key] = {name: json_schema(each) for name, each in value.items()}
@@ -166,7 +166,7 @@ def _value_fits(schema: Mapping[str, Any], allowed: Sequence[Any], value: Any) -
     meant = next((type(a) for a in allowed if a != ""), None)
     variable = meant is not None and meant is not wanted
     if type(value) is wanted:
-        if inner is not None and not _items_fit(inner, allowed, value):
+        if inner is not None and not _items_fit(inner, allowed, value):  # type: ignore[arg-type]
             return False
     elif meant is not None and type(value) is meant:
         variable = True

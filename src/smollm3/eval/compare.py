@@ -80,6 +80,8 @@ def compare_on_console(
 def published_lines(found: Evaluated, against: str | None = None) -> list[Line]:
     """For each published table that has this model, its benchmarks that were evaluated."""
     model = against or name_of(found.model)
+    if model is None:
+        return []
     return [
         line
         for table in tables()
@@ -323,7 +325,7 @@ def _print_ruler(console: Console, found: Evaluated) -> None:
 
 def _plot(lines: Sequence[Line], found: Sequence[Evaluated]) -> str:
     """A heat map where RULER's single needles were asked; else scores with their intervals."""
-    cells = {}
+    cells: dict[tuple[int, int], float] = {}
     for each in found:
         for task in each.results["results"]:
             if task.startswith("ruler_niah_single"):

@@ -83,8 +83,9 @@ def eval_on_console(
             "versions": versions(),
             "prompts_cut": getattr(target, "cut", 0),
         }
+        seconds = round(time.monotonic() - began, 3)
         run = {
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": seconds,
             "items_made": len(journal) - before,
             "threads": torch.get_num_threads(),
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -100,5 +101,5 @@ def eval_on_console(
     if limited:
         asked = found["smollm3"]["answers"]
         console.print(f"{limited:,} of {asked:,} answers were ended by their limit of tokens")
-    console.print(f"{path}: {len(journal) - before:,} items in {duration(run['seconds'])}")
+    console.print(f"{path}: {len(journal) - before:,} items in {duration(seconds)}")
     return found

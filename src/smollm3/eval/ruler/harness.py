@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from smollm3.errors import UserError
@@ -58,27 +57,26 @@ def _config(
     }
 
 
-@dataclass(frozen=True)
 class _DataSet:
-    task: RulerTask
-    length: int
-    samples: int
-    count: Count
-    files: Files
+    """No dataclass and never copied: the harness copies a task's configuration, into dataclasses
+    too, and no engine can be copied."""
+
+    def __init__(self, *given: Any) -> None:
+        self._given = given
 
     def __call__(self, **_: Any) -> Any:
         import datasets
 
-        items = generate(self.task, self.length, self.samples, self.count, self.files)
+        items = generate(*self._given)
         return {"test": datasets.Dataset.from_list([vars(item) for item in items])}
 
     def __deepcopy__(self, _: Any) -> _DataSet:
-        return self  # the harness copies a task's configuration, and no engine can be copied
+        return self
 
 
-@dataclass(frozen=True)
 class _Score:
-    any_of: bool
+    def __init__(self, any_of: bool) -> None:
+        self.any_of = any_of
 
     def __call__(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
         return score(self.any_of, doc, results)
