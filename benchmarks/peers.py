@@ -1,14 +1,17 @@
 """Ours, llama.cpp and OpenVINO GenAI on the same work, interleaved: medians, ratios, targets.
 
     make peers       builds the peers natively in .venv-peers (benchmarks/peers-requirements.txt)
-    python -m benchmarks.peers [--only ITEM ...] [--quick]    writes benchmarks/results/peers.json
-    python -m benchmarks.peers --table                        prints it as Markdown
+    python -m benchmarks.peers [--only ITEM ...] [--quick]    writes benchmarks/results/peers-*.json
+    python -m benchmarks.peers --table                        prints them as Markdown
+    python -m benchmarks.peers --peer ik=~/ik_llama.cpp/build/bin/llama-bench,-rtr,1
 
 Every engine is a process of its own (benchmarks/workers). They take turns, A B A B, so that what
 the neighbours of a rented machine do meets all of them; a ratio is one of medians, with the
 smallest and largest of the single rounds. llama.cpp runs at the best of its own settings, found by
 a sweep that is kept in the results. Bytes are counted as the file's, so packing weights otherwise
 cannot raise a figure. OpenVINO does not know SmolLM3: it runs a twin of the same sizes, a Llama.
+With --peer any program that takes llama-bench's options joins, with flags of the user's choice.
+Results are kept for each family of processors.
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.work import ITEMS, Asked, Contender, Item
 
+from smollm3.bench.shapes import make_shape
 from smollm3.checkpoint import locate
 from smollm3.errors import UserError
 from smollm3.files import read_json, write_json
-from smollm3.infer.shapes import make_shape
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "peers.json"
+RESULTS = HERE / "results"  # peers-FAMILY.json
 SHAPES = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "smollm3" / "shapes"
 PEERS_PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
 WORKERS = {
@@ -44,8 +47,13 @@ WORKERS = {
     "llama.cpp": "llamacpp.py",
     "OpenVINO": "genai.py",  # not openvino.py, which would hide the package
     "plain read": "plainread.py",
+    "llama-bench": "llamabench.py",
 }
-OURS = ("ours", "plain read")  # these run in this environment, the others in the peers'
+OURS = (
+    "ours",
+    "plain read",
+    "llama-bench",
+)  # these run in this environment, the others in the peers'
 # llama.cpp's settings, one axis after the other, the best value of each kept; the first is where
 # the search starts. Threads are added from what the machine has.
 AXES: dict[str, Sequence[Any]] = {
@@ -293,6 +301,31 @@ def cpu_fields() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def family(flags: Sequence[str]) -> str:
+    """Of processors that run the same kernels here: what results are kept by."""
+    for name, flag in (("avx512", "avx512_vnni"), ("avxvnni", "avx_vnni"), ("avx2", "avx2")):
+        if flag in flags:
+            return name
+    return platform.machine()
+
+
+def with_peer(item: Item, spec: str) -> Item:
+    """The item with the contender of NAME=LLAMA_BENCH[,FLAG...], if llama-bench can do its work."""
+    name, _, rest = spec.partition("=")
+    program, *flags = rest.split(",")
+    if not name or not program:
+        raise UserError(f"--peer: {spec!r} is not NAME=LLAMA_BENCH[,FLAG...]")
+    program = str(Path(program).expanduser())
+    if not os.access(program, os.X_OK):
+        raise UserError(f"--peer: {program}: no such program")
+    method, arguments = item.ask(0)
+    alone = method == "prefill" or (method == "decode" and len(arguments["prompts"]) == 1)
+    if item.fresh or not alone:
+        return item
+    contender = Contender("llama-bench", {"program": program, "flags": flags})
+    return replace(item, contenders={**item.contenders, name: contender})
+
+
 def cpu_name() -> str:
     return cpu_fields().get("model name", platform.machine())
 
@@ -354,37 +387,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one round, no sweep, nothing kept")
     parser.add_argument("--sweep", action="store_true", help="only look for the peers' settings")
     parser.add_argument("--table", action="store_true", help="print what was measured")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=LLAMA_BENCH[,FLAG...]",
+                        help="a program with llama-bench's options, and flags for it; may be "
+                        "repeated")  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON)
     parser.add_argument("--shapes", type=Path, default=SHAPES, help="folder of the 3B files")
     args = parser.parse_args(arguments)
-    results = {"machine": {}, "items": {}, "sweeps": {}}
-    if RESULTS.exists():
-        results = read_json(RESULTS)
     if args.table:
-        print(table(results))
+        for path in sorted(RESULTS.glob("peers-*.json")):
+            print(table(read_json(path)), end="\n\n")
         return
+    flags = cpu_fields().get("flags", "").split()
+    file = RESULTS / f"peers-{family(flags)}.json"
+    results = {"machine": {}, "items": {}, "sweeps": {}}
+    if file.exists():
+        results = read_json(file)
     if not args.peers_python.exists():
         raise SystemExit(f"{args.peers_python}: no such file; run make peers, or --peers-python")
     bench = Bench(
         args.peers_python,
         args.shapes,
         args.threads,
-        cpu_fields().get("flags", "").split(),
+        flags,
         results["sweeps"],
         args.quick,
     )
     for name in args.only or ITEMS:
+        item = ITEMS[name]
+        for peer in args.peer:
+            item = with_peer(item, peer)
         if args.sweep:
-            bench.sweep(name, ITEMS[name])
+            bench.sweep(name, item)
             print(name, json.dumps(results["sweeps"].get(name), indent=2), flush=True)
         else:
-            results["items"][name] = bench.run(name, ITEMS[name])
+            results["items"][name] = bench.run(name, item)
             results["machine"] = machine(args.threads)
             print(table({**results, "items": {name: results["items"][name]}}), flush=True)
         if not args.quick:
             results["items"] = {n: results["items"][n] for n in ITEMS if n in results["items"]}
-            write_json(RESULTS, results)
+            write_json(file, results)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import smollm3
+from tests.support.kernels import build_kernels
 
-from .kernels import build_kernels
 from .mutants import MUTANTS
 
 SOURCE = Path(smollm3.__file__).parent

@@ -15,7 +15,7 @@ import llama_cpp as lib
 import numpy as np
 from protocol import peak_memory, serve, timed
 
-CACHE_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
+KV_CACHE_DTYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 TILE = 256  # cells of the state that is repeated to fill a long one
 
 
@@ -95,7 +95,7 @@ class LlamaCpp:
         params.n_seq_max = streams
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(flash)
-        params.type_k = params.type_v = CACHE_TYPES[cache]
+        params.type_k = params.type_v = KV_CACHE_DTYPES[cache]
         params.kv_unified = unified
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:

@@ -14,7 +14,7 @@ import smollm3
 from smollm3.infer import Generation, SamplingParams, load_engine
 from smollm3.infer.backends import BLOCK
 from smollm3.infer.blocks import block_keys, root
-from smollm3.infer.grammars import Json
+from smollm3.infer.constrain.grammars import Json
 
 TILE = 8  # blocks of a real prompt that are repeated to fill a long one
 
@@ -51,7 +51,7 @@ class Ours:
     ) -> None:
         self.engine = load_engine(
             model,
-            cache_type=cache,
+            kv_cache_dtype=cache,
             threads=threads,
             speculation=speculate,
             **settings,

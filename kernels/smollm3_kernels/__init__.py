@@ -2,6 +2,7 @@
 
 from smollm3_kernels._native import (
     BLOCK,
+    TYPES,
     VERSION,
     Model,
     block_bytes,
@@ -15,6 +16,7 @@ from smollm3_kernels._native import (
 
 __all__ = [
     "BLOCK",
+    "TYPES",
     "VERSION",
     "Model",
     "block_bytes",

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK: int
+TYPES: list[str]
 VERSION: int
 
 def instruction_sets() -> list[str]: ...

@@ -167,6 +167,8 @@ struct Isa {
 
 const Isa* isa_portable();
 const Isa* isa_avx2();
+const Isa* isa_avxvnni();
+const Isa* isa_neon();
 const Isa* isa_avx512();
 const Isa* isa_avx512bf16();
 

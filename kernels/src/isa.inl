@@ -53,6 +53,44 @@ inline void prefetch(const uint8_t* w) {
     if constexpr (N <= 4) __builtin_prefetch(w + AHEAD);
 }
 
+// Sums of a group of bytes; those of the forms with a shift are five bits, taken as q - 16. In 16 bits
+// 32 products of 8 bits by 8 do not fit: there the upper and the lower nibbles are summed apart,
+// (16 h + l - 128) x = 16 (h - 8) x + l x.
+template <Scales KIND, int N>
+inline void dot_bytes(const uint8_t* w, const uint8_t* x, const uint8_t* x_less8, I* dot) {
+    constexpr bool NIBBLES = IN_PAIRS && KIND == Scales::F16;
+#pragma GCC unroll 16
+    for (int n = 0; n < N; n++) {
+        const I less8 = start(x_less8 + 4 * n);
+        dot[n] = KIND != Scales::F16 ? twice(less8) : NIBBLES ? less8 : start_of_bytes(less8);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        W values = load_w(w + 64 * j);
+        prefetch<N>(w + 64 * j);
+        if constexpr (NIBBLES) values = high(values);
+        else if constexpr (KIND == Scales::F16) values = as_bytes(values);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 4 * j + 32 * n);
+    }
+    if constexpr (NIBBLES) {
+        I upper[N];
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n++) upper[n] = times16(whole(dot[n])), dot[n] = izero();
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const W values = low(load_w(w + 64 * j));
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 4 * j + 32 * n);
+        }
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n++) dot[n] = iadd(upper[n], whole(dot[n]));
+    } else {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n++) dot[n] = whole(dot[n]);
+    }
+}
+
 // `shared`: where not null the scales of every eight groups, and the tile holds none.
 template <Form FORM, int N>
 void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* x, int groups, float* out) {
@@ -73,29 +111,27 @@ void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* 
         }
         const uint8_t *x_scale = x + 32 * N, *x_less8 = x + 36 * N, *x_sum = x + 40 * N;
         I dot[N];
+        if constexpr (FOUR) {
 #pragma GCC unroll 16
-        for (int n = 0; n < N; n++) {
-            if constexpr (KIND != Scales::F16) dot[n] = izero();
-            else if constexpr (FOUR) dot[n] = iset1(at<int32_t>(x_less8, n));
-            else dot[n] = times16(iset1(at<int32_t>(x_less8, n)));
-        }
-#pragma GCC unroll 8
-        for (int j = 0; j < (FOUR ? 4 : 8); j++) {
-            W values = load_w(w + 64 * j);
-            prefetch<N>(w + 64 * j);
-            const uint8_t* four = x + 4 * j;
-            if constexpr (FOUR) {
-                W lo = low(values), hi = high(values);
+            for (int n = 0; n < N; n++) dot[n] = KIND == Scales::F16 ? start(x_less8 + 4 * n) : izero();
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                const W values = load_w(w + 64 * j);
+                prefetch<N>(w + 64 * j);
+                const W lo = low(values);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], lo, four + 32 * n);
+                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], lo, x + 4 * j + 32 * n);
+                const W hi = high(values);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], hi, four + 32 * n + 16);
-            } else {
-#pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, four + 32 * n);
+                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], hi, x + 4 * j + 32 * n + 16);
             }
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) dot[n] = whole(dot[n]);
+        } else {
+            dot_bytes<KIND, N>(w, x, x_less8, dot);
         }
         s.read();
+        if constexpr (!FOUR && KIND != Scales::F16) s.shift = fma(set1(16.0f), s.scale, s.shift);
         if (g % SHARED == 0) {
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) part[n] = mul(to_float(dot[n]), s.scale);
@@ -141,7 +177,7 @@ void multiply_q6(const uint8_t* w, const uint8_t* x, int groups, float* out) {
             prefetch<N>(w + 256 + 64 * half);
             I dot[N];
 #pragma GCC unroll 16
-            for (int n = 0; n < N; n++) dot[n] = iset1(at<int32_t>(x_less32, n));
+            for (int n = 0; n < N; n++) dot[n] = start(x_less32 + 4 * n);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 const W nibbles = load_w(w + 64 * j);
@@ -154,10 +190,10 @@ void multiply_q6(const uint8_t* w, const uint8_t* x, int groups, float* out) {
             scale_bytes += ROWS;
             if (g % SHARED == 0 && half == 0) {
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) part[n] = mul(to_float(dot[n]), scale);
+                for (int n = 0; n < N; n++) part[n] = mul(to_float(whole(dot[n])), scale);
             } else {
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) part[n] = fma(to_float(dot[n]), scale, part[n]);
+                for (int n = 0; n < N; n++) part[n] = fma(to_float(whole(dot[n])), scale, part[n]);
             }
         }
         if (g % SHARED == SHARED - 1 || g == groups - 1) {
@@ -268,14 +304,9 @@ void pack_i8(const float* v, int groups, int width, int n, uint8_t* block) {
         int8_t* q = (int8_t*)block + 32 * n;
         store_i8(q, a);
         store_i8(q + 16, b);
-        const int first = isum(a), second = isum(b), less8 = -8 * (first + second);
-        const int less32[2] = {-32 * first, -32 * second};
-        const float sum = float(first + second);
         memcpy(block + 32 * width + 4 * n, &scale, 4);
-        memcpy(block + 36 * width + 4 * n, &less8, 4);
-        memcpy(block + 40 * width + 4 * n, &sum, 4);
-        memcpy(block + 44 * width + 4 * n, less32, 4);
-        memcpy(block + 48 * width + 4 * n, less32 + 1, 4);
+        store_sums(q, block + 36 * width + 4 * n, block + 40 * width + 4 * n, block + 44 * width + 4 * n,
+                   block + 48 * width + 4 * n);
     }
 }
 
@@ -389,19 +420,17 @@ void pack_split(const float* weights, const float* value_scales, int width, int 
     I qa = to_int(mul(a, set1(inverse))), qb = to_int(mul(b, set1(inverse)));
     memcpy(q, &qa, 64);
     memcpy(q + 16, &qb, 64);
-    int sums[2] = {0, 0};
     for (int i = 0; i < BLOCK; i++) {
         upper[32 * n + i] = uint8_t(q[i] >> 7);
         lower[32 * n + i] = uint8_t(q[i] & 127);
-        sums[0] += q[i] >> 7;
-        sums[1] += q[i] & 127;
     }
     float unit = most / 16256.0f, scales_of[2] = {unit * 128.0f, unit};
     uint8_t* blocks[2] = {upper, lower};
     for (int part = 0; part < 2; part++) {
-        int less8 = -8 * sums[part];
-        memcpy(blocks[part] + 32 * width + 4 * n, &scales_of[part], 4);
-        memcpy(blocks[part] + 36 * width + 4 * n, &less8, 4);
+        uint8_t* p = blocks[part] + 4 * n;
+        memcpy(p + 32 * width, &scales_of[part], 4);
+        store_sums((const int8_t*)blocks[part] + 32 * n, p + 36 * width, p + 40 * width, p + 44 * width,
+                   p + 48 * width);
     }
 }
 

@@ -1,3 +1,4 @@
+#define AVX_VNNI 0
 #include "vec_avx2.hpp"
 // (after the vectors it is written over)
 #include "isa.inl"

@@ -6,6 +6,10 @@
 
 #include <atomic>
 #include <stdexcept>
+#if SMOLLM3_ARM64 && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include "model.hpp"
 #include "pack.hpp"
@@ -33,6 +37,16 @@ Form form_named(const std::string& name) {
     fail("unknown form " + name);
 }
 
+#if SMOLLM3_ARM64
+bool has_dotprod() {
+#ifdef __linux__
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Mac with an ARM processor
+#endif
+}
+#endif
+
 // Fastest first.
 std::vector<const Isa*> isas() {
     std::vector<const Isa*> found;
@@ -43,8 +57,12 @@ std::vector<const Isa*> isas() {
         if (__builtin_cpu_supports("avx512bf16")) found.push_back(isa_avx512bf16());
         found.push_back(isa_avx512());
     }
+    if (__builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+        found.push_back(isa_avxvnni());
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         found.push_back(isa_avx2());
+#elif SMOLLM3_ARM64
+    if (has_dotprod()) found.push_back(isa_neon());
 #endif
     found.push_back(isa_portable());
     return found;
@@ -229,6 +247,7 @@ NB_MODULE(_native, m) {
         for (const Isa* isa : isas()) names.push_back(isa->name);
         return names;
     }, "Kernels that this machine can run, fastest first.");
+    m.attr("TYPES") = nb::cast(types());
     m.def("form_of", [](const std::string& type) {
         Form form = form_of(type);
         expect(form < FORMS, type + ": this type cannot be packed");

@@ -209,6 +209,12 @@ Form form_of(const std::string& type) {
     return t ? t->form : FORMS;
 }
 
+std::vector<std::string> types() {
+    std::vector<std::string> names;
+    for (const Type& t : TYPES) names.push_back(t.name);
+    return names;
+}
+
 size_t row_bytes(const std::string& type, int columns) {
     const Type* t = find(type);
     return t && columns % t->block == 0 ? size_t(columns) / t->block * t->bytes : 0;

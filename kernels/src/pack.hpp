@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "forms.hpp"
 
@@ -10,6 +11,8 @@ namespace smollm3 {
 // The form that holds a GGUF type (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K); FORMS if none.
 // All are kept exactly but F16, which becomes BF16.
 Form form_of(const std::string& type);
+
+std::vector<std::string> types();  // that have a form
 
 // Bytes of a row of `columns` values of a type; 0 where they are not whole blocks.
 size_t row_bytes(const std::string& type, int columns);

@@ -1,4 +1,4 @@
-// Sixteen lanes in two registers.
+// Sixteen lanes in two registers. With AVX_VNNI=1 four products of bytes are one instruction.
 #pragma once
 #include <immintrin.h>
 
@@ -14,7 +14,7 @@ struct I {
 };
 using W = I;
 
-constexpr int WIDTH = 2;  // 4 sums and 4 integer sums of 16 registers
+constexpr int WIDTH = 6;  // 12 integer sums, a column, its product, two of weights: 16 registers
 
 inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -73,12 +73,6 @@ inline I times16(I x) { return {_mm256_slli_epi32(x.a, 4), _mm256_slli_epi32(x.b
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline I to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 inline I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
-inline int isum(I x) {
-    __m256i h = _mm256_add_epi32(x.a, x.b);
-    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
-}
 inline void store_i8(int8_t* p, I x) {
     __m256i s = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
     _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
@@ -108,19 +102,87 @@ inline __m256i with_pair(__m256i nibbles, __m256i pairs, int j) {
 inline W with_pair(W nibbles, W pairs, int j) {
     return {with_pair(nibbles.a, pairs.a, j), with_pair(nibbles.b, pairs.b, j)};
 }
-// Unsigned bytes reach 255, so the saturating maddubs is out: even and odd bytes go as 16-bit pairs.
-inline __m256i dot4(__m256i acc, __m256i w, __m256i x_even, __m256i x_odd) {
-    __m256i even = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(w, 8);
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(even, x_even));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(odd, x_odd));
+inline I start(const uint8_t* less) {
+    int32_t x;
+    __builtin_memcpy(&x, less, 4);
+    return iset1(x);
 }
+#if AVX_VNNI
+// Sums of products of bytes are whole in every lane from the start.
+constexpr bool IN_PAIRS = false;
+inline I whole(I x) { return x; }
+inline I twice(I x) { return iadd(x, x); }
+// Bytes are what they are: 8 bits around 128.
+inline I start_of_bytes(I less8) { return times16(less8); }
+inline W as_bytes(W w) { return w; }
 inline I dot4(I acc, W w, const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
-    __m256i x = _mm256_set1_epi32(four);
-    __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
-    return {dot4(acc.a, w.a, x_even, x_odd), dot4(acc.b, w.b, x_even, x_odd)};
+    const __m256i x = _mm256_set1_epi32(four);
+    return {_mm256_dpbusd_avx_epi32(acc.a, w.a, x), _mm256_dpbusd_avx_epi32(acc.b, w.b, x)};
 }
+// Of 32 values: what sums of q - 8 start with, their sum as float32, and what those of q - 32 start
+// with in either half.
+inline void store_sums(const int8_t* q, uint8_t* less8, uint8_t* sum, uint8_t* less32, uint8_t* second_less32) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)q));
+    __m256i lanes = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    lanes = _mm256_add_epi32(lanes, _mm256_shuffle_epi32(lanes, 0x4e));
+    lanes = _mm256_add_epi32(lanes, _mm256_shuffle_epi32(lanes, 0xb1));
+    const int first = _mm_cvtsi128_si32(_mm256_castsi256_si128(lanes));
+    const int second = _mm_cvtsi128_si32(_mm256_extracti128_si256(lanes, 1));
+    const int eight = -8 * (first + second), half = -32 * first, other = -32 * second;
+    const float total = float(first + second);
+    __builtin_memcpy(less8, &eight, 4);
+    __builtin_memcpy(sum, &total, 4);
+    __builtin_memcpy(less32, &half, 4);
+    __builtin_memcpy(second_less32, &other, 4);
+}
+#else
+// Products of bytes are added up in 16 bits, a lane's first and second pair of columns apart. With x
+// in -127..127 what is summed over a group stays within them: 16 products of values up to 15, or of
+// q - 8 or q - 16, and 8 of q - 32. What a sum starts with (-8 times the sum of x, for q - 8) may be
+// beyond what is left of it: 16 bits wrap there and back. Two products of a nibble or of six bits, up
+// to 2 * 63 * 127, do not saturate.
+constexpr bool IN_PAIRS = true;
+inline I twice(I x) { return {_mm256_add_epi16(x.a, x.a), _mm256_add_epi16(x.b, x.b)}; }
+// Bytes are what they are: 8 bits around 128.
+inline I start_of_bytes(I less8) { return times16(less8); }
+inline W as_bytes(W w) { return w; }
+// The compiler would add the products up as a tree, of which nothing fits in registers: here the order
+// is as written.
+inline void in_order(__m256i& x) { asm("" : "+x"(x)); }
+inline I dot4(I acc, W w, const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    const __m256i x = _mm256_set1_epi32(four);
+    acc.a = _mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x));
+    acc.b = _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x));
+    in_order(acc.a);
+    in_order(acc.b);
+    return acc;
+}
+inline I whole(I acc) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(acc.a, one), _mm256_madd_epi16(acc.b, one)};
+}
+// Of 32 values: what sums of q - 8 start with, their sum as float32, and what those of q - 32 start
+// with in either half.
+inline void store_sums(const int8_t* q, uint8_t* less8, uint8_t* sum, uint8_t* less32, uint8_t* second_less32) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)q));
+    pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+    pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
+    const __m128i first = _mm256_castsi256_si128(pairs), second = _mm256_extracti128_si256(pairs, 1);
+    const __m128i both = _mm_add_epi16(first, second);
+    const int32_t eight = _mm_cvtsi128_si32(_mm_mullo_epi16(both, _mm_set1_epi16(-8)));
+    const int32_t half = _mm_cvtsi128_si32(_mm_mullo_epi16(first, _mm_set1_epi16(-32)));
+    const int32_t other = _mm_cvtsi128_si32(_mm_mullo_epi16(second, _mm_set1_epi16(-32)));
+    const float total = float(_mm_cvtsi128_si32(_mm_madd_epi16(both, _mm_set1_epi16(1))));
+    __builtin_memcpy(less8, &eight, 4);
+    __builtin_memcpy(sum, &total, 4);
+    __builtin_memcpy(less32, &half, 4);
+    __builtin_memcpy(second_less32, &other, 4);
+}
+#endif
 
 inline F bf16_even(W w) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(w.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(w.b, 16))};
@@ -129,7 +191,12 @@ inline F bf16_odd(W w) {
     __m256i m = _mm256_set1_epi32(int(0xffff0000));
     return {_mm256_castsi256_ps(_mm256_and_si256(w.a, m)), _mm256_castsi256_ps(_mm256_and_si256(w.b, m))};
 }
-#define DOT2_BY_FMA 1
+inline F dot2(F acc, W w, const uint8_t* p) {
+    int32_t two;
+    __builtin_memcpy(&two, p, 4);
+    const W x = iset1(two);
+    return fma(bf16_odd(w), bf16_odd(x), fma(bf16_even(w), bf16_even(x), acc));
+}
 inline __m256i round_bf16(__m256 x) {
     __m256i b = _mm256_castps_si256(x);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));

@@ -44,7 +44,6 @@ inline I iset1(int x) { return _mm512_set1_epi32(x); }
 inline I times16(I a) { return _mm512_slli_epi32(a, 4); }
 inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
-inline int isum(I a) { return _mm512_reduce_add_epi32(a); }
 inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 inline void store_i8(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
 // a * 2^n for n in the range of normal numbers
@@ -63,11 +62,37 @@ inline W with_pair(W nibbles, W pairs, int j) {
                      : _mm512_slli_epi16(pairs, 4);
     return _mm512_or_si512(nibbles, _mm512_and_si512(at4, _mm512_set1_epi8(0x30)));
 }
+// Sums of products of bytes are whole in every lane from the start.
+constexpr bool IN_PAIRS = false;
+inline I start(const uint8_t* less) {
+    int32_t x;
+    __builtin_memcpy(&x, less, 4);
+    return iset1(x);
+}
+inline I whole(I x) { return x; }
+inline I twice(I x) { return iadd(x, x); }
+// Bytes are what they are: 8 bits around 128.
+inline I start_of_bytes(I less8) { return times16(less8); }
+inline W as_bytes(W w) { return w; }
 // Four unsigned bytes of a lane times the four signed bytes at p, added to the lane.
 inline I dot4(I acc, W w, const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+
+// Of 32 values: what sums of q - 8 start with, their sum as float32, and what those of q - 32 start
+// with in either half.
+inline void store_sums(const int8_t* q, uint8_t* less8, uint8_t* sum, uint8_t* less32, uint8_t* second_less32) {
+    const __m256i lanes = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)q));
+    const __m512i both = _mm512_inserti64x4(_mm512_setzero_si512(), lanes, 0);
+    const int first = _mm512_mask_reduce_add_epi32(0x0f, both), second = _mm512_mask_reduce_add_epi32(0xf0, both);
+    const int eight = -8 * (first + second), half = -32 * first, other = -32 * second;
+    const float total = float(first + second);
+    __builtin_memcpy(less8, &eight, 4);
+    __builtin_memcpy(sum, &total, 4);
+    __builtin_memcpy(less32, &half, 4);
+    __builtin_memcpy(second_less32, &other, 4);
 }
 
 inline F bf16_even(W w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }

@@ -71,11 +71,6 @@ inline I to_int(F a) {
     return x;
 }
 inline I iadd(I a, I b) { return a + b; }
-inline int isum(I a) {
-    int s = 0;
-    for (int i = 0; i < 16; i++) s += a[i];
-    return s;
-}
 inline void store_i8(int8_t* p, I a) {
     for (int i = 0; i < 16; i++) p[i] = int8_t(a[i] > 127 ? 127 : a[i] < -128 ? -128 : a[i]);
 }
@@ -89,9 +84,36 @@ inline W low(W v) { return v & 0x0f0f0f0f; }
 inline W high(W v) { return (v >> 4) & 0x0f0f0f0f; }
 // Nibbles with the j-th pair of each byte's bits above them.
 inline W with_pair(W nibbles, W pairs, int j) { return nibbles | (((pairs >> (2 * j)) & 0x03030303) << 4); }
+// Sums of products of bytes are whole in every lane from the start.
+constexpr bool IN_PAIRS = false;
+inline I start(const uint8_t* less) {
+    int32_t x;
+    __builtin_memcpy(&x, less, 4);
+    return iset1(x);
+}
+inline I whole(I x) { return x; }
+inline I twice(I x) { return iadd(x, x); }
+// Bytes are what they are: 8 bits around 128.
+inline I start_of_bytes(I less8) { return times16(less8); }
+inline W as_bytes(W w) { return w; }
 inline I dot4(I acc, W w, const uint8_t* p) {
     for (int i = 0; i < 4; i++) acc += ((w >> (8 * i)) & 255) * int32_t(int8_t(p[i]));
     return acc;
+}
+// Of 32 values: what sums of q - 8 start with, their sum as float32, and what those of q - 32 start
+// with in either half.
+inline void store_sums(const int8_t* q, uint8_t* less8, uint8_t* sum, uint8_t* less32, uint8_t* second_less32) {
+    int first = 0, second = 0;
+    for (int i = 0; i < 16; i++) {
+        first += q[i];
+        second += q[16 + i];
+    }
+    const int eight = -8 * (first + second), half = -32 * first, other = -32 * second;
+    const float total = float(first + second);
+    memcpy(less8, &eight, 4);
+    memcpy(sum, &total, 4);
+    memcpy(less32, &half, 4);
+    memcpy(second_less32, &other, 4);
 }
 inline F bits_as_float(I b) { return read<F>(&b); }
 inline F bf16_even(W w) { return bits_as_float(w << 16); }

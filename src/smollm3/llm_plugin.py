@@ -49,12 +49,20 @@ class SmolLM3(llm.Model):
         """What llm's -o takes."""
 
         think: bool = Field(True, description="Reason before answering.")
-        thinking_budget: int | None = Field(None, ge=0, description="Tokens of reasoning.")
-        max_tokens: int = Field(8192, ge=1, description="Of an answer.")
-        temperature: float | None = Field(None, description="0 is greedy.")
-        top_p: float | None = Field(None, description="Nucleus.")
-        top_k: int | None = Field(None, description="0 is off.")
-        seed: int = Field(0, description="Of the random numbers.")
+        thinking_budget: int | None = Field(
+            None, ge=0, description="Maximum number of reasoning tokens."
+        )
+        max_tokens: int = Field(8192, ge=1, description="Maximum number of tokens of an answer.")
+        temperature: float | None = Field(
+            None, description="Sampling temperature; 0 takes the likeliest token."
+        )
+        top_p: float | None = Field(
+            None, description="Sample from the likeliest tokens whose probabilities reach this sum."
+        )
+        top_k: int | None = Field(
+            None, description="Sample from this many likeliest tokens; 0 is off."
+        )
+        seed: int = Field(0, description="Seed of the random numbers.")
 
     @cached_property
     def engine(self) -> Engine:
@@ -87,13 +95,13 @@ class SmolLM3(llm.Model):
 
     def _request(self, prompt: llm.Prompt) -> Request:
         from smollm3.infer import SamplingParams
-        from smollm3.infer.grammars import Json, Spec, Tools
+        from smollm3.infer.constrain.grammars import ConstraintSpec, Json, Tools
         from smollm3.turn import Request
 
         options: Any = prompt.options
         schema: Any = prompt.schema
         tools = [_declared(tool) for tool in prompt.tools]
-        constraint: Spec | None = Json(schema) if schema else None
+        constraint: ConstraintSpec | None = Json(schema) if schema else None
         if tools and constraint:
             raise UserError("a schema and tools are not supported together")
         return Request(

@@ -192,3 +192,18 @@ def test_workers_end_with_their_main_process(make_job, tmp_path):
     main_process.wait()
     main_process.stdout.close()
     assert is_gone(worker)
+
+
+@pytest.mark.slow
+def test_a_hanging_worker_is_reported_within_the_timeout(make_job, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMOLLM3_TIMEOUT", "5")
+    started = time.monotonic()
+    with WorkerGroup(2, tmp_path) as workers:
+
+        def stop(record, steps):
+            if record.step == 3:
+                os.kill(workers._workers[0].pid, signal.SIGSTOP)
+
+        with pytest.raises(UserError, match=r"did not answer for 5 s.*run again"):
+            workers.train(make_job(tmp_path / "a", steps=100_000), stop)
+    assert time.monotonic() - started < 120

@@ -16,7 +16,7 @@ from .conftest import cli
 
 PAGE = (Path(__file__).parents[2] / "docs/agents.md").read_text()
 MINE = 'def population(city: str) -> int:\n    "People who live in a city."\n    return 2_103_000\n'
-SERVER = Path(__file__).parents[1] / "mcp_server.py"
+SERVER = Path(__file__).parents[1] / "support" / "mcp_server.py"
 
 
 def blocks(language):

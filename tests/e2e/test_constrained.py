@@ -12,7 +12,7 @@ import torch
 from smollm3.checkpoint import load_model, load_tokenizer, locate
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
-from smollm3.infer.constraints import Choice, Grammar, Json, Regex, Tools
+from smollm3.infer.constrain.masks import Choice, Grammar, Json, Regex, Tools
 from smollm3.infer.speculation import DraftModel, PromptLookup, StepCosts
 from smollm3.infer.worker import Worker
 from smollm3.model import ModelConfig, Transformer, nope_pattern
@@ -83,7 +83,7 @@ def test_forced_tokens_take_no_steps_of_their_own(engine):
     before = engine.stats()
     engine.submit("Ann: ", GREEDY, constraint=Json(SCHEMA)).result()
     after = engine.stats()
-    tokens = after.decoded - before.decoded
+    tokens = after.decode_tokens - before.decode_tokens
     assert after.steps - before.steps < 0.8 * tokens
     steps = list(engine.submit("Say: ", GREEDY, constraint=Choice(["Nothing else will do."])))
     assert [step.source for step in steps] == ["sampled"] + ["forced"] * (len(steps) - 1)
@@ -95,7 +95,7 @@ def test_guesses_change_nothing(plain, guessing):
         assert ours.ids == theirs.ids
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
     after = guessing.stats()
-    assert after.accepted > before.accepted
+    assert after.accepted_tokens > before.accepted_tokens
 
 
 @pytest.mark.slow

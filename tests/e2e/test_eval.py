@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.eval_data import data_folder
+from tests.support.eval_data import data_folder
 
 from .conftest import cli
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 from .conftest import cli
 

@@ -10,7 +10,7 @@ import pytest
 llm = pytest.importorskip("llm")
 
 from smollm3 import llm_plugin  # noqa: E402
-from tests.serving import speaking  # noqa: E402
+from tests.support.serving import speaking  # noqa: E402
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 SCRIPT = {

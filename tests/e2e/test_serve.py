@@ -21,7 +21,7 @@ import pydantic
 import pytest
 
 from smollm3.serve.settings import Settings
-from tests.noise import save_noise
+from tests.support.noise import save_noise
 
 NODE = Path(__file__).parents[1] / "node"
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()

@@ -86,7 +86,7 @@ def test_two_hundred_clients(model, tmp_path, capsys):  # noqa: F811
     with serving(model, "--quiet", "--config", config) as server:
         crowd, warm, end = asyncio.run(scene(server))
         figures = httpx2.get(f"{server.url}/metrics").text
-        for gauge in ("answers_running", "answers_queued", "engine_running"):
+        for gauge in ("answers_running", "answers_waiting", "engine_requests_running"):
             assert re.search(rf"^smollm3_{gauge} 0\.0$", figures, re.MULTILINE), gauge
         answer = httpx2.post(
             f"{server.url}/v1/chat/completions", json={"messages": HI, "max_tokens": 3}

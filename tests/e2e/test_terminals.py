@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tests.noise import save_noise
-from tests.terminal import Terminal
+from tests.support.noise import save_noise
+from tests.support.terminal import Terminal
 
 WIDE, NARROW = (110, {}), (44, {"NO_COLOR": "1"})
 

@@ -14,7 +14,7 @@ import pytest
 
 from smollm3 import SamplingParams, load_engine
 from smollm3.model import nope_pattern
-from tests.noise import save_noise
+from tests.support.noise import save_noise
 
 OWN = Path(__file__).parents[2] / ".venv-vllm/bin/vllm"
 PROGRAM = os.environ.get("SMOLLM3_VLLM") or shutil.which("vllm") or (OWN if OWN.exists() else None)

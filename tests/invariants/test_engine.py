@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fake_backend import CONFIG, FakeBackend
+from tests.support.fake_backend import CONFIG, FakeBackend
 
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
@@ -105,7 +105,7 @@ def expected(tokenizer):
     for params in (SAMPLED, GREEDY):
         answers[params.temperature] = found = []
         for prompt in prompts(12):
-            with Engine(FakeBackend(), tokenizer, step_tokens=1000) as engine:
+            with Engine(FakeBackend(), tokenizer, max_num_batched_tokens=1000) as engine:
                 found += ids(engine, [prompt], params)
     assert len({tuple(answer) for answer in answers[1.0]}) == 12
     return answers
@@ -131,24 +131,29 @@ def test_an_answer_does_not_depend_on_how_it_is_computed(make, expected, how, pa
     whole = [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
     options = {
         "batched": {},
-        "chunked": {"step_tokens": 40},
-        "one token at a time": {"step_tokens": 1},
-        "few rows": {"rows": 3},
+        "chunked": {"max_num_batched_tokens": 40},
+        "one token at a time": {"max_num_batched_tokens": 1},
+        "few rows": {"max_num_seqs": 3},
         "preempted": {"blocks": 8},
         "found": {},
         "guessed": {"drafter": lambda: Guesses(whole)},
-        "all": {"drafter": lambda: Guesses(whole, 1), "blocks": 9, "step_tokens": 33, "rows": 5},
+        "all": {
+            "drafter": lambda: Guesses(whole, 1),
+            "blocks": 9,
+            "max_num_batched_tokens": 33,
+            "max_num_seqs": 5,
+        },
     }[how]
     engine = make(**options)
     assert ids(engine, asked, params) == answers
     if how in ("found", "all"):
         assert ids(engine, asked[::-1], params) == answers[::-1]
-        assert engine.stats().reused > 200
+        assert engine.stats().cached_tokens > 200
     if how in ("preempted", "all"):
-        assert engine.stats().preempted > 0
+        assert engine.stats().preemptions > 0
     if how in ("guessed", "all"):
         stats = engine.stats()
-        assert stats.drafted > stats.accepted > 50
+        assert stats.draft_tokens > stats.accepted_tokens > 50
     drained(engine)
 
 
@@ -193,7 +198,7 @@ def test_salts_share_nothing(make):
 
 def test_scores_are_the_same_in_chunks_and_behind_a_known_beginning(make, monkeypatch):
     monkeypatch.setattr("smollm3.infer.worker.STEP_LOGITS", 20 * CONFIG.vocab_size)
-    engine, backend = make(step_tokens=50), FakeBackend()
+    engine, backend = make(max_num_batched_tokens=50), FakeBackend()
     asked = prompts(6)
     for ids_T, scores in zip(asked, engine.score_batch(asked), strict=True):
         rows = [torch.from_numpy(backend.logits_after(ids_T[: t + 1])) for t in range(len(ids_T))]
@@ -202,7 +207,7 @@ def test_scores_are_the_same_in_chunks_and_behind_a_known_beginning(make, monkey
         for first in (1, len(ids_T) // 2 or 1, len(ids_T)):
             assert engine.score(ids_T, first) == pytest.approx(scores[first - 1 :], abs=1e-5)
     assert max(len(batch.wanted_R) for batch in engine.backend.batches) <= 20
-    assert engine.stats().reused > 0
+    assert engine.stats().cached_tokens > 0
     drained(engine)
     rows = engine.logprobs(asked[0])
     assert rows.shape == (len(asked[0]), CONFIG.vocab_size)
@@ -295,7 +300,7 @@ def test_a_reader_on_a_loop_that_is_gone_harms_nobody(make):
 
 
 def test_a_failing_step_fails_its_requests_alone(make, expected):
-    engine = make(rows=2)
+    engine = make(max_num_seqs=2)
     asked = prompts(12)
 
     def fail(batch):
@@ -441,7 +446,7 @@ def test_constraints_and_guesses_go_together(make, params, idle):
     answers = []
     for prompt in asked:
         constraint = Spelling()
-        generation = make(step_drafts=0).submit(prompt, params, constraint=constraint)
+        generation = make(max_num_draft_tokens=0).submit(prompt, params, constraint=constraint)
         answers.append(generation.result().ids)
         assert constraint.ids == answers[-1]
     whole = [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
@@ -470,7 +475,7 @@ def test_a_finished_constraint_ends_the_answer(make):
 
 
 def test_cancelling(make):
-    engine = make(rows=1)
+    engine = make(max_num_seqs=1)
     began, hold = threading.Event(), threading.Event()
     engine.backend.fail = lambda batch: (began.set(), hold.wait(10))
     running, waiting = engine.submit([1] * 50, SAMPLED), engine.submit([2] * 50, SAMPLED)
@@ -552,14 +557,14 @@ def churn(engine, n, longest, new, seed=0) -> None:
 
 
 def test_a_thousand_requests_leak_no_block(make):
-    engine = make(blocks=9, rows=16, drafter=lambda: Guesses([]))
+    engine = make(blocks=9, max_num_seqs=16, drafter=lambda: Guesses([]))
     churn(engine, 1000, 120, 20)
-    assert engine.stats().preempted > 0
+    assert engine.stats().preemptions > 0
 
 
 @pytest.mark.slow
 def test_a_thousand_requests_of_a_model_leak_no_block(tiny, tokenizer):
-    with Engine(TorchBackend(tiny, blocks=40), tokenizer, rows=24) as engine:
+    with Engine(TorchBackend(tiny, blocks=40), tokenizer, max_num_seqs=24) as engine:
         churn(engine, 1000, 200, 40)
 
 
@@ -576,7 +581,7 @@ def fails(ask) -> None:
 
 
 def test_closing_ends_the_thread_and_what_waits(make):
-    engine = make(rows=1)
+    engine = make(max_num_seqs=1)
     hold = threading.Event()
     engine.backend.fail = lambda batch: hold.wait(5)
     going = [engine.submit([1], SAMPLED) for _ in range(3)]
@@ -624,7 +629,7 @@ def test_a_program_ends_while_its_engine_runs(ending):
 from smollm3.chat import default_template
 from smollm3.infer import Engine, SamplingParams
 from smollm3.tokenizer import Tokenizer
-from tests.fake_backend import FakeBackend
+from tests.support.fake_backend import FakeBackend
 import time
 engine = Engine(FakeBackend(), Tokenizer.train(["a b"], 280, default_template()))
 engine.backend.fail = lambda batch: time.sleep(0.01)
@@ -650,19 +655,19 @@ def test_a_forked_process_is_told(make, monkeypatch):
 
 
 def test_stats(make):
-    with make(blocks=10, step_tokens=64) as engine:
+    with make(blocks=10, max_num_batched_tokens=64) as engine:
         engine.generate([list(range(100)), [1, 2, 3]], replace(SAMPLED, max_tokens=5))
         drained(engine)
         s = engine.stats()
-        assert (s.prefilled, s.decoded, s.reused) == (103, 10, 0)
+        assert (s.prefill_tokens, s.decode_tokens, s.cached_tokens) == (103, 10, 0)
         assert s.steps == len(s.recent) == 6
-        assert [(r.prefilled, r.decoded) for r in s.recent] == [
+        assert [(r.prefill_tokens, r.decode_tokens) for r in s.recent] == [
             (64, 0), (39, 2), (0, 2), (0, 2), (0, 2), (0, 2),
         ]  # fmt: skip
         assert 0 < s.model_seconds < s.seconds
         assert sum(r.seconds for r in s.recent) == pytest.approx(s.seconds)
         assert (s.blocks, s.blocks_used, s.blocks_free, s.blocks_cached) == (10, 0, 7, 3)
-        assert (s.finished, s.failed, s.cancelled, s.preempted) == (2, 0, 0, 0)
+        assert (s.finished, s.failed, s.cancelled, s.preemptions) == (2, 0, 0, 0)
         assert s.block_bytes == 4 * BLOCK
 
 
@@ -770,10 +775,10 @@ def test_a_model_answers_the_same_whatever_else_runs(tiny, tokenizer, seed, toke
             alone = [
                 engine.submit(p, params, cache_salt=str(i)).result() for i, p in enumerate(asked)
             ]
-            assert not engine.stats().reused
+            assert not engine.stats().cached_tokens
         whole = [p + a.ids for p, a in zip(asked, alone, strict=True)]
         guesses = partial(Guesses, whole, seed)
-        options = {"step_tokens": tokens, "drafter": guesses}
+        options = {"max_num_batched_tokens": tokens, "drafter": guesses}
         with Engine(TorchBackend(tiny, blocks=blocks), tokenizer, **options) as engine:
             for _ in range(2):
                 for a, b in zip(alone, engine.generate(asked, params), strict=True):
@@ -791,7 +796,7 @@ def test_a_model_answers_the_same_whatever_else_runs(tiny, tokenizer, seed, toke
                     elif params.temperature:
                         assert same is None
                     assert a.logprobs[:same] == pytest.approx(b.logprobs[:same], abs=1e-4)
-            assert engine.stats().accepted > 0
+            assert engine.stats().accepted_tokens > 0
 
 
 def test_a_model_of_another_size_takes_no_prefix(tiny, tokenizer, tmp_path):

@@ -7,7 +7,7 @@ for which everything that looks like a control token in any of them is one.
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.templates import PUBLISHED, tokenizer_for, trl_templates
+from tests.support.templates import PUBLISHED, tokenizer_for, trl_templates
 
 from smollm3.chat import default_template
 from smollm3.tokenizer import CONTROL

@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
+from smollm3.bench.shapes import make_shape
 from smollm3.checkpoint import load_model, save_model
 from smollm3.files import cache_folder
 from smollm3.infer import SamplingParams, load_engine
 from smollm3.infer.backends import BLOCK
 from smollm3.infer.blocks import block_keys, root
-from smollm3.infer.shapes import make_shape
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 
 pytest.importorskip("smollm3_kernels", reason="the CPU kernels are not installed")
@@ -47,7 +47,7 @@ def test_131072_tokens_are_one_pass_of_pytorch(tokenizer, tmp_path):
     draw = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, 274, (TOKENS - 40,), generator=draw).tolist()
     sampled = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=100, ignore_eos=True)
-    with load_engine(tmp_path, engine="native", context=TOKENS, weights_cache=False) as engine:
+    with load_engine(tmp_path, engine="native", context=TOKENS, weight_cache=False) as engine:
         answer = engine.submit(prompt, sampled).result()
         again = engine.submit(prompt, sampled)
         assert again.result() == answer
@@ -63,12 +63,14 @@ def test_131072_tokens_are_one_pass_of_pytorch(tokenizer, tmp_path):
 
 
 @pytest.mark.slow  # makes a file of 1.8 GB where there is none; takes 7 GB of memory
-@pytest.mark.parametrize("cache_type", ["bf16", "int8"])
-def test_the_3b_decodes_behind_64k_from_a_saved_state(tmp_path, cache_type):
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "int8"])
+def test_the_3b_decodes_behind_64k_from_a_saved_state(tmp_path, kv_cache_dtype):
     """Its keys and values are those of a short text, over and over: as many, and as large."""
     path = make_shape("smollm3-3b:q4_0", cache_folder() / "shapes")
     greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=2)
-    load = partial(load_engine, path, engine="native", cache_type=cache_type, speculation=False)
+    load = partial(
+        load_engine, path, engine="native", kv_cache_dtype=kv_cache_dtype, speculation=False
+    )
     ids = [(7919 * i) % 100_000 for i in range(65_536 - 2 * BLOCK)]
     prompt = [*ids, 1, 2, 3]
     saved = tmp_path / "state.safetensors"
@@ -78,7 +80,7 @@ def test_the_3b_decodes_behind_64k_from_a_saved_state(tmp_path, cache_type):
         answer = engine.submit(prompt, greedy).result()
         assert engine.save_prefix(ids, saved) == len(ids)
     size = engine.backend.block_bytes * len(ids) // BLOCK
-    assert saved.stat().st_size > size > (2e9 if cache_type == "int8" else 4e9)
+    assert saved.stat().st_size > size > (2e9 if kv_cache_dtype == "int8" else 4e9)
     with load() as engine:
         assert engine.load_prefix(saved) == ids
         generation = engine.submit(prompt, greedy)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fake_backend import CONFIG, FakeBackend
 from tests.invariants.test_engine import GREEDY, SAMPLED, Guesses, churn, drained, prompts
+from tests.support.fake_backend import CONFIG, FakeBackend
 
 from smollm3.checkpoint import save_model
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams
-from smollm3.infer.constraints import Grammar, Json, Regex
+from smollm3.infer.constrain.masks import Grammar, Json, Regex
 from smollm3.infer.generation import Channel, Generation
-from smollm3.infer.jobs import Answer, Reading
+from smollm3.infer.jobs import AnswerJob, Reading
 from smollm3.infer.scheduler import Sequence
 from smollm3.model import Transformer
 
@@ -44,7 +44,7 @@ def native(tokenizer, tmp_path_factory):
 
     def make(blocks=64, threads=1, **options) -> Engine:
         backend = NativeBackend(
-            folder, model.config, blocks=blocks, dtype="q4_0", threads=threads, weights_cache=False
+            folder, model.config, blocks=blocks, dtype="q4_0", threads=threads, weight_cache=False
         )
         return Engine(backend, tokenizer, **options)
 
@@ -62,15 +62,20 @@ def test_kernels_answer_with_the_same_bits_whatever_else_runs(native, params):
     for options in (
         {},
         {"blocks": 8},
-        {"step_tokens": 33, "blocks": 9, "rows": 5, "drafter": lambda: Guesses(whole, 1)},
+        {
+            "max_num_batched_tokens": 33,
+            "blocks": 9,
+            "max_num_seqs": 5,
+            "drafter": lambda: Guesses(whole, 1),
+        },
     ):
         with native(**options) as engine:
             for _ in range(2):  # the second time behind known beginnings
                 assert engine.generate(asked, params) == alone
             stats = engine.stats()
-            assert stats.reused >= 64
-            assert (stats.preempted > 0) == (engine.backend.blocks < 10)
-            assert (stats.accepted > 50) == ("drafter" in options)
+            assert stats.cached_tokens >= 64
+            assert (stats.preemptions > 0) == (engine.backend.blocks < 10)
+            assert (stats.accepted_tokens > 50) == ("drafter" in options)
             drained(engine)
 
 
@@ -121,17 +126,17 @@ def test_bad_requests_one_after_another_disturb_nobody(native):
 def left() -> Counter:
     """What there is of requests in memory."""
     gc.collect()
-    kinds = {Answer, Reading, Sequence, Channel, Generation}
+    kinds = {AnswerJob, Reading, Sequence, Channel, Generation}
     return Counter(type(x) for x in gc.get_objects() if type(x) in kinds)
 
 
 def test_nothing_is_left_of_requests(tokenizer):
     before = left()
-    with Engine(FakeBackend(40), tokenizer, rows=16) as engine:
+    with Engine(FakeBackend(40), tokenizer, max_num_seqs=16) as engine:
         engine.backend.batches = deque(maxlen=1)
         churn(engine, 400, 60, 12)
         kept = engine.submit([1], SAMPLED)
-        assert left()[Answer] == 1 + before[Answer]
+        assert left()[AnswerJob] == 1 + before[AnswerJob]
         del kept
         engine.score_batch(prompts(8))
         engine._worker.ask(lambda: None).result()  # the step is over
@@ -149,11 +154,11 @@ def resident() -> int:
 def test_memory_stays_where_it_is(native):
     draw = random.Random(0)
     guesses = [[draw.randrange(270) for _ in range(300)] for _ in range(3)]
-    with native(blocks=30, threads=2, rows=24, drafter=lambda: Guesses(guesses)) as engine:
+    with native(blocks=30, threads=2, max_num_seqs=24, drafter=lambda: Guesses(guesses)) as engine:
         churn(engine, 400, 200, 40)
         before = resident()
         churn(engine, 1000, 200, 40, seed=1)
         grown = resident() - before
-        assert engine.stats().preempted > 0
+        assert engine.stats().preemptions > 0
     if "LD_PRELOAD" not in os.environ:  # a sanitizer keeps what is freed for a while
         assert grown < 3 * MiB  # 0.6 when this was written

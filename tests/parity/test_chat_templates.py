@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tests.templates import PUBLISHED, tokenizer_for, trl_templates
+from tests.support.templates import PUBLISHED, tokenizer_for, trl_templates
 from transformers import AutoTokenizer
 
 from smollm3.chat import default_template

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests import llamacpp
-from tests.llamacpp import LlamaCpp
+from tests.support import llamacpp
+from tests.support.gguf_files import write_mixed
+from tests.support.llamacpp import LlamaCpp
 
 from smollm3.checkpoint import load_model, load_tokenizer, locate
 from smollm3.checkpoint.gguf import export_gguf, write
@@ -101,6 +102,19 @@ def test_every_kind_is_read_as_we_read_it(kind, tokenizer, tmp_path):
     # weights beside half precision.
     limit = {"f32": 1e-5, "f16": 1e-4, "bf16": 1e-2}.get(kind, 0.05)
     assert kl(log_probs(ours, ids), theirs).mean() < limit
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n[0] in "QITM"])
+def test_every_type_is_read_as_llama_cpp_reads_it(name, tokenizer, tmp_path, monkeypatch):
+    config = replace(
+        CONFIG, hidden=256, ffn=512, head_dim=64, layers=4, uses_rope=nope_pattern(4, 4)
+    )
+    write_mixed(config, tokenizer, tmp_path / "m.gguf", [name], monkeypatch)
+    ours = load_model(tmp_path / "m.gguf")
+    ids = torch.arange(60).mul(37).remainder(292).tolist()
+    with LlamaCpp(tmp_path / "m.gguf") as peer:
+        theirs = peer.log_probs(ids)
+    assert kl(log_probs(ours, ids), theirs).mean() < 0.05  # llama.cpp rounds activations to 8 bits
 
 
 def test_tokens_of_ours(tokenizer, tmp_path):

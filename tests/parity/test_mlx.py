@@ -21,7 +21,7 @@ from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.mlx import export_mlx, quantize
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend, load_engine
-from smollm3.infer.constraints import Json
+from smollm3.infer.constrain.masks import Json
 from smollm3.model import ModelConfig, Transformer, extend_context, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
@@ -221,20 +221,23 @@ def test_the_engine_answers_through_mlx(folder: Path) -> None:
         load_engine(folder, engine="torch", device="cpu") as ours,
         load_engine(folder, engine="mlx") as theirs,
     ):
-        assert (theirs.backend.name, theirs.backend.cache_type) == ("mlx", "float32")
+        assert (theirs.backend.name, theirs.backend.kv_cache_dtype) == ("mlx", "float32")
         assert theirs.backend.block_bytes == ours.backend.block_bytes
         for params in (SamplingParams(temperature=0), SamplingParams(temperature=1.0, top_p=0.9)):
             asked = dataclasses.replace(params, max_tokens=40, ignore_eos=True)
             answers = [engine.generate(texts, asked) for engine in (ours, theirs)]
             assert [a.ids for a in answers[0]] == [a.ids for a in answers[1]]
-        assert theirs.stats().reused > 300
+        assert theirs.stats().cached_tokens > 300
         for text in texts:
             assert theirs.score(text) == pytest.approx(ours.score(text), abs=1e-4)
         form = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
-        schema, accepted = Json({**form, "additionalProperties": False}), theirs.stats().accepted
+        schema, accepted = (
+            Json({**form, "additionalProperties": False}),
+            theirs.stats().accepted_tokens,
+        )
         answer = theirs.submit("x", SamplingParams(max_tokens=60), constraint=schema).result()
         assert json.loads(answer.text) in ({"a": 1}, {"a": 2})
-        assert theirs.stats().accepted > accepted  # what the form leaves no choice about
+        assert theirs.stats().accepted_tokens > accepted  # what the form leaves no choice about
 
 
 def test_prefixes_are_saved_from_mlx(folder: Path, tmp_path: Path) -> None:
@@ -262,12 +265,17 @@ def test_narrow_and_quantised_folders_run_on_mlx(tokenizer: Tokenizer, tmp_path:
     for name in ("q4", "bf16"):
         with load_engine(tmp_path / name, engine="mlx") as engine:
             assert engine.generate(["to be"], SamplingParams(max_tokens=5))[0].ids
-            size = 1 if engine.backend.cache_type == "float32" else 2
+            size = 1 if engine.backend.kv_cache_dtype == "float32" else 2
             assert engine.backend.block_bytes == 2 * 4 * 2 * 32 * 32 * (4 // size)
 
 
 def test_what_mlx_does_not_take(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    for option in ({"dtype": "float32"}, {"device": "cpu"}, {"threads": 1}, {"cache_type": "f32"}):
+    for option in (
+        {"dtype": "float32"},
+        {"device": "cpu"},
+        {"threads": 1},
+        {"kv_cache_dtype": "f32"},
+    ):
         [name] = option
         with pytest.raises(UserError, match=f"{name}: mlx-lm takes this from the folder"):
             load_engine(folder, engine="mlx", **option)

@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smollm3.agent import sandbox
-from smollm3.agent.sandbox import Function, Limits, Run, Sandbox, StartError, lockdown, process
+from smollm3.agent.sandbox import (
+    Function,
+    Limits,
+    RunOutput,
+    Sandbox,
+    StartError,
+    lockdown,
+    process,
+)
 from smollm3.agent.sandbox.layout import layout
 from smollm3.agent.sandbox.run import Shown
 from smollm3.errors import UserError
@@ -337,9 +345,9 @@ class TestShown:
             assert f"[... {len(text) - 2 * half} characters" in shown.text
 
     def test_of_a_run(self):
-        assert Run(out="a\n", value="1").text == "a\n1"
-        assert Run().text == "(no output)"
-        assert Run(ended="gone").ok is False
+        assert RunOutput(out="a\n", value="1").text == "a\n1"
+        assert RunOutput().text == "(no output)"
+        assert RunOutput(ended="gone").ok is False
         assert Shown.cut(None, 10) is None
 
 
@@ -414,7 +422,7 @@ class TestFinding:
             layers = ("Landlock 7",)
 
             def run(self, code):
-                return Run(value="42")
+                return RunOutput(value="42")
 
             def close(self):
                 pass
@@ -423,7 +431,7 @@ class TestFinding:
         with pytest.raises(StartError, match="not both"):
             sandbox.probe(Sandbox("landlock"))
         assert sandbox.probe(Sandbox("bubblewrap")).layers == ("Landlock 7",)
-        monkeypatch.setattr(Weak, "run", lambda *_: Run(error="broken"))
+        monkeypatch.setattr(Weak, "run", lambda *_: RunOutput(error="broken"))
         with pytest.raises(StartError, match="broken"):
             sandbox.probe(Sandbox("bubblewrap"))
 
@@ -489,8 +497,8 @@ class TestAnswers:
         )
 
     def test_results_that_are_none(self):
-        assert process._as_run({}) == Run()
-        assert process._as_run({"out": 3, "value": ["x"], "error": {}}) == Run()
+        assert process._as_run({}) == RunOutput()
+        assert process._as_run({"out": 3, "value": ["x"], "error": {}}) == RunOutput()
         assert process._as_run({"out": "\ud800"}).out == "?"
 
     def test_values_that_cannot_be_sent_fail_the_call(self):

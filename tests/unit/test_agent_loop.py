@@ -29,7 +29,7 @@ from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.model import ModelConfig, Transformer
 from smollm3.turn import numbered
 
-SERVER = [sys.executable, str(Path(__file__).parents[1] / "mcp_server.py")]
+SERVER = [sys.executable, str(Path(__file__).parents[1] / "support" / "mcp_server.py")]
 HELLO = [{"role": "user", "content": "Hello"}]
 
 

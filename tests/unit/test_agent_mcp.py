@@ -16,7 +16,7 @@ from smollm3.agent.mcp import McpServer
 from smollm3.agent.tools import to_json_value, to_text
 from smollm3.errors import UserError
 
-FILE = str(Path(__file__).parents[1] / "mcp_server.py")
+FILE = str(Path(__file__).parents[1] / "support" / "mcp_server.py")
 COMMAND = [sys.executable, FILE]
 
 

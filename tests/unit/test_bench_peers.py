@@ -13,6 +13,8 @@ from benchmarks import peers
 from benchmarks.peers import Bench, Worker, ratio, ratios, refusal, sweep, table
 from benchmarks.work import ITEMS, Contender, Item
 
+from smollm3.errors import UserError
+
 VNNI = ("avx2", "avx512_vnni")
 SLOW = {"name": "llama.cpp", "version": "1", "vnni": False}
 FAST = {"name": "llama.cpp", "version": "1", "vnni": True}
@@ -179,6 +181,61 @@ def test_a_worker_reports_its_errors_and_its_end(bench):
         worker.process.kill()
         with pytest.raises((RuntimeError, BrokenPipeError)):
             worker.ask("info", {})
+
+
+LLAMA_BENCH = """#!{python}
+import json, sys
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if arguments["-m"] == "none":
+    sys.exit("no such model")
+rate = 100.0 if arguments["-p"] != "0" else 10.0
+print("noise")
+print(json.dumps([{{"avg_ts": rate * int(arguments["-rtr"]), "build_number": 7}}]))
+"""
+
+
+@pytest.fixture
+def llama_bench(tmp_path) -> Path:
+    program = tmp_path / "llama-bench"
+    program.write_text(LLAMA_BENCH.format(python=sys.executable))
+    program.chmod(0o755)
+    return program
+
+
+def test_any_llama_bench_can_be_a_peer(llama_bench, tmp_path):
+    joined = {n: peers.with_peer(i, f"ik={llama_bench},-rtr,3") for n, i in ITEMS.items()}
+    assert {n for n, i in joined.items() if "ik" in i.contenders} == {
+        n for n in ITEMS if n.startswith(("prefill-", "decode-"))
+    }
+    item = joined["decode-q4_0"]
+    contender = item.contenders["ik"]
+    with Worker(contender.engine, Path("unused")) as worker:
+        settings = {"model": "m", "context": 64, "threads": 2}
+        worker.ask("open", {**settings, **contender.settings})
+        assert peers.asked(worker, item, contender, 0) == 30
+        assert worker.ask("prefill", {"ids": [1, 2]}) == 300
+        assert worker.ask("info", {})["version"] == "7"
+        with pytest.raises(RuntimeError, match="one stream"):
+            worker.ask("decode", {"prompts": [[1], [2]], "tokens": 4})
+        worker.ask("open", {**settings, "model": "none", **contender.settings})
+        with pytest.raises(RuntimeError, match="no such model"):
+            worker.ask("prefill", {"ids": [1]})
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"), [("ik", "is not NAME"), ("ik=/none", "no such program")]
+)
+def test_a_peer_that_cannot_be_is_one_line(spec, problem):
+    with pytest.raises(UserError, match=problem):
+        peers.with_peer(ITEMS["decode-q4_0"], spec)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [(VNNI, "avx512"), (("avx2", "avx_vnni"), "avxvnni"), (("avx2",), "avx2")],
+)
+def test_results_are_kept_by_family(flags, name):
+    assert peers.family(flags) == name
 
 
 def test_without_the_peers_one_line_says_how_to_get_them(tmp_path):

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.llamacpp import LlamaCpp
+from tests.support.llamacpp import LlamaCpp
 
 from smollm3 import tokenizer_build
+from smollm3.bench import shapes
+from smollm3.bench.shapes import SHAPES, RandomBlocks, make_shape, tokenizer_of_size, write_random
 from smollm3.checkpoint import load_model, load_tokenizer
 from smollm3.checkpoint.gguf.reader import Gguf
 from smollm3.errors import UserError
-from smollm3.infer import shapes
-from smollm3.infer.shapes import SHAPES, RandomBlocks, make_shape, tokenizer_of_size, write_random
 from smollm3.model import nope_pattern
 
 pytest.importorskip("gguf", reason="the gguf package writes")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.templates import PUBLISHED
+from tests.support.templates import PUBLISHED
 
 from smollm3.chat import Message, ToolCall, default_template
 from smollm3.chat.history import Reads, probe

@@ -9,11 +9,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from tests.noise import CONFIG, save_noise
+from tests.support.noise import CONFIG, save_noise
 
+from smollm3.bench import measure as bench
 from smollm3.cli import main
 from smollm3.errors import UserError
-from smollm3.infer import bench
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ REFUSED = {
     "device": ([*MANY, "--device", "mars"], "mars"),
     "dtype": ([*MANY, "--dtype", "float7"], "float7"),
     "threads": ([*MANY, "--threads", "0"], "--threads"),
-    "cache type": ([*MANY, "--cache-type", "int3"], "cache_type"),
+    "cache type": ([*MANY, "--kv-cache-dtype", "int3"], "kv_cache_dtype"),
     "context": ([*MANY, "--context", "1000000"], "context"),
     "draft": ([*MANY, "--draft", "<TMP>/none"], "none"),
     "unknown option": ([*MANY, "--temprature", "1"], "--temperature"),
@@ -226,10 +226,10 @@ def test_bench(command, model, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "LEAST_READ", 1 << 16)
     monkeypatch.setattr(bench, "PRODUCT", 16)
     file = tmp_path / "new" / "b.json"
-    words = ("--long", 64, "--repeat", 2, "--tokens", 4, "--threads", 1, "--no-cache")
+    words = ("--long", 64, "--repeat", 2, "--tokens", 4, "--threads", 1, "--no-weight-cache")
     code, out, err = command("bench", model, *words, "--json", file)
     assert (code, err) == (0, "")
-    assert asked == [(model, ["--threads", "1", "--no-cache", "--no-speculation"])]
+    assert asked == [(model, ["--threads", "1", "--no-weight-cache", "--no-speculation"])]
     found = json.loads(file.read_text())
     rows = {row["name"]: row for row in found["rows"]}
     for name, unit, values in [

@@ -8,12 +8,12 @@ import torch
 
 from smollm3.chat import ToolCall
 from smollm3.conformance import (
-    Answer,
     Broken,
+    ChatAnswer,
     Report,
-    Row,
+    ResultRow,
     Target,
-    Tokens,
+    TargetTokens,
     Unsupported,
     check,
     make_kit,
@@ -25,7 +25,7 @@ from smollm3.conformance.mistakes import BOS, MISTAKES, YARN_MISTAKES
 from smollm3.conformance.probes import run_probes
 from smollm3.conformance.reference import Measured, Reference
 from smollm3.conformance.result import STYLES
-from smollm3.conformance.server import Server
+from smollm3.conformance.server import HttpTarget
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.model import Transformer, nope_pattern
@@ -110,7 +110,7 @@ def test_each_mistake_is_named(reference, weights, mistake):
     assert reference.distance(weights, measured) > 0.2
     found = reference.diagnose(weights, measured, 1e-4)
     assert found.startswith(f"{mistake.name} (off")
-    assert mistake.mend in found
+    assert mistake.fix in found
 
 
 def test_named_from_a_few_rounded_numbers(reference, kit):
@@ -180,13 +180,13 @@ class Faithful(Target):
         return [c.ids for c in engine.generate(prompts, SamplingParams(0, max_tokens=n))]
 
     def encode(self, text):
-        return Tokens(self.kit.tokenizer.encode(text))
+        return TargetTokens(self.kit.tokenizer.encode(text))
 
     def render(self, case):
-        return Tokens(self.kit.tokenizer.render(case.messages, **case.options).ids)
+        return TargetTokens(self.kit.tokenizer.render(case.messages, **case.options).ids)
 
     def chat(self, case, stream):
-        return Answer(EXPECTED.content, EXPECTED.reasoning, EXPECTED.tool_calls, "tool_calls")
+        return ChatAnswer(EXPECTED.content, EXPECTED.reasoning, EXPECTED.tool_calls, "tool_calls")
 
     def close(self):
         self.closed = True
@@ -214,16 +214,16 @@ def test_a_target_that_does_everything_wrong(kit, reference):
             return [[7] * n for _ in prompts]
 
         def encode(self, text):
-            return Tokens([BOS, *self.kit.tokenizer.encode(text)])
+            return TargetTokens([BOS, *self.kit.tokenizer.encode(text)])
 
         def render(self, case):
             text = self.kit.tokenizer.render_text(case.messages, **case.options)
-            return Tokens(self.kit.tokenizer.encode_markup(text))
+            return TargetTokens(self.kit.tokenizer.encode_markup(text))
 
         def chat(self, case, stream):
             if stream:
                 raise Broken("the stream never ends")
-            return Answer("<tool_call>{}</tool_call>", None, (), "stop")
+            return ChatAnswer("<tool_call>{}</tool_call>", None, (), "stop")
 
     rows = rows_of(Wrong(kit), reference)
     for length in ("short", "long"):
@@ -253,13 +253,15 @@ def test_a_target_that_offers_little_or_raises(kit, reference):
         tolerance = 1.0
 
         def render(self, case):
-            return Tokens(count=len(kit.tokenizer.render(case.messages, **case.options).ids) + 1)
+            return TargetTokens(
+                count=len(kit.tokenizer.render(case.messages, **case.options).ids) + 1
+            )
 
         def encode(self, text):
             raise RuntimeError("out of ink\nsecond line")
 
     rows = rows_of(Little(), reference)
-    assert rows["log-probs: plain, short prompts"] == Row(
+    assert rows["log-probs: plain, short prompts"] == ResultRow(
         "log-probs: plain, short prompts", "skip", note="tells no log-probabilities"
     )
     assert rows["template: think"].note.endswith("one too many: a BOS?")
@@ -306,7 +308,7 @@ def test_text_of_a_template_is_compared(kit, reference):
     class Unclosed(Faithful):
         def render(self, case):
             text = kit.tokenizer.render_text(case.messages, **case.options)
-            return Tokens(text=text.replace("<|im_end|>\n", "\n", 1))
+            return TargetTokens(text=text.replace("<|im_end|>\n", "\n", 1))
 
     rows = rows_of(Unclosed(kit), reference)
     assert rows["template: think"].note.startswith("reads '\\n<|im_start|>user")
@@ -315,7 +317,7 @@ def test_text_of_a_template_is_compared(kit, reference):
 # Servers
 
 
-class Scripted(Server):
+class Scripted(HttpTarget):
     """Answers /v1/completions and /v1/chat/completions with what it is given."""
 
     def __init__(self, tokenizer, *answers):
@@ -397,7 +399,7 @@ def test_modes_are_asked_for_as_servers_expect(kit):
         kit.tokenizer, {"usage": {"prompt_tokens": 7}}, {"usage": {"prompt_tokens": 7}}
     )
     think, no_think = CASES[:2]
-    assert server.render(think) == server.render(no_think) == Tokens(count=7)
+    assert server.render(think) == server.render(no_think) == TargetTokens(count=7)
     assert "chat_template_kwargs" not in server.asked[0]
     assert server.asked[1]["chat_template_kwargs"] == {"enable_thinking": False}
 
@@ -406,8 +408,8 @@ def test_modes_are_asked_for_as_servers_expect(kit):
 
 
 def test_report():
-    rows = [Row("a", "pass", 1e-6, 1e-4), Row("b", "skip", note="not offered")]
-    good, bad = Report("x", rows), Report("x", [*rows, Row("c", "fail", note="[bold]")])
+    rows = [ResultRow("a", "pass", 1e-6, 1e-4), ResultRow("b", "skip", note="not offered")]
+    good, bad = Report("x", rows), Report("x", [*rows, ResultRow("c", "fail", note="[bold]")])
     assert (good.exit_code, bad.exit_code) == (0, 1)
     assert Report("x", rows[1:]).exit_code == 1  # nothing was checked
     told = json.loads(json.dumps(bad.to_json()))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.data_shards import make_shard, make_stage
+from tests.support.data_shards import make_shard, make_stage
 
 from smollm3.data import Loader
 from smollm3.errors import UserError

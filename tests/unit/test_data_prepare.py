@@ -1,12 +1,11 @@
 import json
-import os
 
 import numpy as np
 import pytest
-from tests.data_shards import make_shard
 
 from smollm3.chat import default_template
 from smollm3.data import Shard, documents, prepare
+from smollm3.data.shards import verify
 from smollm3.data.spec import JsonlSource, ProceduralSource, TextSource
 from smollm3.errors import UserError
 from smollm3.tokenizer import Tokenizer
@@ -59,8 +58,10 @@ def test_same_inputs_give_the_same_bytes(tmp_path, source, tokenizer):
     other = prepare("rows", source, tokenizer, tmp_path / "y", 1)
     assert one.folder.name == two.folder.name != other.folder.name
     assert one.digest == two.digest != other.digest
-    for file in one.folder.iterdir():
-        assert file.read_bytes() == (two.folder / file.name).read_bytes()
+    files = [path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file()]
+    assert len(files) == 8
+    for file in files:
+        assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes()
 
 
 def test_finished_folders_are_reused(tmp_path, source, tokenizer):
@@ -71,16 +72,14 @@ def test_finished_folders_are_reused(tmp_path, source, tokenizer):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [shard.folder.name]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "meta"])
+@pytest.mark.parametrize("damage", ["cut", "delete", "meta"])
 def test_a_damaged_shard_is_named_and_made_anew(tmp_path, source, tokenizer, damage):
     shard = prepare("rows", source, tokenizer, tmp_path / "cache", 0)
-    path = shard.folder / ("meta.json" if damage == "meta" else "train.ds")
-    data = bytearray(path.read_bytes())
+    path = shard.folder / ("meta.json" if damage == "meta" else "train/00000.ds")
     if damage == "delete":
         path.unlink()
     else:
-        data[100] ^= 1
-        path.write_bytes(data[:50] if damage in ("cut", "meta") else data)
+        path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match=path.name):
         Shard.open(shard.folder)
     again = prepare("rows", source, tokenizer, tmp_path / "cache", 0)
@@ -98,11 +97,11 @@ def test_a_changed_file_is_prepared_again(tmp_path, source, tokenizer):
 
 def test_datatrove_layout(tmp_path, source, tokenizer):
     shard = prepare("rows", source, tokenizer, tmp_path / "cache", 0)
-    tokens = np.fromfile(shard.folder / "train.ds", np.uint16)
-    ends = np.fromfile(shard.folder / "train.ds.index", np.uint64)
-    assert (tokens == shard.tokens).all()
+    tokens = np.fromfile(shard.folder / "train/00000.ds", np.uint16)
+    ends = np.fromfile(shard.folder / "train/00000.ds.index", np.uint64)
+    assert (tokens == shard.tokens[:]).all()
     assert (tokens[ends.astype(int) - 1] == tokenizer.end_of_text_id).all()
-    name, count = (shard.folder / "train.ds.metadata").read_text().splitlines()
+    name, count = (shard.folder / "train/00000.ds.metadata").read_text().splitlines()
     assert name.endswith("|2")
     assert int(count) == len(tokens)
 
@@ -115,7 +114,7 @@ def test_small_sources_keep_a_document_on_each_side(tmp_path, contents, share, h
     from smollm3.data.shards import _held_out
 
     spread = np.array(contents, np.uint64) * np.uint64(2**60)
-    assert _held_out(spread, share).sum() == held
+    assert _held_out(spread, share, alone=True).sum() == held
 
 
 def test_masks_of_conversations(tmp_path, tokenizer):
@@ -132,6 +131,9 @@ def test_masks_of_conversations(tmp_path, tokenizer):
         assert tokenizer.decode(ids[masks & 1 > 0].tolist()) == own
         thinking += own.startswith("<think>")
     assert 0 < thinking < shard.documents
+    by_mode = shard.meta["tokens_by_mode"]
+    assert set(by_mode) == {"think", "no_think"}
+    assert sum(by_mode.values()) == shard.n_tokens + shard.meta["heldout"]["tokens"]
 
 
 def test_pairs_share_the_prompt_and_mark_the_answer(tmp_path, tokenizer):
@@ -175,7 +177,9 @@ def test_errors_name_the_source(tmp_path, tokenizer):
         prepare("mine", source, tokenizer, tmp_path, 0)
     (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "assistant", "content": 1}]}')
     source = JsonlSource(kind="jsonl", files=[str(tmp_path / "c.jsonl")], format="chat")
-    with pytest.raises(UserError, match=r"sources\.chat: no usable documents \(1: cannot be"):
+    with pytest.raises(
+        UserError, match=r"sources\.chat: .*no usable documents in it \(1 cannot be"
+    ):
         prepare("chat", source, tokenizer, tmp_path / "cache", 0)
     assert not [p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]
 
@@ -183,18 +187,21 @@ def test_errors_name_the_source(tmp_path, tokenizer):
 def test_progress_is_told(tmp_path, source, tokenizer):
     seen = []
     prepare("rows", source, tokenizer, tmp_path / "cache", 0, progress=seen.append)
-    assert seen == [200]
+    assert seen == [64, 128, 192, 200]
 
 
-def test_same_size_change_is_found_by_checksum(tmp_path):
-    shard = make_shard(tmp_path / "a", [[1, 2, 3], [4, 5]])
-    path = shard.folder / "train.ds"
-    data = bytearray(path.read_bytes())
-    data[0] ^= 4
-    path.write_bytes(data)
-    os.utime(path, ns=(1, 1))
-    with pytest.raises(UserError, match=r"train\.ds: damaged"):
-        Shard.open(shard.folder)
+@pytest.mark.parametrize("file", ["train/00000.ds", "heldout/00000.ds.index", "parts/00000.json"])
+def test_a_change_of_the_same_size_is_found_by_verify(tmp_path, source, tokenizer, file):
+    shard = prepare("rows", source, tokenizer, tmp_path / "cache", 0)
+    assert list(verify(shard.folder)) == []
+    path = shard.folder / file
+    data = path.read_bytes()
+    changed = data.replace(b'"digest": "', b'"digest": "0', 1) if file.endswith("json") else data
+    path.write_bytes(changed[:-1] + bytes([changed[-1] ^ 1]) if changed == data else changed)
+    assert [line.split(":")[0] for line in verify(shard.folder)] == [str(path)]
+    path.unlink()
+    if not file.startswith("parts"):
+        assert list(verify(shard.folder)) == [f"{path}: missing"]
 
 
 def test_only_the_last_answer_of_a_pair_counts(tmp_path, tokenizer):

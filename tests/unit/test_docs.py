@@ -37,6 +37,15 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_the_two_walks_name_files_that_exist():
+    text = (DOCS / "architecture.md").read_text()
+    for title in ("A training batch, file by file", "A chat request, file by file"):
+        walk = text.split(f"## {title}\n")[1].split("\n## ")[0]
+        assert len(re.findall(r"^\d\. ", walk, re.MULTILINE)) == 8
+        for file in re.findall(r"`([a-z_/]+(?:\.py|/))`", walk):
+            assert (DOCS.parent / "src/smollm3" / file).exists(), file
+
+
 def test_the_index_names_every_page():
     index = (DOCS / "README.md").read_text()
     for page in PAGES:

@@ -4,7 +4,14 @@ import json
 import random
 
 import pytest
-from tests.eval_data import Watching, data_folder, fake_engine, fake_target, rows_hellaswag, write
+from tests.support.eval_data import (
+    Watching,
+    data_folder,
+    fake_engine,
+    fake_target,
+    rows_hellaswag,
+    write,
+)
 
 from smollm3.errors import UserError
 from smollm3.eval.harness import Wanted, run_tasks

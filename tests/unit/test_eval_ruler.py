@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from tests.eval_data import text
+from tests.support.eval_data import text
 
 from smollm3.errors import UserError
 from smollm3.eval.ruler import OFFLINE, TASKS, Files, generate

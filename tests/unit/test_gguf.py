@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import struct
 import sys
 import tracemalloc
@@ -349,10 +350,12 @@ HUGE = struct.pack("<Q", 2**62)
         (gguf_bytes([tensor("t", (1,) * 5)]), "t: has 5 dimensions"),
         (gguf_bytes([tensor("t", (0,))], data=b"\0" * 64), "t: shape .0. is not whole F32"),
         (gguf_bytes([tensor("t", (48,), 8)], data=b"\0" * 99), "t: shape .48. is not whole Q8_0"),
-        (gguf_bytes([tensor("t", (256,), 16)]), "t: tensor type 16 is not supported"),
+        (gguf_bytes([tensor("t", (256,), 4)]), "t: tensor type 4 is not supported"),
         (gguf_bytes(entries=[entry("general.alignment", 4, U32(0))]), "not a power of two"),
         (gguf_bytes(entries=[entry("general.alignment", 4, U32(24))]), "not a power of two"),
-        (gguf_bytes(entries=[entry("split.count", 2, b"\2\0")]), "one part of several"),
+        (gguf_bytes(entries=[entry("split.count", 2, b"\2\0")]), "name it as NAME-00001-of-00002"),
+        (gguf_bytes(entries=[entry("split.count", 8, string("2"))]), "not a number of parts"),
+        (gguf_bytes(entries=[entry("split.count", 5, U32(2**32 - 1))]), "not a number of parts"),
     ],
 )
 def test_absurd_headers(raw, reason, tmp_path):
@@ -362,6 +365,53 @@ def test_absurd_headers(raw, reason, tmp_path):
         Gguf(path)
     assert str(e.value).startswith(str(path))
     assert "\n" not in str(e.value)
+
+
+def split_file(folder: Path, count: int) -> list[Path]:
+    """`count` parts of one tensor of 8 float32 each."""
+    paths = []
+    for i in range(count):
+        entries = [
+            entry("split.no", 2, struct.pack("<H", i)),
+            entry("split.count", 2, struct.pack("<H", count)),
+            entry("split.tensors.count", 5, U32(count)),
+        ]
+        values = np.arange(8, dtype=np.float32) + 8 * i
+        paths.append(folder / f"m-{i + 1:05}-of-{count:05}.gguf")
+        paths[-1].write_bytes(gguf_bytes([tensor(f"t{i}", (8,))], entries, values.tobytes()))
+    return paths
+
+
+def test_parts_are_read_as_one_file(tmp_path):
+    paths = split_file(tmp_path, 3)
+    file = Gguf(paths[0])
+    assert file.files == paths
+    for i in range(3):
+        np.testing.assert_array_equal(file.read(f"t{i}"), np.arange(8) + 8 * i)
+    before = file.identity()
+    os.utime(paths[2], ns=(1, 1))
+    assert Gguf(paths[0]).identity() != before
+
+
+def test_parts_that_do_not_fit_are_named(tmp_path):
+    paths = split_file(tmp_path, 3)
+    with pytest.raises(UserError, match=r"m-00002-of-00003.gguf: split.no: .*; open m-00001-of"):
+        Gguf(paths[1])
+    second = paths[1].read_bytes()
+    paths[1].unlink()
+    with pytest.raises(UserError, match=r"m-00002-of-00003.gguf: no such file"):
+        Gguf(paths[0])
+    paths[1].write_bytes(paths[2].read_bytes())
+    with pytest.raises(UserError, match=r"m-00002-of-00003.gguf: split.no: is not 1"):
+        Gguf(paths[0])
+    paths[1].write_bytes(second.replace(b"t1", b"t0"))
+    with pytest.raises(UserError, match=r"m-00002-of-00003.gguf: t0: is in another part"):
+        Gguf(paths[0])
+    paths[1].write_bytes(second)
+    first = paths[0].read_bytes()
+    paths[0].write_bytes(first.replace(b"tensors.count\5\0\0\0\3", b"tensors.count\5\0\0\0\4"))
+    with pytest.raises(UserError, match=r"split.tensors.count: the parts hold 3"):
+        Gguf(paths[0])
 
 
 def test_a_sparse_file_of_terabytes_costs_nothing(tmp_path):

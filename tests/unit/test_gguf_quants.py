@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from smollm3.checkpoint.gguf.quantize import ENCODERS, quantize
+from smollm3.checkpoint.gguf.quantize import ENCODERS, RECODED, quantize, recode
 from smollm3.checkpoint.gguf.quants import (
     CHUNK,
     FORMATS,
@@ -47,8 +47,13 @@ def test_decoding_is_bit_equal_to_the_gguf_package(name):
     records = raw.view(form.dtype)
     if form.dtype.names is None:
         records[:] = np.linspace(-2, 2, count).astype(form.dtype) if name != "BF16" else 0x3F81
-    for scale in {"d", "dmin", "m"} & set(form.dtype.names or ()):  # any bits, but no NaN
+    fields = form.dtype.fields or {}
+    for scale in {"d", "dmin", "m"} & set(fields):  # any bits, but no NaN
         records[scale] = np.random.default_rng(2).normal(size=count).astype(np.float16)
+    if name == "MXFP4":
+        records["e"] %= 250  # beyond, values overflow float32
+    elif name == "IQ1_M":  # the float16 scale lies in the upper four bits of four numbers
+        records["scales"][:, 3] &= 0x3FFF
     expected = gguf.quants.dequantize(raw.reshape(1, -1), kind(name)).reshape(-1)
     if name in ("F32", "F16"):  # there the package wants the array itself
         expected = records.astype(np.float32)
@@ -130,3 +135,18 @@ def test_encoding_does_not_depend_on_the_chunks(name):
     half = len(both) // 2
     assert np.array_equal(both[:half], quantize(values[:150], name))
     assert np.array_equal(both[half:], quantize(values[150:], name))
+
+
+@pytest.mark.parametrize("name", RECODED)
+def test_recoded_values_are_the_same(name):
+    form = FORMATS[name]
+    count = 5 * CHUNK // form.block // 4
+    raw = np.random.default_rng(1).integers(0, 256, count * form.dtype.itemsize, dtype=np.uint8)
+    records = raw.view(form.dtype)
+    if name == "MXFP4":
+        records["e"] = 104 + records["e"] % 40  # what float16 scales hold
+    else:
+        records["d"] = np.random.default_rng(2).normal(size=count).astype(np.float16)
+    other, _ = RECODED[name]
+    found = dequantize(recode(raw, name), other)
+    np.testing.assert_array_equal(found, dequantize(raw, name))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from tests.unit.hub_server import TOKEN, Hub, stand_in
+from tests.support.hub_server import TOKEN, Hub, stand_in
 
 from smollm3.checkpoint import digest, load_model, locate, save_model, weights
 from smollm3.checkpoint.hub import push

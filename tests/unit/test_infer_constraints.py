@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from smollm3.checkpoint import load_tokenizer, locate
 from smollm3.errors import UserError
-from smollm3.infer.constraints import (
+from smollm3.infer.constrain.masks import (
     Choice,
     Constraints,
     Grammar,
@@ -23,7 +23,7 @@ from smollm3.infer.constraints import (
     Regex,
     Tools,
 )
-from smollm3.infer.thinking import reasoning_of
+from smollm3.infer.constrain.thinking import reasoning_of
 from smollm3.tokenizer import Tokenizer
 
 TODAY = datetime.date(2025, 7, 8)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.unit.test_infer_torch import CONFIG, model, step
 
+from smollm3.bench.shapes import SHAPES
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams
 from smollm3.infer.backends import BLOCK
 from smollm3.infer.backends import cuda as cuda_module
 from smollm3.infer.backends.cuda import Graphs, quantize
 from smollm3.infer.backends.torch import TorchBackend
-from smollm3.infer.shapes import SHAPES
 from smollm3.model import Transformer
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

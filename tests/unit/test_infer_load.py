@@ -23,7 +23,7 @@ def test_without_kernels_it_is_pytorch_and_says_so_once(folder, monkeypatch, cap
     load._say_once.cache_clear()
     for _ in range(2):
         with load_engine(folder, device="cpu") as engine:
-            assert (engine.backend.name, engine.backend.cache_type) == ("torch", "float32")
+            assert (engine.backend.name, engine.backend.kv_cache_dtype) == ("torch", "float32")
             assert engine.config == replace(CONFIG, vocab_size=300)
     assert [record.message for record in caplog.records] == [load.MISSING]
     with pytest.raises(UserError, match="the CPU kernels are not installed"):
@@ -34,7 +34,7 @@ def test_without_kernels_it_is_pytorch_and_says_so_once(folder, monkeypatch, cap
     ("options", "problem"),
     [
         ({"engine": "fast"}, "engine: 'fast' is not one of auto, native, torch, mlx"),
-        ({"engine": "torch", "cache_type": "int8"}, "cache_type: PyTorch"),
+        ({"engine": "torch", "kv_cache_dtype": "int8"}, "kv_cache_dtype: PyTorch"),
         ({"engine": "torch", "dtype": "int8"}, "dtype: 'int8' is not one of"),
         ({"engine": "torch", "quantize": "int4"}, "quantize: int4 runs on CUDA"),
         ({"engine": "torch", "device": "abc"}, "device: 'abc' is not one of cpu, cuda, mps"),
@@ -53,7 +53,7 @@ def test_threads_and_dtypes_of_pytorch(folder):
     try:
         with load_engine(folder, "bfloat16", "cpu", engine="torch", threads=2) as engine:
             assert torch.get_num_threads() == 2
-            assert engine.backend.cache_type == "bfloat16"
+            assert engine.backend.kv_cache_dtype == "bfloat16"
     finally:
         torch.set_num_threads(before)
 

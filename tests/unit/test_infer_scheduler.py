@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollm3.infer.backends import BLOCK
-from smollm3.infer.blocks import Blocks, block_keys, blocks_of, root
+from smollm3.infer.blocks import BlockPool, block_keys, blocks_of, root
 from smollm3.infer.scheduler import Scheduler, Sequence, batch_of
 
 # blocks
@@ -34,7 +34,7 @@ def test_blocks_of():
 
 
 def test_the_least_recently_used_goes_first_and_tails_before_heads():
-    blocks = Blocks(4)
+    blocks = BlockPool(4)
     first, second = [blocks.take() for _ in range(2)], [blocks.take() for _ in range(2)]
     assert first + second == [0, 1, 2, 3]
     assert blocks.take() is None
@@ -52,7 +52,7 @@ def test_the_least_recently_used_goes_first_and_tails_before_heads():
 
 
 def test_the_first_to_be_published_stays():
-    blocks = Blocks(3)
+    blocks = BlockPool(3)
     one, other = blocks.take(), blocks.take()
     blocks.publish(one, b"k")
     blocks.publish(other, b"k")
@@ -65,7 +65,7 @@ def test_the_first_to_be_published_stays():
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_blocks_are_never_lost_nor_given_twice(data):
-    blocks = Blocks(6)
+    blocks = BlockPool(6)
     held: list[list[int]] = []
     keys = iter(range(1000))
     known: dict[bytes, int] = {}
@@ -106,7 +106,7 @@ def test_blocks_are_never_lost_nor_given_twice(data):
 
 
 def scheduler(count=64, rows=8, tokens=64, logits=20, drafts=8) -> Scheduler:
-    return Scheduler(Blocks(count), rows, tokens, logits, drafts)
+    return Scheduler(BlockPool(count), rows, tokens, logits, drafts)
 
 
 def sequence(ids, new=10, **more) -> Sequence:
@@ -174,7 +174,7 @@ def test_a_known_beginning_is_not_computed_again():
         sch.add(seq)
     # The last token is always computed, and blocks are shared whole.
     assert sizes(run(sch)) == [(64, 32, 1), (96, 4, 1), (0, 96, 1)]
-    assert [seq.reused for seq in (first, again, longer, salted)] == [0, 64, 96, 0]
+    assert [seq.cached_tokens for seq in (first, again, longer, salted)] == [0, 64, 96, 0]
     assert again.blocks[:2] == longer.blocks[:2] != salted.blocks[:2]
 
 
@@ -208,7 +208,7 @@ def test_one_computes_what_several_begin_with():
         sch.add(seq)
     assert [s.sequence for s in run(sch)] == [asked[0], other]
     assert sizes(run(sch))[2:] == [(64, 1, 1)] * 4
-    assert sum(seq.reused for seq in asked) == 4 * 64
+    assert sum(seq.cached_tokens for seq in asked) == 4 * 64
 
 
 def test_answers_are_found_by_the_next_turn():
@@ -220,7 +220,7 @@ def test_answers_are_found_by_the_next_turn():
     follow = sequence([*seq.ids, 5])
     sch.add(follow)
     run(sch)
-    assert follow.reused == 64  # of 70: the last token was never computed
+    assert follow.cached_tokens == 64  # of 70: the last token was never computed
 
 
 def test_the_newest_makes_room_and_goes_on_later():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from smollm3.infer.backends import BLOCK, Batch, memory
+from smollm3.infer.backends import BLOCK, StepBatch, memory
 from smollm3.infer.backends import torch as backend_module
 from smollm3.infer.backends.torch import TorchBackend
 from smollm3.model import ModelConfig, Transformer, nope_pattern
@@ -42,7 +42,7 @@ def step(backend, parts, tables, wanted=None) -> torch.Tensor:
     width = max(map(len, tables))
     N = sum(sizes)
     return backend.step(
-        Batch(
+        StepBatch(
             ids_N=np.array([i for _, ids in parts for i in ids], np.int32),
             positions_N=np.array([p + i for p, ids in parts for i in range(len(ids))], np.int32),
             starts=np.cumsum([0, *sizes]).astype(np.int32),
@@ -124,7 +124,7 @@ def test_blocks_move(dtype):
 
 def test_what_a_block_takes():
     assert TorchBackend(model(torch.bfloat16), blocks=3).block_bytes == 2 * 4 * BLOCK * 2 * 4 * 2
-    assert TorchBackend(model(), blocks=3).cache_type == "float32"
+    assert TorchBackend(model(), blocks=3).kv_cache_dtype == "float32"
 
 
 # the pool

@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.gguf_files import write_mixed
 
-from smollm3.checkpoint import save_model
-from smollm3.checkpoint.gguf.quantize import quantize
+from smollm3.checkpoint import load_model, save_model
+from smollm3.checkpoint.gguf.quantize import RECODED, quantize
 from smollm3.checkpoint.gguf.quants import FORMATS, dequantize
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Batch
-from smollm3.model import ModelConfig, Transformer, Yarn
+from smollm3.infer.backends import BLOCK, StepBatch
+from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
 
 kernels = pytest.importorskip("smollm3_kernels", reason="the CPU kernels are not installed")
 
@@ -52,11 +53,11 @@ def folder(tokenizer, tmp_path_factory):
     return make
 
 
-def batch(*sequences, wanted=None) -> Batch:
+def batch(*sequences, wanted=None) -> StepBatch:
     """sequences: (first place, ids, table)."""
     sizes = [len(ids) for _, ids, _ in sequences]
     width = max(len(table) for *_, table in sequences)
-    return Batch(
+    return StepBatch(
         ids_N=np.concatenate([np.array(ids, np.int32) for _, ids, _ in sequences]),
         positions_N=np.concatenate([np.arange(at, at + len(i), dtype=np.int32) for at, i, _ in sequences]),
         starts=np.cumsum([0, *sizes]).astype(np.int32),
@@ -72,7 +73,7 @@ def random_ids(n, seed=0, entries=301):
 # forms
 
 
-@pytest.mark.parametrize("name", [n for n in FORMATS if n in ("F32", "F16", "BF16") or n[0] == "Q"])
+@pytest.mark.parametrize("name", kernels.TYPES)
 def test_every_type_keeps_its_values(name):
     """Exactly, but for F16, which becomes bfloat16."""
     rng = np.random.default_rng(1)
@@ -145,7 +146,7 @@ def test_the_instruction_set_can_be_chosen(folder, monkeypatch):
 def test_float32_is_pytorch(folder, isa):
     path, model = folder()
     ids = random_ids(75)
-    backend = NativeBackend(path, model.config, blocks=4, cache_type="f32", threads=2, isa=isa)
+    backend = NativeBackend(path, model.config, blocks=4, kv_cache_dtype="f32", threads=2, isa=isa)
     found = backend.step(batch((0, ids, [3, 0, 2])))
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0]
@@ -157,7 +158,7 @@ def test_a_long_past_is_pytorch(folder):
     path, model = folder(layers=1, uses_rope=(False,))
     ids = random_ids(4_200)
     blocks = -(-len(ids) // BLOCK)
-    backend = NativeBackend(path, model.config, blocks=blocks, cache_type="f32", threads=2)
+    backend = NativeBackend(path, model.config, blocks=blocks, kv_cache_dtype="f32", threads=2)
     tail = range(4_150, 4_200)
     found = backend.step(batch((0, ids, list(range(blocks))), wanted=tail))
     with torch.inference_mode():
@@ -175,7 +176,7 @@ def test_other_forms_cost_little(folder, isa, dtype, cache, limit):
     path, model = folder(ffn=96, heads=4, kv_heads=2, head_dim=32)
     ids = random_ids(75)
     backend = NativeBackend(
-        path, model.config, dtype=dtype, blocks=4, cache_type=cache, threads=1, isa=isa
+        path, model.config, dtype=dtype, blocks=4, kv_cache_dtype=cache, threads=1, isa=isa
     )
     found = backend.step(batch((0, ids, [3, 0, 2])))
     kind = {"bfloat16": "BF16"}.get(dtype, dtype.upper())
@@ -202,7 +203,7 @@ def random_records(name, count, rng) -> np.ndarray:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", [n for n in FORMATS if n[0] == "Q"])
+@pytest.mark.parametrize("name", [n for n in kernels.TYPES if n[0] == "Q"])
 def test_every_quantised_type_multiplies(folder, isa, name, monkeypatch):
     """A model all of whose matrices are of one type, against its values in float32."""
     path, model = folder(hidden=256, ffn=256, heads=4, kv_heads=2, head_dim=64)
@@ -214,13 +215,13 @@ def test_every_quantised_type_multiplies(folder, isa, name, monkeypatch):
         source = packed.Source(name, 0, lambda raw=raw: raw)
         key = matrix.replace(".up", ".gate")
         before = parts[key].sources if key in parts else ()
-        parts[key] = packed.Part(kernels.form_of(name), rows, columns, (*before, source))
+        parts[key] = packed.PackedPart(kernels.form_of(name), rows, columns, (*before, source))
     norms = {
         n: model.get_parameter(f"{n}.weight").detach().numpy()
         for n in packed.norm_names(model.config)
     }
     monkeypatch.setattr(packed, "plan", lambda *_: packed.Plan(parts, norms, "key"))
-    backend = NativeBackend(path, model.config, blocks=2, cache_type="f32", isa=isa)
+    backend = NativeBackend(path, model.config, blocks=2, kv_cache_dtype="f32", isa=isa)
     with torch.inference_mode():
         for weight, value in values.items():
             model.get_parameter(weight).copy_(value)
@@ -228,6 +229,42 @@ def test_every_quantised_type_multiplies(folder, isa, name, monkeypatch):
         expected = model(torch.tensor([ids]))[0]
     found = backend.step(batch((0, ids, [1])))
     assert (found - expected).std() < 0.08 * expected.std()
+
+
+def test_a_file_of_every_type_runs(tokenizer, tmp_path, monkeypatch):
+    """Also of types that the kernels have no form for, and gate and up of different ones."""
+    sizes = {"hidden": 256, "ffn": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "init_std": 0.04}
+    formats = [name for name in FORMATS if name not in ("F32", "F16", "BF16")]
+    layers = -(-len(formats) // 7) + 1
+    made = config(layers=layers, uses_rope=nope_pattern(layers, 4), **sizes)
+    write_mixed(made, tokenizer, tmp_path / "m.gguf", formats, monkeypatch)
+    model = load_model(tmp_path / "m.gguf")
+    ids = random_ids(40, entries=290)
+    backend = NativeBackend(tmp_path / "m.gguf", model.config, blocks=2, cache_type="f32")
+    found = backend.step(batch((0, ids, [1, 0])))
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]))[0]
+    assert (found - expected).std() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in kernels.TYPES])
+def test_types_without_a_form_keep_their_values(name, tokenizer, tmp_path, monkeypatch):
+    """Exactly, or rounded to 8 bits: within 1/254 of the largest of a block, and float16's error."""
+    made = config(layers=4, uses_rope=nope_pattern(4, 4), hidden=256, ffn=256, head_dim=64, heads=4)
+    write_mixed(made, tokenizer, tmp_path / "m.gguf", [name], monkeypatch)
+    expected = load_model(tmp_path / "m.gguf").get_parameter("blocks.0.ffn.down.weight")
+    expected = expected.detach().numpy()
+    plan = packed.plan(tmp_path / "m.gguf", made, None)
+    part = plan.parts["blocks.0.ffn.down"]
+    out = np.empty(part.size, np.uint8)
+    part.pack(out, 1)
+    found = np.empty(expected.shape, np.float32)
+    kernels.unpack(part.form, out, *expected.shape, found)
+    if name in RECODED:
+        np.testing.assert_allclose(found, expected, rtol=3e-7)
+    else:
+        most = np.abs(expected.reshape(-1, 32)).max(axis=1, keepdims=True)
+        assert (np.abs(found - expected).reshape(-1, 32) <= most / 254 * 1.13 + 4e-6).all()
 
 
 def test_yarn_reaches_the_kernels(folder):
@@ -268,8 +305,8 @@ def whole(backend, ids, table) -> torch.Tensor:
 @pytest.mark.parametrize("isa", ISAS)
 def test_chunks_threads_and_neighbours_change_no_bit(quantised, isa, cache):
     ids, others = random_ids(100), random_ids(70, seed=1)
-    expected = whole(quantised(isa=isa, cache_type=cache, threads=1), ids, [0, 1, 2, 3])
-    backend = quantised(isa=isa, cache_type=cache, threads=2)
+    expected = whole(quantised(isa=isa, kv_cache_dtype=cache, threads=1), ids, [0, 1, 2, 3])
+    backend = quantised(isa=isa, kv_cache_dtype=cache, threads=2)
     assert torch.equal(whole(backend, ids, [7, 2, 9, 4]), expected)  # other blocks, two threads
     pieces, at = [], 0
     for n in (1, 33, 2, 31, 13, 20):  # beside another sequence that grows at another pace
@@ -288,8 +325,8 @@ def test_a_long_past_is_the_same_split_or_not(quantised, cache):
     """Beyond 2,048 tokens attention is handed out in stretches when there are few queries."""
     ids = random_ids(4_200)
     blocks = -(-len(ids) // BLOCK)
-    one = quantised(blocks=blocks, cache_type=cache, threads=1)
-    two = quantised(blocks=blocks, cache_type=cache, threads=4)
+    one = quantised(blocks=blocks, kv_cache_dtype=cache, threads=1)
+    two = quantised(blocks=blocks, kv_cache_dtype=cache, threads=4)
     table = list(range(blocks))
     for start in range(0, 4_150, 830):
         logits = one.step(batch((start, ids[start : start + 830], table), wanted=[]))
@@ -341,7 +378,7 @@ def test_steps_are_checked(quantised):
         (batch((0, [1], [12])), "outside the cache"),
         (batch((40, [1], [0])), "too short"),
         (batch((0, [1], [0]), wanted=[1]), "outside the step"),
-        (Batch(np.zeros(2, np.int32), np.array([0, 2], np.int32), np.array([0, 2], np.int32), np.zeros((1, 1), np.int32), np.zeros(0, np.int32)), "follow one another"),
+        (StepBatch(np.zeros(2, np.int32), np.array([0, 2], np.int32), np.array([0, 2], np.int32), np.zeros((1, 1), np.int32), np.zeros(0, np.int32)), "follow one another"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=what):
             backend.step(bad)
@@ -400,7 +437,7 @@ def test_what_cannot_be_packed_is_one_line(folder):
     path, model = folder()
     with pytest.raises(UserError, match="dtype: 'int3' is not one of"):
         packed.plan(path, model.config, "int3")
-    with pytest.raises(UserError, match="cache_type: 'q2' is not one of f32, bf16, int8"):
-        NativeBackend(path, model.config, blocks=1, cache_type="q2")
+    with pytest.raises(UserError, match="kv_cache_dtype: 'q2' is not one of f32, bf16, int8"):
+        NativeBackend(path, model.config, blocks=1, kv_cache_dtype="q2")
     with pytest.raises(UserError, match="missing, or not of shape"):
         packed.plan(path, config(hidden=32), None)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.kernels import build_kernels
+from tests.support.kernels import build_kernels
 
 ROOT = Path(__file__).parents[2]
 

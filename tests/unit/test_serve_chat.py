@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.serving import Settings, added_up, events, local, plain, speaking
+from tests.support.serving import Settings, added_up, events, local, plain, speaking
 
 from smollm3.infer.errors import UnsupportedConstraint
 
@@ -202,7 +202,7 @@ def test_one_call_only_where_no_grammar_sees_to_it(client, monkeypatch):
     def unsupported(*_):
         raise UnsupportedConstraint("tools: no grammar")
 
-    monkeypatch.setattr("smollm3.infer.constraints.Constraints._matcher", unsupported)
+    monkeypatch.setattr("smollm3.infer.constrain.masks.Constraints._matcher", unsupported)
     both = whole(client, "call", tools=[TOOL])["choices"][0]["message"]["tool_calls"]
     assert len(both) == 2
     choice = whole(client, "call", tools=[TOOL], parallel_tool_calls=False)["choices"][0]

@@ -11,7 +11,7 @@ import pydantic
 import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic_core import from_json
-from tests.serving import added_up, events, local, speaking
+from tests.support.serving import added_up, events, local, speaking
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "say", "arguments": {"text": "été"}}\n</tool_call>'

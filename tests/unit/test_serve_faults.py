@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from tests.serving import Settings, events, listening, local, speaking
+from tests.support.serving import Settings, events, listening, local, speaking
 
 from smollm3.errors import UserError
 from smollm3.serve import answering as told_by
@@ -72,7 +72,7 @@ def test_a_fault_of_the_engine(engine, path):
         assert "secret" not in response.text
         fail_after(engine, 10**9, None)
         assert client.post(path, json=body).status_code == 200
-        assert client.service.gate.running == 0
+        assert client.service.admission.running == 0
 
 
 @DIALECTS

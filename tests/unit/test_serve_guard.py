@@ -6,11 +6,11 @@ import threading
 
 import httpx2
 import pytest
-from tests.serving import listening, local, speaking
+from tests.support.serving import listening, local, speaking
 
 from smollm3.errors import UserError
+from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.errors import ApiError
-from smollm3.serve.gate import Gate
 from smollm3.serve.settings import Keys, Settings, is_loopback, read_keys
 
 KEY = "k" * 24
@@ -206,8 +206,8 @@ def test_nothing_that_was_said_is_logged(engine, caplog, monkeypatch):
     assert "zebra" not in caplog.text + text
     assert f"POST {CHAT} 200" in caplog.text
     assert 'smollm3_requests_total{path="/v1/chat/completions",status="200"}' in text
-    assert "smollm3_first_token_seconds_count" in text
-    assert "smollm3_engine_decoded" in text
+    assert "smollm3_time_to_first_token_seconds_count" in text
+    assert "smollm3_decode_tokens_total" in text
 
 
 def run(coroutine):
@@ -216,7 +216,7 @@ def run(coroutine):
 
 def test_the_queue_is_bounded_and_in_order():
     async def scene():
-        gate, order = Gate(2, 3, 60), []
+        gate, order = AdmissionQueue(2, 3, 60), []
 
         async def enter(name, count):
             await gate.enter(count)
@@ -246,7 +246,7 @@ def test_the_queue_is_bounded_and_in_order():
 
 def test_at_the_end_whoever_waits_is_told():
     async def scene():
-        gate = Gate(1, 3, 60)
+        gate = AdmissionQueue(1, 3, 60)
         await gate.enter(1)
         waiting = [asyncio.create_task(gate.enter(1)) for _ in range(2)]
         await asyncio.sleep(0)
@@ -262,7 +262,7 @@ def test_at_the_end_whoever_waits_is_told():
 
 def test_nobody_waits_too_long():
     async def scene():
-        gate = Gate(1, 3, 0.05)
+        gate = AdmissionQueue(1, 3, 0.05)
         await gate.enter(1)
         with pytest.raises(ApiError) as e:
             await gate.enter(1)
@@ -285,7 +285,7 @@ def test_a_full_queue_over_http(tokenizer):
                 threads = [threading.Thread(target=post) for _ in range(2)]
                 for thread in threads:
                     thread.start()
-                while service.gate.waiting < 1:
+                while service.admission.waiting < 1:
                     threads[0].join(0.01)
                 refused = client.post(CHAT, json=BODY)
                 assert refused.status_code == 429
@@ -295,4 +295,4 @@ def test_a_full_queue_over_http(tokenizer):
                 for thread in threads:
                     thread.join(30)
             assert [response.status_code for response in got] == [200, 200]
-            assert service.gate.running == 0
+            assert service.admission.running == 0

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import schemathesis
 from schemathesis.checks import CHECKS
-from tests.serving import Keys, Settings, speaking
+from tests.support.serving import Keys, Settings, speaking
 
 from smollm3.serve.app import guarded
 from smollm3.serve.service import Service

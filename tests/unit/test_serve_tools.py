@@ -7,14 +7,14 @@ import httpx2
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
-from tests.serving import Settings, events, listening, local, speaking
+from tests.support.serving import Settings, events, listening, local, speaking
 
 from smollm3.agent import Agent
 from smollm3.agent.sandbox import find_sandbox
 from smollm3.cli.serving import read_settings
 from smollm3.errors import UserError
-from smollm3.serve.host import MOST
 from smollm3.serve.run import own_tools
+from smollm3.serve.tool_executor import MOST
 
 SCRIPT = {
     "count": "let me see <code>\nx = 6\nx * 7\n</code>",
@@ -261,7 +261,7 @@ class TestCalls:
             with client.stream("POST", "/v1/tools/call", json=body) as response:
                 next(response.iter_lines())
             deadline = time.monotonic() + 60
-            while service.host._running:
+            while service.tools._running:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         assert erased == []
@@ -282,7 +282,7 @@ class TestCalls:
         assert erased == []
 
     def test_only_so_many_at_once(self, client):
-        host = client.service.host
+        host = client.service.tools
         host._running = MOST
         assert call(client, code="1").status_code == 429
         host._running = 0

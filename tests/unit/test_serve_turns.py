@@ -1,7 +1,7 @@
 """A second turn: the dialects send the same conversation, and the engine reads the same prompt."""
 
 import pytest
-from tests.serving import Settings, events, local, speaking
+from tests.support.serving import Settings, events, local, speaking
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 SCRIPT = {

@@ -8,9 +8,9 @@ from tests.support.said import said
 from smollm3.chat import ContentDelta
 from smollm3.errors import UserError
 from smollm3.infer import SamplingParams
+from smollm3.infer.constrain.grammars import Json, Tools
 from smollm3.infer.errors import UnsupportedConstraint
 from smollm3.infer.generation import Channel, Generation, Step
-from smollm3.infer.grammars import Json, Tools
 from smollm3.turn import End, Part, Reply, Request, ToolLoop, ToolResult, Usage, submit, wait_all
 
 ASK = [{"role": "user", "content": "What is it?"}]

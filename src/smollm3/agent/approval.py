@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from smollm3.agent.tools import ToolError
-from smollm3.infer.terminal import visible
+from smollm3.visible import visible
 
 _SHOWN = 2000  # characters of the arguments
 

@@ -18,7 +18,7 @@ from smollm3.chat import Event, Message, ToolCall
 from smollm3.chat.tags import PYTHON
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams
-from smollm3.infer.grammars import Tools
+from smollm3.infer.constrain.grammars import Tools
 from smollm3.turn import MAX_STEPS, LoopReason, Part, Request, ToolLoop, ToolResult
 
 _LOST = "(The interpreter is a new one: what was defined earlier is gone.)"

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import IO, Any
 
 from smollm3.agent.schema import inline
-from smollm3.agent.tools import Answer, Tool, ToolError
+from smollm3.agent.tools import Tool, ToolError, ToolOutput
 from smollm3.errors import UserError
 
 START_SECONDS = 30.0
@@ -131,7 +131,7 @@ class McpServer:
             await self._end.wait()
 
     def _tool(self, found: Any) -> Tool:
-        def run(**arguments: Any) -> Answer:
+        def run(**arguments: Any) -> ToolOutput:
             return self._call(found.name, arguments)
 
         annotations = found.annotations
@@ -143,7 +143,7 @@ class McpServer:
             read_only=bool(annotations and annotations.read_only_hint),
         )
 
-    def _call(self, name: str, arguments: dict[str, Any]) -> Answer:
+    def _call(self, name: str, arguments: dict[str, Any]) -> ToolOutput:
         assert self._loop
         call = self._client.call_tool(name, arguments)
         try:
@@ -165,7 +165,7 @@ class McpServer:
         text = "\n".join(map(_text, result.content))
         if result.is_error:
             raise ToolError(text or "the tool failed")
-        return Answer(text, _value(text, result.structured_content))
+        return ToolOutput(text, _value(text, result.structured_content))
 
 
 def _value(text: str, structured: Any) -> Any:

@@ -36,7 +36,7 @@ class ToolError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ToolOutput:
     """A result that reads one way for the model and another for its Python."""
 
     text: str
@@ -205,7 +205,7 @@ def _told(error: pydantic.ValidationError, arguments: Mapping[str, Any]) -> str:
 
 def to_text(value: Any) -> str:
     """A result as the model is shown it: texts as they are, else JSON, else Python's repr."""
-    if isinstance(value, Answer):
+    if isinstance(value, ToolOutput):
         value = value.text
     if value is None:
         value = "done"
@@ -219,7 +219,7 @@ def to_text(value: Any) -> str:
 
 def to_json_value(value: Any) -> Any:
     """A result as the model's Python gets it."""
-    if isinstance(value, Answer):
+    if isinstance(value, ToolOutput):
         value = value.value
     try:
         return json.loads(_json(value))

@@ -51,13 +51,13 @@ def chat(
     echo "Total of Ana:3 Jan:5?" | smollm3 chat runs/nano --no-think
     smollm3 chat smollm3-3b --python-tools --tool mine.py:search --mcp "npx some-server"
     """
+    from smollm3.console.chat import chat_on_console
     from smollm3.infer import SamplingParams, load_engine
-    from smollm3.infer.console import chat_on_console
 
     params = SamplingParams(**{"max_tokens": 8192, **sampling})
     with load_engine(model, **engine_options) as engine:
         if tools:
-            from smollm3.agent.console import chat_with_tools
+            from smollm3.console.tool_chat import chat_with_tools
 
             chat_with_tools(engine, params, think, system, thinking_budget, **tools)
         else:
@@ -67,18 +67,34 @@ def chat(
 @click.command(cls=ModelCommand, epilog=MODEL_HELP)
 @MODEL
 @click.argument("prompt", required=False)
-@click.option("--chat", "as_chat", is_flag=True, help="Prompts are a user's messages.")
+@click.option(
+    "--chat",
+    "as_chat",
+    is_flag=True,
+    help="Answer the prompts as a user's messages, with the chat template.",
+)
 @THINK
 @SYSTEM
-@click.option("--n", type=int, default=1, show_default=True, help="Answers to each prompt.")
-@click.option("--input", "input_file", metavar="FILE", help="Requests, a JSON object a line.")
-@click.option("--output", type=click.Path(path_type=Path), help="Their answers; resumable.")
+@click.option(
+    "--n", type=int, default=1, show_default=True, help="Number of answers to each prompt."
+)
+@click.option(
+    "--input",
+    "input_file",
+    metavar="FILE",
+    help="File of requests, one JSON object on each line; - is standard input.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File for the answers; run again, it does only what is missing.",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1),
     default=32,
     show_default=True,
-    help="Answers of --input made together.",
+    help="Maximum number of answers of --input in progress at once.",
 )
 @BUDGET
 @constraint_options
@@ -113,11 +129,11 @@ def generate(
         raise UserError("give either PROMPT, or both --input FILE and --output FILE")
     if prompt == "-":
         prompt = _standard_input()
+    from smollm3.batch.run import BatchSettings
+    from smollm3.console.generate import batch_on_console, generate_on_console
     from smollm3.infer import SamplingParams, load_engine
-    from smollm3.infer.batch import Settings
-    from smollm3.infer.batch_console import batch_on_console, generate_on_console
 
-    settings = Settings(
+    settings = BatchSettings(
         SamplingParams(n=n, **sampling),
         read_constraint(constraint),
         thinking_budget,
@@ -138,18 +154,39 @@ def generate(
 
 @click.command(epilog=MODEL_HELP)
 @click.argument("model", metavar="MODEL", required=False)
-@click.option("--shape", metavar="NAME[:KIND]", help="Random weights: smollm3-3b:q4_0.")
-@click.option("--long", type=click.IntRange(1), metavar="TOKENS", help="Of the long prompt [4096].")
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, metavar="N")
+@click.option(
+    "--shape",
+    metavar="NAME[:KIND]",
+    help="Measure random weights of this shape instead of a model, as smollm3-3b:q4_0.",
+)
+@click.option(
+    "--long",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Length of the long prompt. [default: 4096]",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Times that each measurement is repeated.",
+)
 @click.option(
     "--tokens",
     type=click.IntRange(2),
     default=32,
     show_default=True,
     metavar="N",
-    help="Of each answer that is timed.",
+    help="Number of tokens of each answer that is timed.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it here too.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    help="Also write the results to this file.",
+)
 @bench_options
 def bench(
     model: str | None,
@@ -160,9 +197,9 @@ def bench(
     json_file: Path | None,
     engine_options: dict[str, Any],
 ) -> None:
-    """Measure how fast a model runs here: prompts, answers, start, memory.
+    """Measure how fast a model runs here: prefill, decoding, start, memory.
 
-    Nothing is guessed ahead unless there is a --draft, as random prompts say nothing about that.
+    Speculative decoding is off unless there is a --draft: with random prompts it says nothing.
 
     \b
     smollm3 bench runs/nano
@@ -170,11 +207,11 @@ def bench(
     """
     if (model is None) == (shape is None):
         raise UserError("give either MODEL or --shape NAME[:KIND]")
+    from smollm3.bench.measure import Bench, bench_on_console, bytes_of, start_seconds
+    from smollm3.bench.shapes import make_shape
     from smollm3.checkpoint import locate
     from smollm3.files import cache_folder, write_json
     from smollm3.infer import Engine, load_engine
-    from smollm3.infer.bench import Bench, bench_on_console, bytes_of, start_seconds
-    from smollm3.infer.shapes import make_shape
 
     path = locate(model) if model else make_shape(str(shape), cache_folder() / "shapes")
     plain = {**engine_options, "speculation": "draft" in engine_options}

@@ -24,59 +24,86 @@ ENGINE = {
     "engine": click.option(
         "--engine",
         metavar="NAME",
-        help="auto, native, torch or mlx [auto: native on a CPU that has it].",
+        help="What runs the model: native, torch or mlx. [default: auto, which is native on a CPU "
+        "where the kernels are installed, else torch]",
     ),
     "device": click.option(
-        "--device", metavar="DEVICE", help="cpu, cuda, mps [cuda where there is one]."
+        "--device",
+        metavar="DEVICE",
+        help="Device that runs the model: cpu, cuda or mps. [default: cuda where there is one]",
     ),
-    "dtype": click.option("--dtype", metavar="TYPE", help="float32, bfloat16, float16."),
+    "dtype": click.option(
+        "--dtype",
+        metavar="TYPE",
+        help="Type that the model computes in: float32, bfloat16 or float16.",
+    ),
     "quantize": click.option(
-        "--quantize", metavar="TYPE", help="int4 (CUDA) or int8 weights on PyTorch."
+        "--quantize",
+        metavar="TYPE",
+        help="Quantize the weights on PyTorch: int8, or int4 on CUDA.",
     ),
     "threads": click.option(
-        "--threads", type=click.IntRange(1), metavar="N", help="Of the CPU [one a core]."
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Number of CPU threads. [default: one for each core]",
     ),
     "context": click.option(
         "--context",
         type=click.IntRange(1),
         metavar="TOKENS",
-        help="Longer than trained: turns on YaRN.",
+        help="Context length; one longer than the model was trained for turns on YaRN.",
     ),
-    "cache_type": click.option(
-        "--cache-type",
+    "kv_cache_dtype": click.option(
+        "--kv-cache-dtype",
         metavar="TYPE",
-        help="Of keys and values: bf16, int8 (half the memory), f32.",
+        help="Type of the KV cache: bf16, int8 (half the memory) or f32. Native engine only.",
     ),
-    "weights_cache": click.option(
-        "--no-cache",
-        "weights_cache",
+    "weight_cache": click.option(
+        "--no-weight-cache",
+        "weight_cache",
         flag_value=False,
         default=None,
-        help="Pack the weights anew instead of keeping them packed on the disk.",
+        help="Pack the weights at every start instead of keeping them packed on the disk.",
     ),
     "draft": click.option(
-        "--draft", metavar="MODEL", help="A small model whose guesses this one checks."
+        "--draft",
+        metavar="MODEL",
+        help="A small model of the same vocabulary for speculative decoding.",
     ),
     "speculation": click.option(
         "--no-speculation",
         "speculation",
         flag_value=False,
         default=None,
-        help="Guess no tokens ahead: the same answers.",
+        help="Turn speculative decoding off; the answers are the same.",
     ),
 }
-THINK = click.option("--think/--no-think", default=True, help="Reason before answering.")
-SYSTEM = click.option("--system", metavar="TEXT", help="System prompt.")
+THINK = click.option(
+    "--think/--no-think", default=True, help="Reason before answering, or answer at once."
+)
+SYSTEM = click.option("--system", metavar="TEXT", help="System prompt of the conversation.")
 BUDGET = click.option(
-    "--thinking-budget", type=int, metavar="TOKENS", help="Of reasoning, which is then closed."
+    "--thinking-budget",
+    type=int,
+    metavar="TOKENS",
+    help="Maximum number of reasoning tokens, after which the model must answer.",
 )
 CONSTRAINT = {
     "json_schema": click.option(
-        "--json-schema", metavar="FILE", help="The answer is JSON that this schema allows."
+        "--json-schema",
+        metavar="FILE",
+        help="Constrain the answer to JSON that the schema in this file allows.",
     ),
-    "regex": click.option("--regex", metavar="PATTERN", help="It is what this matches."),
+    "regex": click.option(
+        "--regex",
+        metavar="PATTERN",
+        help="Constrain the answer to texts that this pattern matches as a whole.",
+    ),
     "grammar": click.option(
-        "--grammar", metavar="FILE", help="It is a text of this grammar (llguidance's Lark)."
+        "--grammar",
+        metavar="FILE",
+        help="Constrain the answer to the grammar in this file (llguidance's Lark).",
     ),
 }
 
@@ -101,22 +128,29 @@ def collected(name: str, options: Mapping[str, Decorator]) -> Decorator:
 
 TOOLS: dict[str, Decorator] = {
     "tool": click.option(
-        "--tool", multiple=True, metavar="MODULE:NAME", help="A function to call; repeatable."
+        "--tool",
+        multiple=True,
+        metavar="MODULE:NAME",
+        help="Let the model call this Python function. Can be given more than once.",
     ),
     "mcp": click.option(
-        "--mcp", multiple=True, metavar="COMMAND", help="An MCP server, or its URL; repeatable."
+        "--mcp",
+        multiple=True,
+        metavar="COMMAND",
+        help="Let the model call the tools of this MCP server, a command or a URL. "
+        "Can be given more than once.",
     ),
     "python_tools": click.option(
         "--python-tools",
         is_flag=True,
         default=None,
-        help="It may run Python, isolated, in which tools are functions.",
+        help="Let the model run Python in a sandbox, where the tools are functions.",
     ),
     "unsafe_python_tools": click.option(
         "--unsafe-python-tools",
         is_flag=True,
         default=None,
-        help="The same as you, on this computer; asks each time.",
+        help="Let the model run Python as you, without a sandbox; you are asked each time.",
     ),
 }
 engine_options = collected("engine_options", ENGINE)
@@ -131,7 +165,7 @@ constraint_options = collected("constraint", CONSTRAINT)
 def read_constraint(given: dict[str, Any]) -> Any:
     """What the answer is to be, from the options; None without any."""
     from smollm3.files import read_json, read_text
-    from smollm3.infer.grammars import Grammar, Json, Regex
+    from smollm3.infer.constrain.grammars import Grammar, Json, Regex
 
     if len(given) > 1:
         raise UserError("give one of --json-schema, --regex and --grammar")
@@ -147,8 +181,8 @@ def spelled(options: dict[str, Any]) -> list[str]:
     words: list[str] = []
     for key, value in options.items():
         match key, value:
-            case "weights_cache", _:
-                words.append("--no-cache")
+            case "weight_cache", _:
+                words.append("--no-weight-cache")
             case "speculation", _:
                 words += [] if value else ["--no-speculation"]
             case _:

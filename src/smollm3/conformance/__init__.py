@@ -7,18 +7,18 @@ Other programs are checked by subclassing `Target` and handing it to `check`.
 """
 
 from smollm3.conformance.kit import make_kit
-from smollm3.conformance.result import Report, Row
+from smollm3.conformance.result import Report, ResultRow
 from smollm3.conformance.run import TARGETS, check, make, run
-from smollm3.conformance.target import Answer, Broken, Target, Tokens, Unsupported
+from smollm3.conformance.target import Broken, ChatAnswer, Target, TargetTokens, Unsupported
 
 __all__ = [
     "TARGETS",
-    "Answer",
     "Broken",
+    "ChatAnswer",
     "Report",
-    "Row",
+    "ResultRow",
     "Target",
-    "Tokens",
+    "TargetTokens",
     "Unsupported",
     "check",
     "make",

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollm3.chat import Message
 from smollm3.conformance.cases import Case
 from smollm3.conformance.kit import Weights
-from smollm3.conformance.target import Answer, Ids, Target, Tokens, Unsupported
+from smollm3.conformance.target import ChatAnswer, Ids, Target, TargetTokens, Unsupported
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, load_engine
+from smollm3.turn import Request
 
 
 class Ours(Target):
@@ -40,23 +40,20 @@ class Ours(Target):
         params = SamplingParams(temperature=0, max_tokens=n)
         return [completion.ids for completion in self._engine.generate(prompts, params)]
 
-    def encode(self, text: str) -> Tokens:
-        return Tokens(self._tokenizer.encode(text))
+    def encode(self, text: str) -> TargetTokens:
+        return TargetTokens(self._tokenizer.encode(text))
 
-    def render(self, case: Case) -> Tokens:
+    def render(self, case: Case) -> TargetTokens:
         ids = self._tokenizer.render(case.messages, **case.options).ids
-        return Tokens(ids, self._tokenizer.render_text(case.messages, **case.options))
+        return TargetTokens(ids, self._tokenizer.render_text(case.messages, **case.options))
 
-    def chat(self, case: Case, stream: bool) -> Answer:
+    def chat(self, case: Case, stream: bool) -> ChatAnswer:
         params = SamplingParams(temperature=0, max_tokens=64)
-        options = {**case.options, "params": params}
-        message: Message
+        reply = Request(case.messages, params=params, **case.options).submit(self._engine)
         if stream:
-            pieces = list(self._engine.chat_stream(case.messages, **options))
-            message = self._tokenizer.parse("".join(pieces))
-        else:
-            message = self._engine.chat(case.messages, **options)
-        return Answer(message.content, message.reasoning, message.tool_calls, None)
+            list(reply)
+        message = reply.result()
+        return ChatAnswer(message.content, message.reasoning, message.tool_calls, None)
 
 
 class Transformers(Target):
@@ -100,17 +97,17 @@ class Transformers(Target):
         ids: list[Ids] = out[:, longest:].tolist()
         return ids
 
-    def encode(self, text: str) -> Tokens:
-        return Tokens(list(self._tokenizer(text).input_ids))
+    def encode(self, text: str) -> TargetTokens:
+        return TargetTokens(list(self._tokenizer(text).input_ids))
 
-    def render(self, case: Case) -> Tokens:
+    def render(self, case: Case) -> TargetTokens:
         text = self._tokenizer.apply_chat_template(
             list(case.messages), tokenize=False, add_generation_prompt=True, **case.options
         )
         ids = self._tokenizer.apply_chat_template(
             list(case.messages), add_generation_prompt=True, return_dict=False, **case.options
         )
-        return Tokens(list(ids), text)
+        return TargetTokens(list(ids), text)
 
 
 class Mlx(Target):

@@ -21,10 +21,10 @@ Logits = Callable[[Transformer, Tensor], Tensor]  # (model, ids_BT) -> logits_BT
 
 @dataclass(frozen=True)
 class Mistake:
-    """name: what was done. mend: what to do instead."""
+    """name: what was done. fix: what to do instead."""
 
     name: str
-    mend: str
+    fix: str
     logits: Logits
 
 

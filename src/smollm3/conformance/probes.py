@@ -9,15 +9,15 @@ from datetime import date
 from smollm3.conformance.cases import CASES, TEXTS, Case
 from smollm3.conformance.kit import ANSWER, EXPECTED, TOOL, WEIGHTS, Kit, Weights
 from smollm3.conformance.reference import Measured, Reference
-from smollm3.conformance.result import Row
-from smollm3.conformance.target import Answer, Broken, Ids, Target, Tokens, Unsupported
+from smollm3.conformance.result import ResultRow
+from smollm3.conformance.target import Broken, ChatAnswer, Ids, Target, TargetTokens, Unsupported
 from smollm3.tokenizer import Tokenizer
 
-Probe = Callable[[Target, Reference], Iterator[Row]]
+Probe = Callable[[Target, Reference], Iterator[ResultRow]]
 NEW_TOKENS = 24
 
 
-def run_probes(target: Target, reference: Reference) -> Iterator[Row]:
+def run_probes(target: Target, reference: Reference) -> Iterator[ResultRow]:
     """Rows of all probes, as they come."""
     for weights in WEIGHTS:
         for length in ("short", "long"):
@@ -31,31 +31,31 @@ def run_probes(target: Target, reference: Reference) -> Iterator[Row]:
     yield from _chat(target)
 
 
-def _row(probe: str, check: Callable[[], Row]) -> Row:
+def _row(probe: str, check: Callable[[], ResultRow]) -> ResultRow:
     """The row of a check; what the target raises becomes one too."""
     try:
         return check()
     except Unsupported as e:
-        return Row(probe, "skip", note=str(e))
+        return ResultRow(probe, "skip", note=str(e))
     except Broken as e:
-        return Row(probe, "fail", note=str(e))
+        return ResultRow(probe, "fail", note=str(e))
     except Exception as e:  # the target is someone else's program
         reason = (str(e).strip() or "no message").splitlines()[0]
-        return Row(probe, "fail", note=f"raised {type(e).__name__}: {reason}")
+        return ResultRow(probe, "fail", note=f"raised {type(e).__name__}: {reason}")
 
 
-def _equal(probe: str, problem: str) -> Row:
-    return Row(probe, "fail" if problem else "pass", note=problem)
+def _equal(probe: str, problem: str) -> ResultRow:
+    return ResultRow(probe, "fail" if problem else "pass", note=problem)
 
 
 # Numbers
 
 
-def _logprobs(target: Target, reference: Reference, weights: Weights, length: str) -> Row:
+def _logprobs(target: Target, reference: Reference, weights: Weights, length: str) -> ResultRow:
     probe = f"log-probs: {weights}, {length} prompts"
     prompts = reference.kit.short if length == "short" else reference.kit.long
 
-    def check() -> Row:
+    def check() -> ResultRow:
         measured = [Measured(ids, target.logprobs(weights, ids)) for ids in prompts]
         for m in measured:
             expected = reference.logprobs(weights, m.ids)
@@ -68,18 +68,18 @@ def _logprobs(target: Target, reference: Reference, weights: Weights, length: st
         off = reference.distance(weights, measured)
         right = off <= target.tolerance
         note = "" if right else reference.diagnose(weights, measured, target.tolerance)
-        return Row(probe, "pass" if right else "fail", off, target.tolerance, note)
+        return ResultRow(probe, "pass" if right else "fail", off, target.tolerance, note)
 
     return _row(probe, check)
 
 
-def _greedy(target: Target, reference: Reference, how: str, batch: bool) -> Row:
+def _greedy(target: Target, reference: Reference, how: str, batch: bool) -> ResultRow:
     """Tokens of a decode with a cache: each must be the likeliest after those before it, or as
     good as it."""
     probe = f"greedy: {how}"
     prompts = reference.kit.short
 
-    def check() -> Row:
+    def check() -> ResultRow:
         rows = (
             target.greedy(prompts, NEW_TOKENS)
             if batch
@@ -96,10 +96,10 @@ def _greedy(target: Target, reference: Reference, how: str, batch: bool) -> Row:
                 if behind > worst:
                     worst, place = behind, f"token {i + 1} after a prompt of {len(ids)}"
         if worst <= target.tolerance:
-            return Row(probe, "pass", worst, target.tolerance)
+            return ResultRow(probe, "pass", worst, target.tolerance)
         note = f"{place} is not the likeliest; if the log-probs are right: keys in the cache, or "
         note += "their positions" + (", or padding" if batch else "")
-        return Row(probe, "fail", worst, target.tolerance, note)
+        return ResultRow(probe, "fail", worst, target.tolerance, note)
 
     return _row(probe, check)
 
@@ -107,17 +107,17 @@ def _greedy(target: Target, reference: Reference, how: str, batch: bool) -> Row:
 # Tokens
 
 
-def _encode(target: Target, kit: Kit, text: str) -> Row:
+def _encode(target: Target, kit: Kit, text: str) -> ResultRow:
     probe = f"tokenizer: {text[:24]!r}"
 
-    def check() -> Row:
+    def check() -> ResultRow:
         expected = kit.tokenizer.encode(text)
         return _equal(probe, _compare(target.encode(text), expected, kit.tokenizer))
 
     return _row(probe, check)
 
 
-def _compare(got: Tokens, expected: Ids, tokenizer: Tokenizer) -> str:
+def _compare(got: TargetTokens, expected: Ids, tokenizer: Tokenizer) -> str:
     """What is wrong with the ids (or, where that is all that is told, with their number)."""
     if got.ids is not None:
         if got.ids == expected:
@@ -139,10 +139,10 @@ def _first_difference(a: Sequence[object], b: Sequence[object]) -> int:
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _render(target: Target, kit: Kit, case: Case) -> Row:
+def _render(target: Target, kit: Kit, case: Case) -> ResultRow:
     probe = f"{'forged control tokens' if case.forged else 'template'}: {case.name}"
 
-    def check() -> Row:
+    def check() -> ResultRow:
         got = target.render(case)
         # Our template tells no date unless given one; a server may give today's.
         problems = [_render_problem(got, kit.tokenizer, case, day) for day in (None, date.today())]
@@ -151,7 +151,7 @@ def _render(target: Target, kit: Kit, case: Case) -> Row:
     return _row(probe, check)
 
 
-def _render_problem(got: Tokens, tokenizer: Tokenizer, case: Case, day: date | None) -> str:
+def _render_problem(got: TargetTokens, tokenizer: Tokenizer, case: Case, day: date | None) -> str:
     text = tokenizer.render_text(case.messages, **case.options, date=day)
     if got.text is not None and got.text != text:
         place = _first_difference(got.text, text)
@@ -168,16 +168,16 @@ def _render_problem(got: Tokens, tokenizer: Tokenizer, case: Case, day: date | N
 # Answers
 
 
-def _chat(target: Target) -> Iterator[Row]:
+def _chat(target: Target) -> Iterator[ResultRow]:
     """The scripted answer: is it understood, and is the stream the same?"""
     case = Case("", ({"role": "user", "content": "Will it rain?"},), (TOOL,))
     names = ("tool call", "reasoning", "content", "finish reason")
-    answers: dict[str, Answer] = {}
+    answers: dict[str, ChatAnswer] = {}
     for how in ("chat", "stream"):
 
-        def ask(how: str = how) -> Row:
+        def ask(how: str = how) -> ResultRow:
             answers[how] = target.chat(case, stream=how == "stream")
-            return Row(how, "pass")
+            return ResultRow(how, "pass")
 
         asked = _row(how, ask)
         if how not in answers:
@@ -186,7 +186,7 @@ def _chat(target: Target) -> Iterator[Row]:
         for name, problem in zip(names, _answer_problems(answers[how]), strict=True):
             probe = f"{how}: {name}"
             if problem is None:
-                yield Row(probe, "skip", note="not told")
+                yield ResultRow(probe, "skip", note="not told")
             else:
                 yield _equal(probe, problem)
     if len(answers) == 2:
@@ -194,7 +194,7 @@ def _chat(target: Target) -> Iterator[Row]:
         yield _equal("stream: equals the whole", "" if same else "pieces add up to another answer")
 
 
-def _answer_problems(answer: Answer) -> Sequence[str | None]:
+def _answer_problems(answer: ChatAnswer) -> Sequence[str | None]:
     """Of tool call, reasoning, content and finish reason; None is untold."""
     tags = [tag for tag in ANSWER if tag.startswith("<") and tag in answer.content]
     calls, expected = (

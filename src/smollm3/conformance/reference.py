@@ -54,7 +54,7 @@ class Reference:
         right = self.distance(weights, measured)
         if nearest <= tolerance or nearest < min(right / 5, second / 2):
             certainty = "" if nearest <= tolerance else "most likely "
-            return f"{certainty}{name} (off from that by {nearest:.1e}): {mistake.mend}"
+            return f"{certainty}{name} (off from that by {nearest:.1e}): {mistake.fix}"
         if self._only_head_differs(weights, measured):
             return (
                 "the output matrix is not the embedding: hidden states are right; tie lm_head to "

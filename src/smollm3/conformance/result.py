@@ -14,7 +14,7 @@ STYLES: dict[Status, str] = {"pass": "green", "fail": "bold red", "skip": "yello
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One probe. measured, tolerance: greatest difference in natural log-probability, found and
     allowed; None where equality is asked. note: the diagnosis, or why it was skipped."""
 
@@ -28,7 +28,7 @@ class Row:
 @dataclass(frozen=True)
 class Report:
     target: str
-    rows: list[Row]
+    rows: list[ResultRow]
 
     @property
     def exit_code(self) -> int:

@@ -11,8 +11,8 @@ from smollm3.conformance.kit import Kit, make_kit
 from smollm3.conformance.local import Mlx, Ours, Transformers
 from smollm3.conformance.probes import run_probes
 from smollm3.conformance.reference import Reference
-from smollm3.conformance.result import Report, Row
-from smollm3.conformance.server import LlamaCpp, Server
+from smollm3.conformance.result import Report, ResultRow
+from smollm3.conformance.server import HttpTarget, LlamaCpp
 from smollm3.conformance.target import Target
 from smollm3.errors import UserError
 
@@ -28,7 +28,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 
 
 def run(
-    target: str, keep: Path | None = None, on_row: Callable[[Row], None] | None = None
+    target: str, keep: Path | None = None, on_row: Callable[[ResultRow], None] | None = None
 ) -> Report:
     """Check a target: one of TARGETS, or the URL of an OpenAI-compatible server of the kit.
 
@@ -43,7 +43,7 @@ def run(
         folder = keep or Path(temporary) / "kit"
         if keep or not is_url:
             write_kit(kit, folder, gguf=TARGETS.get(target) is LlamaCpp)
-        implementation = Server(target, kit.tokenizer) if is_url else TARGETS[target](folder)
+        implementation = HttpTarget(target, kit.tokenizer) if is_url else TARGETS[target](folder)
         return check(implementation, kit, on_row)
 
 
@@ -64,7 +64,7 @@ def make(folder: Path) -> None:
 
 
 def check(
-    target: Target, kit: Kit | None = None, on_row: Callable[[Row], None] | None = None
+    target: Target, kit: Kit | None = None, on_row: Callable[[ResultRow], None] | None = None
 ) -> Report:
     """Run all probes on a target, which is closed at the end; `on_row` sees each row at once."""
     rows = []

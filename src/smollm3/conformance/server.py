@@ -21,7 +21,7 @@ from torch import Tensor
 from smollm3.chat import ToolCall
 from smollm3.conformance.cases import Case
 from smollm3.conformance.kit import CONFIG, Weights
-from smollm3.conformance.target import Answer, Broken, Ids, Target, Tokens, Unsupported
+from smollm3.conformance.target import Broken, ChatAnswer, Ids, Target, TargetTokens, Unsupported
 from smollm3.errors import UserError
 from smollm3.tokenizer import Tokenizer
 
@@ -33,14 +33,14 @@ NO_THINK = {"chat_template_kwargs": {"enable_thinking": False}}
 Json = dict[str, Any]
 
 
-class Step(NamedTuple):
+class ServedToken(NamedTuple):
     """A new token and log-probabilities of the likeliest; None: a text that names no token."""
 
     chosen: int | None
     logprobs: dict[int | None, float]
 
 
-class Server(Target):
+class HttpTarget(Target):
     """An OpenAI-compatible server that serves the kit's `plain` folder, asked at `url` (with or
     without /v1). OPENAI_API_KEY is sent where it is set."""
 
@@ -104,7 +104,7 @@ class Server(Target):
 
     # Numbers
 
-    def _complete(self, ids: Ids, n: int) -> list[Step]:
+    def _complete(self, ids: Ids, n: int) -> list[ServedToken]:
         """The steps of a greedy completion, with as many log-probabilities as the server tells."""
         body = {"prompt": ids, "max_tokens": n, "temperature": 0}
         refusal = Unsupported()
@@ -118,7 +118,7 @@ class Server(Target):
                 return self._steps(_choice(told))
         raise refusal
 
-    def _steps(self, choice: Json) -> list[Step]:
+    def _steps(self, choice: Json) -> list[ServedToken]:
         """Two forms are common: OpenAI's for completions, with texts, and that for chats, to
         which llama.cpp adds ids. Texts of several tokens (parts of characters) are left out."""
         told = choice.get("logprobs")
@@ -127,14 +127,14 @@ class Server(Target):
         try:
             if "content" in told:
                 return [
-                    Step(
+                    ServedToken(
                         self._id(step),
                         {self._id(top): top["logprob"] for top in (step, *step["top_logprobs"])},
                     )
                     for step in told["content"]
                 ]
             return [
-                Step(
+                ServedToken(
                     self._ids.get(text),
                     {self._ids.get(t): p for t, p in {**(tops or {}), text: own}.items()},
                 )
@@ -166,20 +166,20 @@ class Server(Target):
 
     # Texts
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> TargetTokens:
         with suppress(Unsupported, KeyError):  # llama.cpp says content, vLLM prompt
             body = {"content": text, "prompt": text, "add_special": True}
-            return Tokens(self._request("/tokenize", body)["tokens"])
+            return TargetTokens(self._request("/tokenize", body)["tokens"])
         told = self._request("/v1/completions", {"prompt": text, "max_tokens": 1})
-        return Tokens(count=_prompt_tokens(told))
+        return TargetTokens(count=_prompt_tokens(told))
 
-    def render(self, case: Case) -> Tokens:
+    def render(self, case: Case) -> TargetTokens:
         body = self._chat_body(case)
         text = None
         with suppress(Unsupported, KeyError):
             text = self._request("/apply-template", body)["prompt"]
         told = self._request("/v1/chat/completions", {**body, "max_tokens": 1})
-        return Tokens(text=text, count=_prompt_tokens(told))
+        return TargetTokens(text=text, count=_prompt_tokens(told))
 
     def _chat_body(self, case: Case) -> Json:
         return {
@@ -189,7 +189,7 @@ class Server(Target):
             "temperature": 0,
         }
 
-    def chat(self, case: Case, stream: bool) -> Answer:
+    def chat(self, case: Case, stream: bool) -> ChatAnswer:
         body = {**self._chat_body(case), "max_tokens": 64}
         path = "/v1/chat/completions"
         if stream:
@@ -205,7 +205,7 @@ class Server(Target):
         except (KeyError, TypeError, ValueError):
             raise Broken(f"tool calls in no known form: {message['tool_calls']}") from None
         reasoning = message.get("reasoning_content") or message.get("reasoning")
-        return Answer(message.get("content") or "", reasoning, calls, reason)
+        return ChatAnswer(message.get("content") or "", reasoning, calls, reason)
 
 
 class LlamaCpp(Target):
@@ -225,9 +225,9 @@ class LlamaCpp(Target):
         self._kit = kit
         self._tokenizer = Tokenizer.load(kit / "plain")
         self._processes: list[subprocess.Popen[str]] = []
-        self._servers: dict[Weights, Server] = {}
+        self._servers: dict[Weights, HttpTarget] = {}
 
-    def _server(self, weights: Weights) -> Server:
+    def _server(self, weights: Weights) -> HttpTarget:
         if weights not in self._servers:
             process = subprocess.Popen(
                 [sys.executable, "-c", _SERVE, str(self._kit / f"{weights}.gguf")],
@@ -244,7 +244,7 @@ class LlamaCpp(Target):
             )
             if url is None:
                 raise Broken("llama.cpp does not load the GGUF file")
-            self._servers[weights] = Server(url, self._tokenizer, self.tolerance)
+            self._servers[weights] = HttpTarget(url, self._tokenizer, self.tolerance)
         return self._servers[weights]
 
     def logprobs(self, weights: Weights, ids: Ids) -> Tensor:
@@ -253,13 +253,13 @@ class LlamaCpp(Target):
     def greedy(self, prompts: Sequence[Ids], n: int) -> list[Ids]:
         return self._server("plain").greedy(prompts, n)
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> TargetTokens:
         return self._server("plain").encode(text)
 
-    def render(self, case: Case) -> Tokens:
+    def render(self, case: Case) -> TargetTokens:
         return self._server("plain").render(case)
 
-    def chat(self, case: Case, stream: bool) -> Answer:
+    def chat(self, case: Case, stream: bool) -> ChatAnswer:
         return self._server("plain").chat(case, stream)
 
     def close(self) -> None:

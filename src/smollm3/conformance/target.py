@@ -23,7 +23,7 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TargetTokens:
     """What is known of a prompt: at best its ids, else only its text or how many tokens it has."""
 
     ids: Ids | None = None
@@ -32,7 +32,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """A chat answer as an API tells it; None is untold. finish_reason in OpenAI's words."""
 
     content: str
@@ -59,15 +59,15 @@ class Target:
         """n likeliest tokens after each prompt, all prompts at the same time."""
         raise Unsupported("does not generate")
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> TargetTokens:
         """A prompt that is plain text."""
         raise Unsupported("encodes no text")
 
-    def render(self, case: Case) -> Tokens:
+    def render(self, case: Case) -> TargetTokens:
         """The prompt made of a conversation, generation prompt included."""
         raise Unsupported("renders no conversation")
 
-    def chat(self, case: Case, stream: bool) -> Answer:
+    def chat(self, case: Case, stream: bool) -> ChatAnswer:
         """The greedy answer; with `stream` put together from pieces."""
         raise Unsupported("has no chat interface")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,9 +50,9 @@ class _Source(ABC):
     @abstractmethod
     def row(self, i: int) -> _Row: ...
 
-    def _trained(self, where: Any) -> NDArray[np.bool_]:
+    def _trained(self, where: slice) -> NDArray[np.bool_]:
         if self.mask_bit is None or self.shard.masks is None:
-            return np.ones(len(self.shard.tokens[where]), np.bool_)
+            return np.ones(where.stop - where.start, np.bool_)
         trained: NDArray[np.bool_] = (self.shard.masks[where] & self.mask_bit) != 0
         return trained
 
@@ -81,14 +81,10 @@ class _ConcatAndChunk(_Source):
         )
 
     def _piece(self, where: slice, round_: int) -> _Row:
-        ends = self.shard.ends
-        positions = np.arange(where.start, where.stop, dtype=np.uint64)
-        first = int(np.searchsorted(ends, positions[0], side="right"))
-        last = int(np.searchsorted(ends, positions[-1], side="right"))
-        documents = np.searchsorted(ends[first : last + 1], positions, side="right")
+        documents = self.shard.documents_of(where.start, where.stop)
         return _Row(
             self.shard.tokens[where].astype(np.int64),
-            documents + (first + round_ * len(ends)),
+            documents + round_ * self.shard.documents,
             self._trained(where),
         )
 
@@ -193,6 +189,9 @@ class Loader:
         self.left_out = {n: s.left_out for n, s in self._sources.items() if s.left_out}
         self.truncated = {n: s.truncated for n, s in self._sources.items() if s.truncated}
         self.steps = self._count_steps()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")  # so: one batch at a time
+        self._asked: tuple[int, int, int] | None = None
+        self._ahead: Future[Batch] | None = None
 
     def _count_steps(self) -> int:
         stage = self.stage
@@ -219,7 +218,20 @@ class Loader:
         return {name: n * each for name, n in counts.items()}
 
     def batch(self, k: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Rank's part of batch k: rows rank * B // world_size to (rank + 1) * B // world_size."""
+        """Rank's part of batch k: rows rank * B // world_size to (rank + 1) * B // world_size.
+
+        Who asks for one batch after another has the next made meanwhile, by a thread.
+        """
+        asked, self._asked = self._asked, (k, rank, world_size)
+        follows = asked == (k - 1, rank, world_size)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or not follows:
+            ahead = self._thread.submit(self._make, k, rank, world_size)
+        if follows:
+            self._ahead = self._thread.submit(self._make, k + 1, rank, world_size)
+        return ahead.result()
+
+    def _make(self, k: int, rank: int, world_size: int) -> Batch:
         size = self.stage.batch
         before, after = self.used(k), self.used(k + 1)
         used = {name: after[name] - before[name] for name in after if after[name] > before[name]}

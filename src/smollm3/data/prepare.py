@@ -1,27 +1,74 @@
-"""From a recipe's source to a shard: read, render, tokenise, shuffle, hold out, check."""
+"""From a recipe's source to a shard: read, filter, render, tokenise, shuffle, hold out, check.
+
+The work is cut into parts by what is read, so what comes out does not depend on who made which.
+A part appears whole or not at all, and so does the source's folder: whatever is killed, the parts
+that were done are kept.
+"""
 
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
-from smollm3.data.shards import GENERATED, PUBLISHED, Shard, ShardWriter
-from smollm3.data.sources import Document, documents, fingerprint, hash64
+from smollm3.data import steps
+from smollm3.data.encoder import Encode, text_encoder
+from smollm3.data.shards import (
+    GENERATED,
+    PUBLISHED,
+    SPLITS,
+    PartWriter,
+    Shard,
+    read_part,
+    write_meta,
+)
+from smollm3.data.sources import (
+    Document,
+    Plan,
+    documents,
+    fingerprint,
+    hash64,
+    nothing_usable,
+    plan,
+)
 from smollm3.data.spec import Source
 from smollm3.errors import UserError
-from smollm3.files import new_folder, sha256_json
+from smollm3.files import PARTIAL, disk_errors, folder_lock, fsync_folder, sha256_json
 from smollm3.tokenizer import Tokenizer
 
-VERSION = 1  # of this module's and sources.py's output
+VERSION = 2  # of what the modules of this package make
 FIRST_DAY = datetime.date(2025, 7, 1)
-_BATCH = 256  # documents tokenised at once
+_BATCH = 64  # documents tokenised at once
+_MODES = {True: "think", False: "no_think", None: "not said"}
 
 # Token ids and masks of a document; two of each for a pair.
 _Tokenised = tuple[list[list[int]], list[list[int]] | None]
+Step = Callable[[Any, int, int], Any]  # (documents, rank, world size): datatrove's convention
+
+
+class Executor(Protocol):
+    """Runs a step for ranks 0..tasks-1. waits: they are done when the call returns."""
+
+    waits: bool
+
+    def __call__(self, name: str, step: Step, tasks: int) -> None: ...
+
+
+class Here:
+    """The executor of small sources: this process, one part after another."""
+
+    waits = True
+
+    def __call__(self, name: str, step: Step, tasks: int) -> None:
+        for rank in range(tasks):
+            step(None, rank, tasks)
 
 
 def prepare(
@@ -33,82 +80,260 @@ def prepare(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Shard:
-    """The shard of a source in <cache>/<name>-<key>, made if it is absent or damaged.
+    """The shard of a source in <cache>/<name>-<key>, made here if it is absent or damaged.
 
-    The key covers the source's settings and files, the tokenizer and the seed. Text documents end
-    with `tokenizer.end_of_text_id`; conversations are rendered by its template.
     progress: called with the number of documents done.
     meta["skipped"] counts what was left out, by reason.
     """
+    return Shard.open(make(name, source, tokenizer, cache, seed, Here(), progress=progress))
+
+
+def make(
+    name: str,
+    source: Source,
+    tokenizer: Tokenizer,
+    cache: Path,
+    seed: int,
+    execute: Executor,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Make the folder of a source if it is absent or damaged; where the executor does not wait, it
+    will appear later.
+
+    Its key covers the source's settings and files, the tokenizer and the seed. Text documents end
+    with `tokenizer.end_of_text_id`; conversations are rendered by its template.
+    """
     try:
-        settings = [source.model_dump(mode="json"), fingerprint(source), seed]
+        revision = fingerprint(source)
+        settings = [source.model_dump(mode="json"), revision, seed]
         key = sha256_json([VERSION, *settings, tokenizer.digest])
-        folder = Path(cache) / f"{name}-{key[:16]}"
+        folder = Path(cache).absolute() / f"{name}-{key[:16]}"
         if not _is_whole(folder):
-            with new_folder(folder) as temporary:
-                _write(temporary, name, source, tokenizer, seed=seed, progress=progress)
+            work = folder.with_name(f".{folder.name}{PARTIAL}")
+            with folder_lock(work):
+                tokenizer.save(work / "tokenizer")
+                job = Preparation(name, source, seed, work, plan(source, seed), revision)
+                for label, step, tasks in steps.before(job):
+                    execute(label, step, tasks)
+                here = isinstance(execute, Here)
+                parts = MakePart(job, *((tokenizer, _Counted(progress)) if here else ()))
+                execute("parts", parts, len(job.plan.parts))
+                finish = Finish(job, folder)
+                finish(None, 0, 1) if execute.waits else execute("finish", finish, 1)
     except UserError as e:
         raise UserError(f"sources.{name}: {e}") from None
-    return Shard.open(folder)
+    return folder
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        Shard.open(folder)
+        for split in SPLITS:
+            Shard.open(folder, split)
     except UserError:  # absent or damaged
         return False
     return True
 
 
-def _write(
-    folder: Path,
-    name: str,
-    source: Source,
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    progress: Callable[[int], None] | None,
-) -> None:
-    skipped: Counter[str] = Counter()
-    token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
-    group = 2 if source.format == "preference" else 1
-    tokenise = {"text": _texts, "chat": _chats, "preference": _pairs}[source.format]
-    stream = documents(source, seed, skipped)
-    done = kept = 0
-    writer = ShardWriter(folder, token_bytes, with_masks=source.format != "text", group=group)
-    with closing(writer):
-        while batch := list(islice(stream, _BATCH)):
-            for document, made in zip(batch, tokenise(batch, tokenizer, skipped), strict=True):
-                if made is not None:
-                    key = hash64(f"{seed}/{document.id}")
-                    writer.add(*made, key=key, content=document.content_hash())
-                    kept += 1
-            done += len(batch)
-            if progress:
-                progress(done)
-        if not kept:
-            reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.items())
-            raise UserError(f"no usable documents ({reasons})")
+def _publish(work: Path, folder: Path) -> None:
+    """Give the finished folder its name; what only the work needed goes."""
+    with disk_errors(folder):
+        for path in [*work.glob(".lock*"), work / "tokenizer", work / "work"]:
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        work.rename(folder)
+        fsync_folder(folder.parent)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A source on its way: what any worker must know to make any of its parts.
+
+    work: the unfinished folder. revision: what the files were when it began.
+    """
+
+    name: str
+    source: Source
+    seed: int
+    work: Path
+    plan: Plan
+    revision: Any
+
+    def finish(self) -> None:
+        """Write meta.json from the parts."""
+        parts: list[dict[str, Any]] = []
+        for index in range(len(self.plan.parts)):
+            if self._is_enough(parts):
+                break
+            part = read_part(self.work, part_name(index))
+            if part is None:
+                raise UserError(f"part {index} was not made; run again")
+            parts.append(part)
+        skipped = _sums(part["skipped"] for part in parts)
+        if not any(part[split][0] for part in parts for split in SPLITS):
+            shutil.rmtree(self.work, ignore_errors=True)
+            raise UserError(nothing_usable(self.source, Counter(skipped)))
         meta = {
-            "name": name,
-            "format": source.format,
-            "source": source.model_dump(mode="json"),
-            "tokenizer": tokenizer.digest,
-            "seed": seed,
-            "skipped": dict(sorted(skipped.items())),
+            "name": self.name,
+            "format": self.source.format,
+            "source": self.source.model_dump(mode="json"),
+            "license": getattr(self.source, "license", None),
+            "revision": self.revision,
+            "tokenizer": parts[0]["tokenizer"],
+            "token_bytes": parts[0]["token_bytes"],
+            "seed": self.seed,
+            "read": _sums(part["read"] for part in parts),
+            "skipped": skipped,
+            "dropped": _sums(part["dropped"] for part in parts),
+            "tokens_by_mode": _sums(part["tokens_by_mode"] for part in parts),
         }
-        writer.finish(source.holdout, meta)
+        write_meta(self.work, meta, parts)
+        for folder in (*SPLITS, "parts"):  # of parts that lie beyond the budget, or of a killed run
+            for file in (self.work / folder).iterdir():
+                name = file.name.partition(".")[0]
+                if not (name.isdigit() and int(name) < len(parts)):
+                    file.unlink()
+
+    def _is_enough(self, parts: list[dict[str, Any]]) -> bool:
+        budget = getattr(self.source, "tokens", None)
+        made = sum(part[split][1] for part in parts for split in SPLITS)
+        return budget is not None and made >= budget
+
+    def is_needed(self, index: int) -> bool:
+        """False where the parts before it already hold the source's budget of tokens."""
+        if getattr(self.source, "tokens", None) is None:
+            return True
+        before = [read_part(self.work, part_name(i)) for i in range(index)]
+        made = [part for part in before if part is not None]
+        return len(made) < index or not self._is_enough(made)
+
+
+def part_name(index: int) -> str:
+    return f"{index:05d}"
+
+
+def _sums(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Sum of numbers under the same keys, however deep."""
+    total: dict[str, Any] = {}
+    for count in counts:
+        for key, value in count.items():
+            if isinstance(value, dict):
+                total[key] = _sums([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return dict(sorted(total.items()))
+
+
+class _Counted:
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.progress, self.done = progress, 0
+
+    def add(self, n: int) -> None:
+        self.done += n
+        if self.progress:
+            self.progress(self.done)
+
+
+@dataclass(frozen=True)
+class MakePart:
+    """Makes part `rank` of a source, if it is not there. tokenizer: where it is loaded already."""
+
+    job: Preparation
+    tokenizer: Tokenizer | None = None
+    done: _Counted | None = None
+
+    def __call__(self, _: Any, rank: int, tasks: int) -> None:
+        job = self.job
+        if read_part(job.work, part_name(rank)) is not None or not job.is_needed(rank):
+            return
+        with disk_errors(job.work):
+            self._make(rank, self.tokenizer or load_tokenizer(job.work / "tokenizer"))
+
+    def _make(self, rank: int, tokenizer: Tokenizer) -> None:
+        source = self.job.source
+        skipped: Counter[str] = Counter()
+        kept = steps.Ledger()
+        stream = steps.apply(
+            source, documents(source, self.job.seed, skipped, self.job.plan, rank), self.job, rank,
+            kept,
+        )  # fmt: skip
+        tokenise = {"text": _texts, "chat": _chats, "preference": _pairs}[source.format]
+        encode = _encoder(tokenizer) if source.format == "text" else tokenizer.encode_batch
+        writer = PartWriter(
+            self.job.work,
+            part_name(rank),
+            token_bytes=2 if tokenizer.vocab_size <= 1 << 16 else 4,
+            masks=source.format != "text",
+            group=2 if source.format == "preference" else 1,
+            holdout=source.holdout,
+            alone=len(self.job.plan.parts) == 1,
+            tokenizer=tokenizer.digest,
+        )
+        budget = getattr(source, "tokens", None)
+        by_mode: Counter[str] = Counter()
+        with closing(writer):
+            while batch := list(islice(stream, _BATCH)):
+                made = tokenise(batch, tokenizer, encode, skipped)
+                for document, tokens in zip(batch, made, strict=True):
+                    if tokens is not None:
+                        key = hash64(f"{self.job.seed}/{document.id}")
+                        writer.add(*tokens, key=key, content=document.content_hash())
+                        if source.format != "text":
+                            by_mode[_MODES[document.options.get("enable_thinking")]] += sum(
+                                map(len, tokens[0])
+                            )
+                if self.done:
+                    self.done.add(len(batch))
+                if budget is not None and writer.tokens >= budget:
+                    break
+            writer.finish(
+                {
+                    "tokenizer": tokenizer.digest,
+                    "token_bytes": writer.token_bytes,
+                    "read": kept.read,
+                    "skipped": dict(sorted(skipped.items())),
+                    "dropped": kept.dropped,
+                    "tokens_by_mode": dict(by_mode),
+                }
+            )
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Puts a source's parts together and gives the folder its name."""
+
+    job: Preparation
+    folder: Path
+
+    def __call__(self, _: Any, rank: int, tasks: int) -> None:
+        self.job.finish()
+        _publish(self.job.work, self.folder)
+
+
+@lru_cache(maxsize=1)
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """A worker makes many parts with one tokenizer."""
+    return Tokenizer.load(folder)
+
+
+@lru_cache(maxsize=1)
+def _encoder(tokenizer: Tokenizer) -> Encode:
+    return text_encoder(tokenizer)
+
+
+# Tokenising
 
 
 def _texts(
-    batch: list[Document], tokenizer: Tokenizer, skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
 ) -> Iterator[_Tokenised | None]:
-    for ids in tokenizer.encode_batch([document.text or "" for document in batch]):
-        yield [[*ids, tokenizer.end_of_text_id]], None
+    for ids in encode([document.text or "" for document in batch]):
+        ids.append(tokenizer.end_of_text_id)
+        yield [ids], None
 
 
 def _chats(
-    batch: list[Document], tokenizer: Tokenizer, skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
 ) -> Iterator[_Tokenised | None]:
     for document in batch:
         try:
@@ -128,7 +353,7 @@ def _chats(
 
 
 def _pairs(
-    batch: list[Document], tokenizer: Tokenizer, skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
 ) -> Iterator[_Tokenised | None]:
     for document in batch:
         try:

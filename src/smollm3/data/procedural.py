@@ -137,9 +137,9 @@ _OPTIONS = {
 
 
 def rows(
-    generator: str, form: str, n: int, seed: int, options: Options
+    generator: str, form: str, n: int, seed: int, options: Options, first: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The first n rows of a generator in the columns that files have; `form` is the source's
+    """Rows first..n-1 of a generator in the columns that files have; `form` is the source's
     `format`. A wrong generator, option or format is a UserError."""
     if generator not in GENERATORS:
         raise UserError(f"no generator {generator!r}; there are {', '.join(GENERATORS)}")
@@ -149,5 +149,5 @@ def rows(
     if unknown := sorted(set(options) - _OPTIONS[generator]):
         known = ", ".join(sorted(_OPTIONS[generator])) or "none"
         raise UserError(f"generator {generator} has no option {unknown[0]!r} (known: {known})")
-    for index in range(n):
+    for index in range(first, n):
         yield make(Random(f"{seed}/{generator}/{index}"), options)

@@ -1,19 +1,25 @@
-"""Prepared data on disk: tokens, where documents end, and loss masks.
+"""Prepared data on disk: a folder for each source, cut into parts.
 
-    <split>.ds           tokens, one after another: uint16, or uint32 where the vocabulary needs it
-    <split>.ds.index     uint64: the number of tokens up to the end of each document
-    <split>.ds.metadata  tokenizer|bytes a token, tokens in all
-    <split>.ds.masks     uint8 a token (chat, preference): bit 0 generated, bit 1 published
-    meta.json            counts, sizes and checksums; written last
+    train/00000.ds           tokens, one after another: uint16, or uint32 for a large vocabulary
+    train/00000.ds.index     uint64: the number of tokens up to the end of each document
+    train/00000.ds.metadata  tokenizer|bytes a token, tokens in all
+    train/00000.ds.masks     uint8 a token (chat, preference): bit 0 generated, bit 1 published
+    heldout/00000.ds ...     the same for documents that are never trained on
+    parts/00000.json         what went into the part and what did not, sizes and checksums
+    meta.json                of the source: its parts in reading order; written last
 
-for the splits `train` and `heldout`. The first three are datatrove's format, which nanotron reads.
+A part's JSON is written after its files, so a part is whole or not there. The first three files are
+datatrove's format: nanotron and datatrove read `train/` as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
+import os
 from array import array
-from dataclasses import dataclass
-from functools import cache
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,181 +27,355 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smollm3.errors import UserError
-from smollm3.files import read_json, sha256_file, sha256_json, write_json
+from smollm3.files import PARTIAL, disk_errors, read_json, sha256_file, sha256_json, write_json
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 GENERATED, PUBLISHED = 1, 2  # bits of a mask
+BLOCK_BYTES = 192 << 20  # tokens that are shuffled together, in memory
+OPEN_FILES = 64  # mapped at a time: a map keeps its file open
+AHEAD_BYTES = 32 << 20  # of the next part, asked of the disk when a part is opened
+_MEND = "prepare the data again, or delete the folder"
+Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
 class Shard:
-    """One split of a prepared source.
+    """One split of a prepared source, as one long row of tokens over all of its parts.
 
-    tokens [n_tokens]: a memory map. ends [documents]: where each document ends in it.
+    tokens [n_tokens]: sliced like an array; files are mapped as they are read.
     masks [n_tokens] or None: which tokens are trained on under `loss: assistant`.
     In preference data documents 2i and 2i+1 are the chosen and rejected sides of pair i, each
     with its prompt, and both mask bits mark the answer up to its stop token.
     digest: checksum of the prepared content of both splits. meta: what is in meta.json.
     """
 
-    folder: Path
-    split: Split
-    name: str
-    format: Literal["text", "chat", "preference"]
-    tokens: NDArray[np.unsignedinteger[Any]]
-    ends: NDArray[np.uint64]
-    masks: NDArray[np.uint8] | None
-    digest: str
-    meta: dict[str, Any]
+    def __init__(self, folder: Path, split: Split, meta: dict[str, Any]) -> None:
+        self.folder, self.split, self.meta = folder, split, meta
+        self.name: str = meta["name"]
+        self.format: Literal["text", "chat", "preference"] = meta["format"]
+        self.digest: str = meta["digest"]
+        self.dtype = np.dtype(f"uint{8 * meta['token_bytes']}")
+        counts = [(p["name"], *p[split]) for p in meta["parts"] if p[split][0]]
+        self._parts = [name for name, _, _ in counts]
+        self._documents = np.cumsum([0, *(documents for _, documents, _ in counts)])
+        self._tokens = np.cumsum([0, *(tokens for _, _, tokens in counts)])
+        self._maps: OrderedDict[tuple[int, str], NDArray[Any]] = OrderedDict()
+        self.tokens = _Tokens(self, "")
+        self.masks = _Tokens(self, ".masks") if self.format != "text" else None
 
     @classmethod
     def open(cls, folder: str | Path, split: Split = "train") -> Shard:
-        """Map a prepared folder; one that is damaged is a UserError that names the file.
+        """Open a prepared folder; one that is damaged is a UserError that names the file.
 
-        The first opening in a process checks sizes and checksums.
+        Sizes are checked here, which takes milliseconds; `verify` compares checksums.
         """
         folder = Path(folder)
         meta = read_json(folder / "meta.json")
-        for file, expected in meta["files"].items():
-            path = folder / file
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                raise UserError(f"{path}: no such file; {_MEND}") from None
-            sizes = (stat.st_size, expected["bytes"])
-            if sizes[0] != sizes[1] or _checksum(path, stat.st_mtime_ns) != expected["sha256"]:
-                raise UserError(f"{path}: damaged (its checksum has changed); {_MEND}")
-        masks = folder / f"{split}.ds.masks"
-        return cls(
-            folder=folder,
-            split=split,
-            name=meta["name"],
-            format=meta["format"],
-            tokens=_map(folder / f"{split}.ds", f"uint{8 * meta['token_bytes']}"),
-            ends=np.fromfile(folder / f"{split}.ds.index", np.uint64),
-            masks=_map(masks, "uint8") if masks.exists() else None,
-            digest=meta["digest"],
-            meta=meta,
-        )
+        shard = cls(folder, split, meta)
+        shard._check_sizes()
+        return shard
+
+    def _check_sizes(self) -> None:
+        here = {e.name: e.stat().st_size for e in _entries(self.folder / self.split)}
+        documents, tokens = np.diff(self._documents), np.diff(self._tokens)
+        for i, part in enumerate(self._parts):
+            wanted = {"": tokens[i] * self.dtype.itemsize, ".index": documents[i] * 8}
+            if self.masks is not None:
+                wanted[".masks"] = tokens[i]
+            for suffix, size in wanted.items():
+                name = f"{part}.ds{suffix}"
+                if here.get(name) != size:
+                    found = f"{here[name]} bytes instead of {size}" if name in here else "missing"
+                    raise UserError(f"{self.folder / self.split / name}: {found}; {_MEND}")
 
     @property
     def documents(self) -> int:
-        return len(self.ends)
+        return int(self._documents[-1])
 
     @property
     def n_tokens(self) -> int:
-        return len(self.tokens)
+        return int(self._tokens[-1])
 
-    def lengths(self) -> NDArray[np.int64]:
+    @property
+    def ends(self) -> Ints:
+        """Where each document ends in `tokens`: 8 bytes a document, so for sources that fit."""
+        pieces = [self._file(i, ".index") + start for i, start in enumerate(self._tokens[:-1])]
+        return np.concatenate([*pieces, np.zeros(0, np.int64)]).astype(np.int64)
+
+    def lengths(self) -> Ints:
         """Tokens of each document."""
-        lengths = self.ends.astype(np.int64)
-        lengths[1:] -= lengths[:-1].copy()
-        return lengths
+        return np.diff(self.ends, prepend=0)
 
     def document(self, index: int) -> slice:
         """Where document `index` lies in `tokens` and `masks`."""
-        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+        part = int(np.searchsorted(self._documents, index, side="right")) - 1
+        if not 0 <= part < len(self._parts):
+            raise IndexError(index)
+        ends, base = self._file(part, ".index"), int(self._tokens[part])
+        local = index - int(self._documents[part])
+        return slice(base + (int(ends[local - 1]) if local else 0), base + int(ends[local]))
+
+    def documents_of(self, start: int, stop: int) -> Ints:
+        """The number of the document that each of tokens start..stop-1 belongs to."""
+        found = []
+        for part, first, last in self._pieces(start, stop):
+            ends = self._file(part, ".index")
+            low, high = (int(np.searchsorted(ends, x, side="right")) for x in (first, last - 1))
+            places = np.arange(first, last, dtype=np.uint64)
+            local = np.searchsorted(ends[low : high + 1], places, side="right")
+            found.append(local + (low + int(self._documents[part])))
+        return np.concatenate(found)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(part, first, last): the parts that tokens start..stop-1 lie in, and where in them."""
+        part = int(np.searchsorted(self._tokens, start, side="right")) - 1
+        while start < stop:
+            base, end = int(self._tokens[part]), int(self._tokens[part + 1])
+            yield part, start - base, min(stop, end) - base
+            start, part = end, part + 1
+
+    def _file(self, part: int, suffix: str) -> NDArray[Any]:
+        """A part's file as an array. The OPEN_FILES last used stay mapped."""
+        key = part, suffix
+        if key in self._maps:
+            self._maps.move_to_end(key)
+            return self._maps[key]
+        if len(self._maps) >= OPEN_FILES:
+            self._maps.popitem(last=False)
+        dtype = {"": self.dtype, ".index": np.dtype(np.uint64), ".masks": np.dtype(np.uint8)}
+        path = self.folder / self.split / f"{self._parts[part]}.ds{suffix}"
+        self._maps[key] = np.memmap(path, dtype[suffix], mode="r")
+        if not suffix and part + 1 < len(self._parts):
+            _read_ahead(self.folder / self.split / f"{self._parts[part + 1]}.ds")
+        return self._maps[key]
 
 
-_MEND = "prepare the data again, or delete the folder"
+class _Tokens:
+    """A source's tokens or masks as one array, of which only slices are read."""
+
+    def __init__(self, shard: Shard, suffix: str) -> None:
+        self._shard, self._suffix = shard, suffix
+        self.dtype = shard.dtype if not suffix else np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return self._shard.n_tokens
+
+    def __getitem__(self, where: slice) -> NDArray[Any]:
+        start, stop, _ = where.indices(len(self))
+        pieces = [
+            self._shard._file(part, self._suffix)[first:last]
+            for part, first, last in self._shard._pieces(start, stop)
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate([*pieces, np.zeros(0, self.dtype)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype)
 
 
-@cache
-def _checksum(path: Path, modified: int) -> str:
-    return sha256_file(path)
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no such folder; {_MEND}") from None
 
 
-def _map(path: Path, dtype: str) -> NDArray[Any]:
-    if path.stat().st_size == 0:  # mmap refuses it
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+def _read_ahead(path: Path) -> None:
+    """Ask the disk for the file's beginning before it is needed."""
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        m.madvise(mmap.MADV_WILLNEED, 0, min(len(m), AHEAD_BYTES))
 
 
-class ShardWriter:
-    """Collects tokenised documents in a scratch file, then writes the splits in shuffled order.
+# Writing
 
-    Memory is 24 bytes a document (length, order, content hash); tokens stay on disk.
+
+class _File:
+    """A file under a name of its own until it is whole; its checksum is taken on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bytes, self._hash = path, 0, hashlib.sha256()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        self._out = self._temporary.open("wb")
+
+    def write(self, data: bytes) -> None:
+        self._out.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+    def publish(self) -> dict[str, Any]:
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self._out.close()
+        self._temporary.replace(self.path)
+        return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
+
+    def discard(self) -> None:
+        self._out.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class PartWriter:
+    """Writes one part: documents come in reading order and leave shuffled.
+
+    BLOCK_BYTES of tokens are shuffled at a time, so memory is bounded whatever a part holds, and a
+    part below that is shuffled whole.
     """
 
-    def __init__(self, folder: Path, token_bytes: int, with_masks: bool, group: int) -> None:
-        """group: documents that stay together, 2 for preference pairs."""
-        self.folder = folder
-        self.dtype = np.dtype(f"uint{8 * token_bytes}")
-        self.group = group
-        self._lengths, self._keys, self._contents = array("q"), array("Q"), array("Q")
-        self._tokens = (folder / "scratch.ds").open("wb")
-        self._masks = (folder / "scratch.masks").open("wb") if with_masks else None
+    def __init__(
+        self, folder: Path, name: str, *, token_bytes: int, masks: bool, group: int,
+        holdout: float, alone: bool, tokenizer: str,
+    ) -> None:  # fmt: skip
+        """group: documents that stay together, 2 for preference pairs. holdout: share of documents
+        for `heldout`. alone: it is the source's only part, so that a small source keeps a document
+        on each side. tokenizer: checksum."""
+        self.folder, self.name, self.group = folder, name, group
+        self.holdout, self.alone, self.tokenizer = holdout, alone, tokenizer
+        self.code, self.token_bytes = ("I", 4) if token_bytes == 4 else ("H", 2)
+        self._suffixes = ["", ".masks"] if masks else [""]
+        self._files = {
+            (split, suffix): _File(folder / split / f"{name}.ds{suffix}")
+            for split in SPLITS
+            for suffix in self._suffixes
+        }
+        self._ends: dict[Split, array[int]] = {split: array("Q") for split in SPLITS}
+        self._written: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+        self._begin_block()
+
+    def _begin_block(self) -> None:
+        self._documents: dict[str, list[bytes]] = {suffix: [] for suffix in self._suffixes}
+        self._keys, self._contents = array("Q"), array("Q")
+        self._size = 0
 
     def add(
-        self, tokens: list[list[int]], masks: list[list[int]] | None, key: int, content: int
-    ) -> None:
+        self, tokens: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None,
+        key: int, content: int,
+    ) -> None:  # fmt: skip
         """One group of documents. key: decides its place. content: decides its split."""
         for ids in tokens:
-            self._tokens.write(np.asarray(ids, self.dtype).tobytes())
-            self._lengths.append(len(ids))
-        if self._masks is not None:
-            for mask in masks or ():
-                self._masks.write(np.asarray(mask, np.uint8).tobytes())
+            data = array(self.code, ids).tobytes()
+            self._documents[""].append(data)
+            self._size += len(data)
+        for mask in masks or ():
+            self._documents[".masks"].append(bytes(mask))
         self._keys.append(key)
         self._contents.append(content)
+        if self._size >= BLOCK_BYTES:
+            self.alone = False
+            self._write_block()
 
-    def close(self) -> None:
-        self._tokens.close()
-        if self._masks is not None:
-            self._masks.close()
+    @property
+    def tokens(self) -> int:
+        """Of both splits so far."""
+        return sum(self._written.values()) + self._size // self.token_bytes
 
-    def finish(self, holdout: float, meta: dict[str, Any]) -> None:
-        """Write both splits, and last meta.json: `meta` (name, format, tokenizer, ...) with
-        counts and checksums."""
-        self.close()
-        lengths = np.array(self._lengths, np.int64)
-        ends = np.cumsum(lengths)
+    def _write_block(self) -> None:
         order = np.argsort(np.array(self._keys, np.uint64), kind="stable")
-        held = _held_out(np.array(self._contents, np.uint64), holdout)
-        scratch = {".ds": _map(self.folder / "scratch.ds", self.dtype.name)}
-        if self._masks is not None:
-            scratch[".ds.masks"] = _map(self.folder / "scratch.masks", "uint8")
-        counts: dict[str, dict[str, int]] = {}
+        held = _held_out(np.array(self._contents, np.uint64), self.holdout, self.alone)
         for split in SPLITS:
             groups = order[held[order] == (split == "heldout")]
-            documents = (groups[:, None] * self.group + np.arange(self.group)).ravel()
-            for suffix, values in scratch.items():
-                with (self.folder / f"{split}{suffix}").open("wb") as out:
-                    for document in documents:
-                        end = ends[document]
-                        out.write(values[end - lengths[document] : end].tobytes())
-            split_ends = np.cumsum(lengths[documents]).astype(np.uint64)
-            split_ends.tofile(self.folder / f"{split}.ds.index")
-            tokens = int(split_ends[-1]) if len(split_ends) else 0
-            (self.folder / f"{split}.ds.metadata").write_text(
-                f"{meta['tokenizer']}|{self.dtype.itemsize}\n{tokens}\n"
-            )
-            counts[split] = {"documents": len(documents), "tokens": tokens}
-        del scratch
-        for file in self.folder.glob("scratch.*"):
-            file.unlink()
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(self.folder.iterdir())
+            chosen = (groups[:, None] * self.group + np.arange(self.group)).ravel().tolist()
+            for suffix, documents in self._documents.items():
+                file = self._files[split, suffix]
+                for document in chosen:
+                    file.write(documents[document])
+            for document in chosen:
+                self._written[split] += len(self._documents[""][document]) // self.token_bytes
+                self._ends[split].append(self._written[split])
+        self._begin_block()
+
+    def finish(self, ledger: Mapping[str, Any]) -> None:
+        """Write what is left, the index and, last, the part's JSON with `ledger` in it."""
+        self._write_block()
+        for split in SPLITS:
+            at = self.folder / split
+            tokens = self._written[split]
+            index = self._files[split, ".index"] = _File(at / f"{self.name}.ds.index")
+            index.write(self._ends[split].tobytes())
+            metadata = self._files[split, ".metadata"] = _File(at / f"{self.name}.ds.metadata")
+            metadata.write(f"{self.tokenizer}|{self.token_bytes}\n{tokens}\n".encode())
+        files = {f"{s}/{f.path.name}": f.publish() for (s, _), f in self._files.items()}
+        self._files = {}
+        counts: dict[str, list[int]] = {
+            split: [len(self._ends[split]), self._written[split]] for split in SPLITS
         }
-        meta = {
-            **meta,
-            **counts["train"],
-            "heldout": counts["heldout"],
-            "token_bytes": self.dtype.itemsize,
+        digest = sha256_json({name: file["sha256"] for name, file in files.items()})
+        part = {
+            "name": self.name,
+            **counts,
+            "digest": digest,
+            **ledger,
             "files": files,
-            "digest": sha256_json({name: file["sha256"] for name, file in files.items()}),
         }
-        write_json(self.folder / "meta.json", meta)
+        write_json(part_file(self.folder, self.name), part)
+
+    def close(self) -> None:
+        """Leave nothing of a part that was not finished."""
+        for file in self._files.values():
+            file.discard()
 
 
-def _held_out(contents: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
-    """Which documents are held out: those with the lowest hashes, so equal ones go together; at
-    least one and never all, if there are two different ones and a share is asked for."""
-    different = np.unique(contents)
-    if share == 0 or len(different) < 2:
-        return np.zeros(len(contents), np.bool_)
-    n = int(np.searchsorted(different, np.uint64(int(share * 2**64))))
-    threshold: np.uint64 = different[min(max(n, 1), len(different) - 1)]
-    return contents < threshold
+def _held_out(contents: NDArray[np.uint64], share: float, alone: bool) -> NDArray[np.bool_]:
+    """Which documents are held out: those with low hashes, so equal ones go together. `alone`:
+    at least one and never all, if there are two different ones and a share is asked for."""
+    threshold = np.uint64(int(share * 2**64))
+    if alone:
+        different = np.unique(contents)
+        if share == 0 or len(different) < 2:
+            return np.zeros(len(contents), np.bool_)
+        n = int(np.searchsorted(different, threshold))
+        threshold = different[min(max(n, 1), len(different) - 1)]
+    held: NDArray[np.bool_] = contents < threshold
+    return held
+
+
+# Folders
+
+
+def part_file(folder: Path, name: str) -> Path:
+    return folder / "parts" / f"{name}.json"
+
+
+def read_part(folder: Path, name: str) -> dict[str, Any] | None:
+    """A part's JSON; None if it is not there or not all of its files have their sizes."""
+    try:
+        part: dict[str, Any] = read_json(part_file(folder, name))
+        for file, expected in part["files"].items():
+            if (folder / file).stat().st_size != expected["bytes"]:
+                return None
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return None
+    return part
+
+
+def write_meta(folder: Path, meta: dict[str, Any], parts: list[dict[str, Any]]) -> None:
+    """Write meta.json of a source from its parts, in reading order."""
+    kept = ("name", *SPLITS, "digest")
+    total = {s: [sum(p[s][i] for p in parts) for i in (0, 1)] for s in SPLITS}
+    meta = {
+        **meta,
+        "documents": total["train"][0],
+        "tokens": total["train"][1],
+        "heldout": {"documents": total["heldout"][0], "tokens": total["heldout"][1]},
+        "digest": sha256_json([part["digest"] for part in parts]),
+        "parts": [{key: part[key] for key in kept} for part in parts],
+    }
+    write_json(folder / "meta.json", meta)
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Compare every file of a prepared source with its checksum; yields what is wrong."""
+    meta = read_json(folder / "meta.json")
+    for entry in meta["parts"]:
+        part = read_json(part_file(folder, entry["name"]))
+        if part["digest"] != entry["digest"]:
+            yield f"{part_file(folder, entry['name'])}: not the part that meta.json names"
+        for file, expected in part["files"].items():
+            path = folder / file
+            with disk_errors(path):
+                if not path.is_file():
+                    yield f"{path}: missing"
+                elif sha256_file(path) != expected["sha256"]:
+                    yield f"{path}: damaged (its checksum has changed)"

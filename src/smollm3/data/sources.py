@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import fnmatch
-import glob
 import hashlib
 import inspect
 import json
@@ -13,22 +12,30 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from io import BufferedReader
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smollm3.data import procedural, synthetic, words
+from smollm3.data import procedural, readers, synthetic, words
+from smollm3.data.blobs import with_texts
 from smollm3.data.order import permutation
-from smollm3.data.spec import HubSource, ProceduralSource, Source, StdlibSource, TextSource
+from smollm3.data.readers import Row, Span, Text
+from smollm3.data.spec import (
+    HubSource,
+    ParquetSource,
+    ProceduralSource,
+    Source,
+    StdlibSource,
+    TextSource,
+)
 from smollm3.errors import UserError
 
 Messages = list[dict[str, Any]]
-Row = dict[str, Any]
+_MADE_DOCUMENTS = 1_000_000  # a part of a source that is made up
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class Document:
 
     def content_hash(self) -> int:
         """64 bits of the checksum of everything in it but its id."""
-        value = [self.text, self.messages, self.chosen, self.rejected, self.options]
+        if self.text is not None:
+            return hash64(self.text)
+        value = [self.messages, self.chosen, self.rejected, self.options]
         return hash64(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
@@ -75,32 +84,96 @@ class _Damaged(Exception):
     """A row that cannot be used; the message is the reason it is counted under."""
 
 
-def documents(source: Source, seed: int, skipped: Counter[str] | None = None) -> Iterator[Document]:
-    """Every document of a source, in an order that depends on the source and the seed alone.
+@dataclass(frozen=True)
+class Plan:
+    """How a source is cut into parts, in reading order; the same however many workers there are.
+
+    rows: of the whole source, where it keeps a share of them (`rows:` in the recipe), else 0.
+    """
+
+    parts: list[list[Span]]
+    rows: int = 0
+
+
+def plan(source: Source, seed: int) -> Plan:
+    """Cut a source into parts of about `part` MB and shuffle the parts."""
+    match source:
+        case StdlibSource():
+            parts = [[Span("", 0)]]
+        case ProceduralSource():
+            ends = [*range(0, source.documents, _MADE_DOCUMENTS), source.documents]
+            parts = [[Span("", 0, first, last, first)] for first, last in pairwise(ends)]
+        case HubSource():
+            parts = readers.split(hub_files(source)[1], int(source.part * 2**20))
+        case _:
+            parts = readers.split(readers.find(source.files), int(source.part * 2**20))
+    total = 0
+    if source.rows is not None:
+        for part in parts:
+            for i, span in enumerate(part):
+                part[i] = replace(span, offset=total)
+                total += _count(source, span, seed)
+    return Plan([parts[i] for i in permutation(len(parts), f"{seed}/parts")], total)
+
+
+def _count(source: Source, span: Span, seed: int) -> int:
+    if isinstance(source, TextSource):
+        return 1
+    if isinstance(source, StdlibSource | ProceduralSource):
+        return sum(1 for _ in _rows(source, span, seed, Counter()))
+    return readers.count_rows(span)
+
+
+def documents(
+    source: Source,
+    seed: int,
+    skipped: Counter[str] | None = None,
+    planned: Plan | None = None,
+    part: int | None = None,
+) -> Iterator[Document]:
+    """Every document of a source, or of one part of its plan, in an order that depends on the
+    source and the seed alone.
 
     What cannot be used is left out and counted in `skipped` by reason. A missing file, a pattern
     without a match, and a source in which nothing is left are UserErrors.
     """
     skipped = Counter() if skipped is None else skipped
+    planned = planned or plan(source, seed)
+    spans = planned.parts[part] if part is not None else [s for p in planned.parts for s in p]
+    kept = _kept(source, seed, planned.rows)
     found = 0
+    for span in spans:
+        for place, (identity, row) in enumerate(_rows(source, span, seed, skipped)):
+            if kept is not None and not kept[span.offset + place]:
+                continue
+            try:
+                document = _document(identity, row, source)
+            except _Damaged as e:
+                skipped[str(e)] += 1
+                continue
+            found += 1
+            yield document
+    if not found and part is None:
+        raise UserError(nothing_usable(source, skipped))
+
+
+def nothing_usable(source: Source, skipped: Counter[str]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    where = getattr(source, "files", None) or source.kind
+    return f"{where}: no usable documents in it ({reasons or 'it is empty'})"
+
+
+def _kept(source: Source, seed: int, n: int) -> Any:
+    """Which of a source's n rows are kept; None for all."""
     if source.rows is None:
-        chosen = _documents(source, seed, skipped)
-    elif isinstance(source.rows, int) and isinstance(source, StdlibSource | ProceduralSource):
-        chosen = islice(_documents(source, seed, skipped), source.rows)  # shuffled as they come
+        return None
+    n_kept = source.rows if isinstance(source.rows, int) else int(n * source.rows)
+    kept = np.zeros(n, dtype=bool)
+    if isinstance(source.rows, int) and isinstance(source, StdlibSource | ProceduralSource):
+        kept[:n_kept] = True  # these come shuffled
     else:
-        n = sum(1 for _ in _documents(source, seed, Counter()))
-        n_kept = source.rows if isinstance(source.rows, int) else int(n * source.rows)
-        kept = np.zeros(n, dtype=bool)
         kept[permutation(n, f"{seed}/rows")[:n_kept]] = True
-        every = _documents(source, seed, skipped)
-        chosen = (document for document, keep in zip(every, kept, strict=True) if keep)
-    for document in chosen:
-        found += 1
-        yield document
-    if not found:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        where = getattr(source, "files", None) or source.kind
-        raise UserError(f"{where}: no usable documents in it ({reasons or 'it is empty'})")
+    return kept
 
 
 def fingerprint(source: Source) -> Any:
@@ -112,48 +185,51 @@ def fingerprint(source: Source) -> Any:
             modules = (procedural, synthetic, words)
             return [hash64(Path(str(module.__file__)).read_text()) for module in modules]
         case HubSource():
-            return str(_snapshot(source))  # the folder is named by the commit
+            return hub_files(source)[0]
         case _:
-            stats = [(file, Path(file).stat()) for file in _files(source.files)]
-            return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+            stats = [(f, size, _modified(f)) for f, size in readers.find(source.files)]
+            return [list(entry) for entry in stats]
 
 
-def _documents(source: Source, seed: int, skipped: Counter[str]) -> Iterator[Document]:
+def _modified(file: str) -> int:
+    return 0 if "://" in file else Path(file).stat().st_mtime_ns
+
+
+def _rows(
+    source: Source, span: Span, seed: int, skipped: Counter[str]
+) -> Iterator[tuple[str, Row]]:
+    """(id in the source, row)."""
     match source:
-        case TextSource():
-            rows = _text_rows(_files(source.files), skipped)
         case StdlibSource():
-            rows = _stdlib_rows(source.part, seed)
+            yield from _stdlib_rows(source.part, seed)
         case ProceduralSource():
+            indices = range(span.first, span.last or source.documents)
             made = procedural.rows(
-                source.generator, source.format, source.documents, seed, source.options
+                source.generator, source.format, indices.stop, seed, source.options, indices.start
             )
-            rows = ((str(i), row) for i, row in enumerate(made))
-        case HubSource():
-            folder = _snapshot(source)
-            files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
-            matching = [f for f in files if _matches(f, str(folder), source.files)]
-            rows = _file_rows(matching, skipped)
+            yield from ((str(i), row) for i, row in zip(indices, made, strict=True))
         case _:
-            rows = _file_rows(_files(source.files), skipped)
-    column = getattr(source, "text", "text")
-    for identity, row in rows:
-        try:
-            yield _document(identity, row, source.format, column)
-        except _Damaged as e:
-            skipped[str(e)] += 1
+            whole = isinstance(source, TextSource)
+            blobs = source.blobs if isinstance(source, HubSource | ParquetSource) else None
+            columns = Text(source.text).columns if source.format == "text" else None
+            if blobs is not None:
+                columns = [blobs.id, blobs.encoding]
+            rows = readers.rows(span, columns, skipped, text=whole)
+            for number, row in rows if blobs is None else with_texts(rows, blobs, skipped):
+                yield f"{span.number}:{number}", row
 
 
 # Rows to documents
 
 
-def _document(identity: str, row: Any, form: str, column: str) -> Document:
+def _document(identity: str, row: Any, source: Source) -> Document:
     if not isinstance(row, dict):
         raise _Damaged("not an object")
-    if form == "text":
-        text = row.get(column)
-        if not isinstance(text, str):
-            raise _Damaged(f"without the field {column!r}")
+    if source.format == "text":
+        spec = getattr(source, "text", "text")
+        text = Text(spec).of(row)
+        if text is None:
+            raise _Damaged(f"without the field {spec!r}")
         if not text.strip():
             raise _Damaged("empty")
         try:
@@ -162,7 +238,7 @@ def _document(identity: str, row: Any, form: str, column: str) -> Document:
             raise _Damaged("a lone surrogate, which is no character") from None
         return Document(identity, text=text)
     options = _render_options(row.get("chat_template_kwargs") or {})
-    if form == "chat":
+    if source.format == "chat":
         messages = _messages(row.get("messages"))
         if not any(message["role"] == "assistant" for message in messages):
             raise _Damaged("without an answer")
@@ -222,94 +298,62 @@ def _answer(value: Any) -> Messages:
     return _messages(value)
 
 
-# Files
+# The Hub
 
 
-def _files(patterns: list[str]) -> list[str]:
-    """The files that the patterns match, in order, each once."""
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-        matches = [path for path in paths if Path(path).is_file()]
-        if not matches:
-            raise UserError(f"{pattern}: no such file; check the path (or pattern) in the recipe")
-        found |= dict.fromkeys(matches)
-    return list(found)
-
-
-def _text_rows(files: list[str], skipped: Counter[str]) -> Iterator[tuple[str, Row]]:
-    for number, file in enumerate(files):
-        try:
-            yield str(number), {"text": Path(file).read_text(encoding="utf-8")}
-        except UnicodeDecodeError:
-            skipped["not UTF-8"] += 1
-
-
-def _file_rows(files: list[str], skipped: Counter[str]) -> Iterator[tuple[str, Row]]:
-    for number, file in enumerate(files):
-        rows = _parquet_rows(file) if file.endswith(".parquet") else _json_rows(file, skipped)
-        for line, row in rows:
-            yield f"{number}:{line}", row
-
-
-def _json_rows(file: str, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
-    """Rows of JSON lines, plain or compressed as the name says (.gz, .zst, .bz2)."""
-    from pyarrow import input_stream  # type: ignore[attr-defined]
+def hub_files(source: HubSource) -> tuple[str, list[tuple[str, int]]]:
+    """(commit, [(path or hf:// URL, bytes)]) of a Hub data set: what is in the cache is read there,
+    the rest is streamed at that commit. Without the network, what the cache holds."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        with BufferedReader(input_stream(file, compression="detect")) as lines:
-            for number, line in enumerate(lines):
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError:
-                    skipped["not UTF-8"] += 1
-                except (ValueError, RecursionError):
-                    skipped["damaged JSON"] += 1
-    except OSError as e:
-        raise UserError(f"{file}: cannot be read to its end ({e}); get it again") from None
+        info = HfApi().dataset_info(source.repo, revision=source.revision, files_metadata=True)
+    except (HfHubHTTPError, OSError, ValueError) as e:
+        reached = isinstance(e, HfHubHTTPError) and not isinstance(e, ConnectionError)
+        reason = str(e).strip().splitlines()[0] if reached else "it cannot be reached"
+        return _snapshot(source, reason)
+    files = []
+    for sibling in sorted(info.siblings or (), key=lambda s: s.rfilename):
+        name = sibling.rfilename
+        if not _matches(name, source.files):
+            continue
+        here = try_to_load_from_cache(
+            source.repo, name, repo_type="dataset", revision=str(info.sha)
+        )
+        url = f"hf://datasets/{source.repo}@{info.sha}/{name}"
+        files.append((here if isinstance(here, str) else url, sibling.size or 0))
+    if not files:
+        raise UserError(
+            f"{source.repo}@{source.revision}: no file matches {', '.join(source.files)}"
+        )
+    return str(info.sha), files
 
 
-def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
-    from pyarrow.lib import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(file) as parquet:  # type: ignore[no-untyped-call]
-            for batch in parquet.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    yield number, row
-                    number += 1
-    except (ArrowException, OSError) as e:
-        raise UserError(f"{file}: not a whole Parquet file ({e}); get it again") from None
-
-
-def _snapshot(source: HubSource) -> Path:
-    """The source's files of a Hub data set, downloaded once; offline, what is in the cache."""
+def _snapshot(source: HubSource, reason: str) -> tuple[str, list[tuple[str, int]]]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            source.repo,
-            repo_type="dataset",
-            revision=source.revision,
-            allow_patterns=[*source.files, *(f.removeprefix("**/") for f in source.files)],
+        found = snapshot_download(
+            source.repo, repo_type="dataset", revision=source.revision, local_files_only=True
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
         raise UserError(
             f"{source.repo}@{source.revision}: cannot be had from the Hub ({reason}); "
             "check the name, the revision and the connection"
         ) from None
-    return Path(folder)
+    folder = Path(found)
+    files = [
+        (str(path), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and _matches(path.relative_to(folder).as_posix(), source.files)
+    ]
+    return str(folder), files  # the folder is named by the commit
 
 
-def _matches(file: str, folder: str, patterns: list[str]) -> bool:
+def _matches(name: str, patterns: list[str]) -> bool:
     """As the Hub matches: `*` crosses `/`; `**/` may also be nothing."""
-    name = Path(file).relative_to(folder).as_posix()
     return any(
         fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, p.removeprefix("**/")) for p in patterns
     )

@@ -26,37 +26,98 @@ class _Source(StrictModel):
     holdout: float = Field(default=0.01, ge=0, lt=1)
 
 
-class TextSource(_Source):
+class Step(StrictModel):
+    """One step between reading and tokenising; see docs/data.md for what there is.
+
+    kind: of a filter or formatter. language: of the texts, for steps that split words.
+    options: its settings, as datatrove names them.
+    """
+
+    kind: Literal[
+        "gopher_quality",
+        "gopher_repetition",
+        "fineweb_quality",
+        "c4_quality",
+        "code_quality",
+        "language",
+        "pii",
+        "minhash",
+        "decontaminate",
+        "function",
+    ]
+    language: str = "eng_Latn"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class _FileSource(_Source):
+    """Common to sources that are files.
+
+    text: the column that holds the text, or a template such as "{problem}\\n\\n{solution}".
+    tokens: stop when it holds so many. part: MB of input that one part is made from.
+    steps: filters and formatters, in order (text only).
+    license, status, published_tokens, note: what is known of it, for `smollm3 data check`; they
+    change nothing that is made.
+    """
+
+    files: list[str]
+    text: str = "text"
+    tokens: float | None = Field(default=None, gt=0)
+    part: float = Field(default=256, gt=0)
+    steps: list[Step] = Field(default_factory=list)
+    license: str | None = Field(default=None, exclude=True)
+    status: Literal["public", "gated", "substitute", "unpublished"] = Field(
+        default="public", exclude=True
+    )
+    published_tokens: float | None = Field(default=None, gt=0, exclude=True)
+    note: str | None = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def _only_texts_are_filtered(self) -> _FileSource:
+        if self.steps and self.format != "text":
+            raise ValueError(f"steps work on texts, not on format: {self.format}")
+        return self
+
+
+class TextSource(_FileSource):
     """Plain text files, one document each, UTF-8."""
 
     kind: Literal["text"]
-    files: list[str]
 
 
-class JsonlSource(_Source):
+class JsonlSource(_FileSource):
     """JSON lines. Text rows have the field `text`; chat rows SmolTalk2's `messages`."""
 
     kind: Literal["jsonl"]
-    files: list[str]
-    text: str = "text"
 
 
-class ParquetSource(_Source):
+class Blobs(StrictModel):
+    """Texts that are not in the rows but in a bucket, under an id that the rows hold, compressed
+    with gzip (The Stack v2, whose texts Software Heritage keeps).
+
+    id, encoding: columns. url: with {id} in it. requests: at once.
+    """
+
+    id: str = "blob_id"
+    encoding: str = "src_encoding"
+    url: str = "https://softwareheritage.s3.amazonaws.com/content/{id}"
+    requests: int = Field(default=64, gt=0)
+
+
+class ParquetSource(_FileSource):
     """Parquet files with the same columns as JsonlSource."""
 
     kind: Literal["parquet"]
-    files: list[str]
-    text: str = "text"
+    blobs: Blobs | None = None
 
 
-class HubSource(_Source):
+class HubSource(_FileSource):
     """Parquet or JSONL files of a data set on the Hugging Face Hub."""
 
     kind: Literal["hub"]
     repo: str
     files: list[str] = Field(default=["**/*.parquet"])
     revision: str = "main"
-    text: str = "text"
+    blobs: Blobs | None = None
 
 
 class StdlibSource(_Source):

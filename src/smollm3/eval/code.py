@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smollm3.agent.sandbox import Limits, Run, StartError, find_sandbox
+from smollm3.agent.sandbox import Limits, RunOutput, StartError, find_sandbox
 from smollm3.errors import UserError
 
 # The clock's limit is wide, so that on a busy computer the processor's decides.
@@ -78,7 +78,7 @@ def run_tests(program: str, tests: str) -> Verdict:
     return Verdict(False, _why(run))
 
 
-def _why(run: Run) -> str:
+def _why(run: RunOutput) -> str:
     if run.ended:
         return run.ended
     lines = (run.error or "it ended before its tests did").strip().splitlines()

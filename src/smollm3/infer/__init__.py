@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smollm3.infer.backends.torch import TorchBackend
-    from smollm3.infer.constraints import Choice, Grammar, Json, Regex, Tools
+    from smollm3.infer.constrain.masks import Choice, Grammar, Json, Regex, Tools
     from smollm3.infer.engine import Engine
     from smollm3.infer.generation import Completion, Generation, Step
     from smollm3.infer.load import load_engine
@@ -34,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "TorchBackend": "backends.torch",
-    **dict.fromkeys(("Choice", "Grammar", "Json", "Regex", "Tools"), "constraints"),
+    **dict.fromkeys(("Choice", "Grammar", "Json", "Regex", "Tools"), "constrain.masks"),
     "Engine": "engine",
     **dict.fromkeys(("Completion", "Generation", "Step"), "generation"),
     "load_engine": "load",

@@ -35,7 +35,7 @@ def block_keys(ids: Sequence[int], parent: bytes) -> list[bytes]:
     return keys
 
 
-class Blocks:
+class BlockPool:
     """Reference counts of a pool's blocks.
 
     A published block is found again by its key, also after its last user let it go, until its
@@ -58,7 +58,7 @@ class Blocks:
 
     @property
     def cached(self) -> int:
-        """Of these, such as can still be found."""
+        """Free blocks whose content can still be found (the prefix cache)."""
         return len(self._idle)
 
     def take(self) -> int | None:

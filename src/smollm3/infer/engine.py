@@ -20,10 +20,10 @@ from smollm3.errors import UserError
 from smollm3.infer import prefix, scheduler
 from smollm3.infer.backends import Backend
 from smollm3.infer.blocks import blocks_of
-from smollm3.infer.constraints import Constraints, Spec
+from smollm3.infer.constrain.masks import Constraints, ConstraintSpec
 from smollm3.infer.generation import Channel, Completion, Generation
 from smollm3.infer.hooks import Constraint, MakeDrafter
-from smollm3.infer.jobs import Answer, Reading
+from smollm3.infer.jobs import AnswerJob, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
 from smollm3.infer.speculation import StepCosts
 from smollm3.infer.text import TextStream
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any] | Message]
 
-ROWS = 128  # sequences that run at once
-STEP_TOKENS = 512  # more at once is no faster on a CPU, and running answers wait for them
-STEP_DRAFTS = 32
+MAX_NUM_SEQS = 128  # sequences that run at once
+MAX_NUM_BATCHED_TOKENS = (
+    512  # more at once is no faster on a CPU, and running answers wait for them
+)
+MAX_NUM_DRAFT_TOKENS = 32
 
 
 class Engine:
@@ -49,9 +51,9 @@ class Engine:
     what else is asked at the same time: random numbers are keyed by each request's seed and the
     token's place.
 
-    drafter: makes what guesses the next tokens of a request. costs: is told what steps take.
-    identity: a name of the weights, for saved prefixes. rows: sequences that run at once.
-    step_tokens: of one forward pass. step_drafts: guesses in one, shared by those that run.
+    drafter: makes what proposes draft tokens of a request. costs: is told what steps take.
+    identity: a name of the weights, for saved prefixes. max_num_seqs: sequences that run at once.
+    max_num_batched_tokens, max_num_draft_tokens: of one forward pass.
     """
 
     def __init__(
@@ -63,9 +65,9 @@ class Engine:
         drafter: MakeDrafter | None = None,
         costs: StepCosts | None = None,
         identity: Callable[[], str] | None = None,
-        rows: int = ROWS,
-        step_tokens: int = STEP_TOKENS,
-        step_drafts: int = STEP_DRAFTS,
+        max_num_seqs: int = MAX_NUM_SEQS,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+        max_num_draft_tokens: int = MAX_NUM_DRAFT_TOKENS,
     ) -> None:
         if tokenizer.vocab_size > backend.config.vocab_size:
             raise UserError(
@@ -80,7 +82,8 @@ class Engine:
         self._identity = identity
         self._process = os.getpid()
         self._held = threading.local()  # jobs of a `together` of this thread
-        self._worker = Worker(backend, rows, step_tokens, step_drafts, costs)
+        limits = max_num_seqs, max_num_batched_tokens, max_num_draft_tokens
+        self._worker = Worker(backend, *limits, costs)
         # The thread does not know this object: when nobody else does either, it ends.
         self._finalizer = weakref.finalize(self, self._worker.close)
 
@@ -108,7 +111,7 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        constraint: Spec | Constraint | None = None,
+        constraint: ConstraintSpec | Constraint | None = None,
         thinking_budget: int | None = None,
         cache_salt: str = "",
     ) -> Generation:
@@ -131,7 +134,7 @@ class Engine:
         if getattr(self._held, "jobs", None) is not None:  # inside another
             yield
             return
-        jobs: list[Answer | Reading] = []
+        jobs: list[AnswerJob | Reading] = []
         self._held.jobs = jobs
         try:
             yield
@@ -164,7 +167,7 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        constraint: Spec | Constraint | None = None,
+        constraint: ConstraintSpec | Constraint | None = None,
         thinking_budget: int | None = None,
     ) -> Iterator[str]:
         """The text of an answer as it comes, in pieces that are whole characters."""
@@ -254,7 +257,7 @@ class Engine:
         """What keys and values depend on beside the ids, and answers beside the request."""
         if self._identity is None:
             raise UserError("what was computed can be kept only for a model that is on disk")
-        return f"{self._identity()} {self.config} {self.backend.name} {self.backend.cache_type}"
+        return f"{self._identity()} {self.config} {self.backend.name} {self.backend.kv_cache_dtype}"
 
     # checks
 
@@ -262,16 +265,16 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        constraint: Spec | Constraint | None,
+        constraint: ConstraintSpec | Constraint | None,
         thinking_budget: int | None,
         cache_salt: str,
-    ) -> Answer:
+    ) -> AnswerJob:
         ids = self._ids(prompt)
         settled = (params or SamplingParams()).over(self.params)
         self._check_params(settled)
         limit = min(len(ids) + settled.max_tokens, self.config.context)
         self._check_room(limit)
-        return Answer(
+        return AnswerJob(
             scheduler.Sequence(ids, limit, cache_salt),
             settled,
             {*settled.stop_token_ids, *(() if settled.ignore_eos else self.stop_ids)},
@@ -282,11 +285,14 @@ class Engine:
         )
 
     def _constraint(
-        self, constraint: Spec | Constraint | None, ids: list[int], thinking_budget: int | None
+        self,
+        constraint: ConstraintSpec | Constraint | None,
+        ids: list[int],
+        thinking_budget: int | None,
     ) -> Constraint | None:
         if constraint is None and thinking_budget is None:
             return None  # and the grammars' tokenizer, over a second for 128,256, is not made
-        if constraint is None or isinstance(constraint, Spec):
+        if constraint is None or isinstance(constraint, ConstraintSpec):
             return self._constraints.start(constraint, ids, thinking_budget)
         if thinking_budget is not None:
             raise UserError("thinking_budget: goes with a constraint of ours, or with none")
@@ -296,9 +302,9 @@ class Engine:
     def _constraints(self) -> Constraints:
         return Constraints(self.tokenizer, self.config.vocab_size)
 
-    def _add(self, jobs: Sequence[Answer | Reading]) -> None:
+    def _add(self, jobs: Sequence[AnswerJob | Reading]) -> None:
         self._check_process()
-        held: list[Answer | Reading] | None = getattr(self._held, "jobs", None)
+        held: list[AnswerJob | Reading] | None = getattr(self._held, "jobs", None)
         if held is None:
             self._worker.add(jobs)
         else:

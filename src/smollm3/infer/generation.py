@@ -21,8 +21,8 @@ TopLogprobs = tuple[tuple[int, float], ...]  # (id, log-probability), likeliest 
 class Step:
     """A new token. text: what it adds, "" while a character or a stop text may be incomplete; the
     pieces of all steps are the answer's text. logprob: natural logarithm, of the model's own
-    distribution, before temperature and filters. source: "draft" and "forced" are tokens that were
-    guessed or known before they were sampled."""
+    distribution, before temperature and filters. source: "draft" is a draft
+    token that was accepted, "forced" one that the constraint left alone."""
 
     id: int
     text: str
@@ -143,7 +143,7 @@ class Generation:
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompt, how many were found computed; 0 until the request first runs."""
+        """Tokens of the prompt found in the prefix cache; 0 until the request first runs."""
         return self._channel.cached_tokens
 
     @property

@@ -31,14 +31,14 @@ class Constraint(Protocol):
 
     def fitting(self, ids: Sequence[int]) -> int:
         """How many of the ids may follow, one after the other, as far as that is cheap to say;
-        the engine tries no more of a guess."""
+        the engine tries no more draft tokens than that."""
 
     def rollback(self, n: int) -> None:
         """Forget the last n accepted tokens."""
 
 
 class Drafter(Protocol):
-    """Guesses for one sequence; a wrong one costs a little time and changes nothing."""
+    """Draft tokens for one sequence; a rejected one costs a little time and changes nothing."""
 
     def propose(self, ids: Sequence[int], limit: int) -> list[int]:
         """At most `limit` tokens that may follow ids (prompt and answer so far); [] for none."""

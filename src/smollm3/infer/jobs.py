@@ -36,12 +36,12 @@ class Job(ABC):
     def prepare(self, step: Slice, executor: Executor | None) -> None:
         """It runs in this step: begin what can be done beside the model, if that is worth it."""
 
-    def guesses(self, limit: int) -> list[int]:
+    def drafts(self, limit: int) -> list[int]:
         """Tokens that may come next."""
         return []
 
 
-class Answer(Job):
+class AnswerJob(Job):
     """One answer to one prompt.
 
     params: settled, none of them None. stop_ids: tokens that end it.
@@ -69,16 +69,16 @@ class Answer(Job):
         self._forced = 0  # of the drafts of this step
         self._mask: Future[NDArray[np.int32] | None] | None = None
 
-    def guesses(self, limit: int) -> list[int]:
+    def drafts(self, limit: int) -> list[int]:
         forced = self._constraint.forced()[:limit] if self._constraint else []
         self._forced = len(forced)
         if forced or self._drafter is None:
             return forced
-        drafts = self._drafter.propose(self.sequence.ids, limit)
-        return drafts[: self._constraint.fitting(drafts)] if self._constraint else drafts
+        found = self._drafter.propose(self.sequence.ids, limit)
+        return found[: self._constraint.fitting(found)] if self._constraint else found
 
     def prepare(self, step: Slice, executor: Executor | None) -> None:
-        self.channel.cached_tokens = self.sequence.reused or 0
+        self.channel.cached_tokens = self.sequence.cached_tokens or 0
         if self._constraint is not None and executor is not None and step.wanted:
             self._mask = executor.submit(self._constraint.mask)
 
@@ -135,7 +135,7 @@ class Answer(Job):
 
 class Reading(Job):
     """A text that is only read. `reduce` is given the logits of its tokens from `first` on, as
-    they come, each time with the place of the first of them; `result` is all that that made, in one.
+    they come, each time with the place of the first of them; `result` is all that it made, in one.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from smollm3.errors import UserError
 from smollm3.infer.backends import Backend
 from smollm3.infer.backends.cuda import quantize as quantized
 from smollm3.infer.backends.torch import TorchBackend
-from smollm3.infer.engine import ROWS, Engine
+from smollm3.infer.engine import MAX_NUM_SEQS, Engine
 from smollm3.infer.hooks import MakeDrafter
 from smollm3.infer.params import model_params
 from smollm3.infer.speculation import DraftModel, PromptLookup, StepCosts
@@ -35,9 +35,9 @@ def load_engine(
     context: int | None = None,
     engine: str = "auto",
     *,
-    cache_type: str | None = None,
+    kv_cache_dtype: str | None = None,
     threads: int | None = None,
-    weights_cache: bool = True,
+    weight_cache: bool = True,
     draft: str | Path | None = None,
     speculation: bool = True,
     quantize: str | None = None,
@@ -49,10 +49,10 @@ def load_engine(
     device: None takes a CUDA GPU where there is one. context: tokens it must hold; more than
     config.json says turns on YaRN. engine: auto is native on a CPU where the kernels are
     installed, else torch; mlx hands a folder to mlx-lm, which answers one request at a time.
-    cache_type: of keys and values, native only: bf16, int8 or f32 (None: f32 for float32 weights,
-    else bf16). threads: of the CPU; None takes one for each core. weights_cache: keep native
+    kv_cache_dtype: of the KV cache, native only: bf16, int8 or f32 (None: f32 for float32 weights,
+    else bf16). threads: of the CPU; None takes one for each core. weight_cache: keep native
     weights on the disk as the kernels want them. draft: a small model of the same vocabulary that
-    guesses ahead. speculation: without a draft, guess from what was said before. quantize: PyTorch
+    proposes tokens. speculation: without a draft, prompt lookup proposes them. quantize: PyTorch
     only: int4 (CUDA) or int8 weights.
     """
     if engine not in ENGINES:
@@ -64,9 +64,9 @@ def load_engine(
         device=device,
         context=context,
         engine=engine,
-        cache_type=cache_type,
+        kv_cache_dtype=kv_cache_dtype,
         threads=threads,
-        weights_cache=weights_cache,
+        weight_cache=weight_cache,
         quantize=quantize,
     )
     backend, tokenizer = make(path), load_tokenizer(path)
@@ -82,7 +82,7 @@ def load_engine(
         drafter=drafter,
         costs=costs,
         identity=lambda: f"{digest(path)} {dtype} {quantize}",
-        rows=1 if engine == "mlx" else ROWS,
+        max_num_seqs=1 if engine == "mlx" else MAX_NUM_SEQS,
     )
 
 
@@ -93,13 +93,18 @@ def _backend(
     device: str | torch.device | None,
     context: int | None,
     engine: str,
-    cache_type: str | None,
+    kv_cache_dtype: str | None,
     threads: int | None,
-    weights_cache: bool,
+    weight_cache: bool,
     quantize: str | None,
 ) -> Backend:
     if engine == "mlx":
-        given = {"dtype": dtype, "device": device, "cache_type": cache_type, "threads": threads}
+        given = {
+            "dtype": dtype,
+            "device": device,
+            "kv_cache_dtype": kv_cache_dtype,
+            "threads": threads,
+        }
         return _mlx(path, context, given | {"quantize": quantize})
     device = _device(device, engine)
     on_cpu = device.type == "cpu"
@@ -119,12 +124,14 @@ def _backend(
             path,
             _config(path, context),
             dtype=dtype,
-            cache_type=cache_type,
+            kv_cache_dtype=kv_cache_dtype,
             threads=threads,
-            weights_cache=weights_cache,
+            weight_cache=weight_cache,
         )
-    if cache_type is not None:
-        raise UserError("cache_type: PyTorch keeps keys and values in dtype; take --engine native")
+    if kv_cache_dtype is not None:
+        raise UserError(
+            "kv_cache_dtype: PyTorch keeps keys and values in dtype; take --engine native"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     return _torch(path, dtype or _own_dtype(device), device, context, quantize)
@@ -174,8 +181,8 @@ def _mlx(path: Path, context: int | None, given: Mapping[str, object]) -> Backen
 
 
 def _costs(backend: Backend) -> StepCosts:
-    """Of guesses. PyTorch's logits depend, in their last digits, on how many tokens a step has;
-    were that number to depend on the clock, near-ties would fall now so, now so."""
+    """Of draft tokens. PyTorch's logits depend, in their last digits, on how many tokens a step
+    has; were that number to depend on the clock, near-ties would fall now so, now so."""
     if isinstance(backend, TorchBackend):
         if backend.k_LPGD.device.type != "cpu":
             return StepCosts(first=0.05, more=0.01, measured=False)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors
 from smollm3.infer.backends import BLOCK
-from smollm3.infer.blocks import Blocks, block_keys, root
+from smollm3.infer.blocks import BlockPool, block_keys, root
 from smollm3.infer.jobs import Prefill
 from smollm3.infer.worker import Worker
 
@@ -122,7 +122,7 @@ def _checked(
     return ids, metadata.get("salt", "")
 
 
-def _take(pool: Blocks, count: int) -> list[int]:
+def _take(pool: BlockPool, count: int) -> list[int]:
     """Blocks of one's own. Only what nobody uses: no request gives way."""
     if count > pool.available:
         raise UserError(
@@ -133,7 +133,7 @@ def _take(pool: Blocks, count: int) -> list[int]:
     return [block for block in blocks if block is not None]
 
 
-def _publish(pool: Blocks, blocks: list[int], keys: list[bytes]) -> None:
+def _publish(pool: BlockPool, blocks: list[int], keys: list[bytes]) -> None:
     for block, key in zip(blocks, keys, strict=True):
         pool.publish(block, key)
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from smollm3.infer.backends import BLOCK, Batch
-from smollm3.infer.blocks import Blocks, block_keys, blocks_of, root
+from smollm3.infer.backends import BLOCK, StepBatch
+from smollm3.infer.blocks import BlockPool, block_keys, blocks_of, root
 
 _arrivals = itertools.count()
 
@@ -37,7 +37,7 @@ class Sequence:
     blocks: array[int] = field(default_factory=lambda: array("i"))
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of ids, as far as known
     published: int = 0  # blocks
-    reused: int | None = None  # tokens found computed when it first started
+    cached_tokens: int | None = None  # found in the prefix cache when it first started
     running: bool = False
     arrival: int = field(default_factory=lambda: next(_arrivals))
 
@@ -76,20 +76,27 @@ class Slice:
         return self.sequence.ids[self.start : self.start + self.count] + self.drafts
 
 
-Draft = Callable[[Sequence, int], list[int]]  # guesses for a sequence, at most so many
+Draft = Callable[[Sequence, int], list[int]]  # draft tokens for a sequence, at most so many
 
 
 class Scheduler:
-    """rows: sequences that run at once. tokens: of a step, where that is not fewer than rows.
-    logits: of a step, at most so many wanted by sequences that want those of many tokens.
-    drafts: tokens guessed in a step, at most."""
+    """max_num_seqs: sequences that run at once. max_num_batched_tokens: of a step, where that is
+    not fewer than the sequences. max_num_logits: of a step, at most so many wanted by sequences
+    that want those of many tokens. max_num_draft_tokens: of a step, shared by its sequences."""
 
-    def __init__(self, blocks: Blocks, rows: int, tokens: int, logits: int, drafts: int) -> None:
+    def __init__(
+        self,
+        blocks: BlockPool,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_logits: int,
+        max_num_draft_tokens: int,
+    ) -> None:
         self.blocks = blocks
-        self.rows = rows
-        self.tokens = tokens
-        self.logits = logits
-        self.drafts = drafts
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_logits = max_num_logits
+        self.max_num_draft_tokens = max_num_draft_tokens
         self.running: list[Sequence] = []  # both by arrival
         self.waiting: list[Sequence] = []
         self.preemptions = 0
@@ -109,14 +116,14 @@ class Scheduler:
 
     def plan(self, draft: Draft | None = None) -> list[Slice]:
         """The next step; empty only if there are no sequences."""
-        self._plan, self._left, self._preempted = {}, self.tokens, False
+        self._plan, self._left, self._preempted = {}, self.max_num_batched_tokens, False
         for sequence in self.running.copy():
             if sequence.running and sequence.pending == 1:
                 self._put(sequence, 1)
         if draft is not None and self._plan:
             for sequence in list(self._plan):
-                self._put_drafts(sequence, draft, self.drafts // len(self._plan))
-        logits = self.logits
+                self._put_drafts(sequence, draft, self.max_num_draft_tokens // len(self._plan))
+        logits = self.max_num_logits
         for sequence in self._prompts():
             if self._left <= 0:
                 break
@@ -147,8 +154,8 @@ class Scheduler:
         for sequence in self.running.copy():
             if sequence.running and sequence not in self._plan:
                 yield sequence
-        for sequence in self.waiting[: self.rows]:
-            if len(self.running) >= self.rows or self._preempted:
+        for sequence in self.waiting[: self.max_num_seqs]:
+            if len(self.running) >= self.max_num_seqs or self._preempted:
                 return  # one that has just made room is older than who would take it
             found = self._found(sequence)
             if found is None:
@@ -184,8 +191,8 @@ class Scheduler:
         sequence.blocks = array("i", found)
         sequence.published = len(found)
         sequence.computed = len(found) * BLOCK
-        if sequence.reused is None:
-            sequence.reused = sequence.computed
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
         sequence.running = True
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_arrival)
@@ -248,14 +255,14 @@ def _arrival(sequence: Sequence) -> int:
     return sequence.arrival
 
 
-def batch_of(slices: Items[Slice]) -> Batch:
+def batch_of(slices: Items[Slice]) -> StepBatch:
     """The arrays of a step; the wanted rows are those of the slices in turn."""
     sizes = np.array([s.size for s in slices], np.int32)
     starts = np.concatenate([[0], sizes.cumsum()]).astype(np.int32)
     tables_SB = np.zeros((len(slices), max(len(s.sequence.blocks) for s in slices)), np.int32)
     for row, s in enumerate(slices):
         tables_SB[row, : len(s.sequence.blocks)] = s.sequence.blocks
-    return Batch(
+    return StepBatch(
         ids_N=np.fromiter(itertools.chain.from_iterable(s.ids for s in slices), np.int32),
         positions_N=np.concatenate([np.arange(s.start, s.start + s.size) for s in slices]).astype(
             np.int32

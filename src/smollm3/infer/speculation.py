@@ -1,7 +1,8 @@
-"""Guesses of the next tokens: from what the sequence has said before, or by a smaller model.
+"""Speculative decoding: draft tokens from what the sequence has said before (prompt lookup), or of
+a smaller model.
 
-A guess is taken exactly where it is the token that would have been sampled, so it changes nothing
-but the time. What changes that for the worse is guessing too much, hence `StepCosts` and `Pace`.
+A draft token is accepted exactly where it is the token that would have been sampled, so it changes
+nothing but the time. Too many of them cost time, hence `StepCosts` and `Pace`.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Backend, Batch
+from smollm3.infer.backends import BLOCK, Backend, StepBatch
 from smollm3.tokenizer import Tokenizer
 
-LONGEST = 64  # tokens of a guess
+LONGEST = 64  # tokens of a draft
 LOOKS = 16  # earlier places with the same last two tokens that are compared, the newest first
 MATCH = 32  # tokens of a match, after which longer ones are no better
 # How often one more token is right, at first, behind a match of at least so many tokens.
 PRIOR = {2: 0.2, 3: 0.35, 4: 0.5, 8: 0.8, 16: 0.9, MATCH: 0.95}
 CHUNK = 512  # tokens that a draft model reads at once
-NEGLIGIBLE = 0.02  # chance of a token at which a guess ends
+NEGLIGIBLE = 0.02  # chance of a token at which a draft ends
 MEASURED = 64  # tokens of a step, at most, whose time is learnt
-GUESSED_SHARE = 0.2  # of a step that a draft model takes for a token, until it is known
+ASSUMED_SHARE = 0.2  # of a step that a draft model takes for a token, until it is known
 PROBE = 16  # a draft model that is always wrong is asked again after so many tokens
 
 
 class StepCosts:
-    """What tokens of guesses cost, in steps without any.
+    """What draft tokens cost, in steps without any.
 
     measured: learn it from the steps; for backends whose logits do not depend on how many tokens
-    a step has. Else, and until it is known, a step takes `first` longer with a guess in it and
-    `more` longer with each further one.
+    a step has. Else, and until it is known, a step takes `first` longer with a draft token in it
+    and `more` longer with each further one.
     """
 
     def __init__(self, first: float = 0.1, more: float = 0.1, measured: bool = True) -> None:
@@ -56,7 +57,7 @@ class StepCosts:
             self._seconds[tokens] = _mixed(self._seconds.get(tokens), seconds)
 
     def extra(self, k: int) -> float:
-        """What k guesses of one sequence cost, in units of one token of it.
+        """What k draft tokens of one sequence cost, in units of one token of it.
 
         A step of n sequences makes n tokens: time that is a share x of it costs n x tokens.
         """
@@ -68,7 +69,7 @@ class StepCosts:
     def share(self, seconds: float | None) -> float:
         """`seconds` in units of one token of a sequence."""
         if seconds is None or not self._sizes:
-            return GUESSED_SHARE
+            return ASSUMED_SHARE
         return self._rows * seconds / self._time(self._rows)
 
     def _time(self, tokens: int) -> float:
@@ -94,7 +95,7 @@ def _mixed(old: float | None, new: float) -> float:
 
 
 class Pace:
-    """How many tokens to guess, from how often the recent guesses were right."""
+    """How many draft tokens to propose, from how often the recent ones were accepted."""
 
     def __init__(self, prior: float) -> None:
         self._right = 4 * prior
@@ -121,7 +122,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class _Guess:
+class _Draft:
     """start: place of its first token in the sequence. pace: which it is to teach."""
 
     start: int
@@ -130,10 +131,10 @@ class _Guess:
 
 
 class PromptLookup:
-    """Guesses what followed the longest earlier occurrence of the sequence's end.
+    """Proposes what followed the longest earlier occurrence of the sequence's end.
 
     For one sequence, whose ids only grow. A call costs some microseconds for each new token and
-    some tens at most for the search. Guesses that it keeps to itself teach it as well, so it
+    some tens at most for the search. Drafts that it keeps to itself teach it as well, so it
     begins to speak where the sequence begins to repeat itself.
     """
 
@@ -142,7 +143,7 @@ class PromptLookup:
         self._last: dict[tuple[int, int], int] = {}  # two tokens -> where they last ended
         self._before = [0, 0]  # place -> where the same two tokens ended before it, 0: nowhere
         self._paces = {least: Pace(prior) for least, prior in PRIOR.items()}
-        self._guess: _Guess | None = None
+        self._draft: _Draft | None = None
 
     def propose(self, ids: Sequence[int], limit: int) -> list[int]:
         self._learn(ids)
@@ -154,16 +155,16 @@ class PromptLookup:
         tokens = list(ids[end : end + LONGEST])
         while len(tokens) < LONGEST:  # the occurrence overlaps the end: as if it went on
             tokens += tokens[: LONGEST - len(tokens)]
-        self._guess = _Guess(len(ids), tokens, pace)
+        self._draft = _Draft(len(ids), tokens, pace)
         return tokens[: pace.length(min(limit, LONGEST), self._costs.extra)]
 
     def _learn(self, ids: Sequence[int]) -> None:
-        guess, self._guess = self._guess, None
-        if guess:
-            right = agreement(guess.tokens, ids[guess.start : guess.start + LONGEST])
-            asked = min(len(ids) - guess.start, LONGEST)
+        draft, self._draft = self._draft, None
+        if draft:
+            right = agreement(draft.tokens, ids[draft.start : draft.start + LONGEST])
+            asked = min(len(ids) - draft.start, LONGEST)
             if asked:
-                guess.pace.learn(right, wrong=int(right < asked))
+                draft.pace.learn(right, wrong=int(right < asked))
 
     def _index(self, ids: Sequence[int]) -> None:
         """Places that something follows."""
@@ -190,10 +191,10 @@ class PromptLookup:
         return best
 
 
-def agreement(guess: Sequence[int], actual: Sequence[int]) -> int:
+def agreement(draft: Sequence[int], actual: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    pairs = zip(guess, actual, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(guess), len(actual)))
+    pairs = zip(draft, actual, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(draft), len(actual)))
 
 
 class DraftModel:
@@ -209,7 +210,7 @@ class DraftModel:
         self._free = deque(range(backend.blocks))
 
     def drafter(self, costs: StepCosts | None = None) -> ModelDrafter:
-        """One for a sequence. costs: of the model whose tokens are guessed."""
+        """One for a sequence. costs: of the model that the drafts are for."""
         return ModelDrafter(self, costs or StepCosts(measured=False))
 
     def record(self, seconds: float) -> None:
@@ -226,7 +227,7 @@ class DraftModel:
 
 
 class ModelDrafter:
-    """Greedy guesses of a draft model for one sequence, whose ids only grow. Its blocks are free
+    """Greedy tokens of a draft model for one sequence, whose ids only grow. Its blocks are free
     again when it is dropped."""
 
     def __init__(self, model: DraftModel, costs: StepCosts) -> None:
@@ -235,25 +236,25 @@ class ModelDrafter:
         self._pace = Pace(prior=0.7)
         self._blocks: list[int] = []
         self._read = 0  # of the sequence's first tokens, keys and values are in the blocks
-        self._guess = _Guess(0, [], self._pace)
+        self._draft = _Draft(0, [], self._pace)
         weakref.finalize(self, model.give, self._blocks)
 
     def propose(self, ids: Sequence[int], limit: int) -> list[int]:
-        start, guess = self._guess.start, self._guess.tokens
-        right = agreement(guess, ids[start : start + len(guess)])
-        if asked := min(len(guess), len(ids) - start):
+        start, draft = self._draft.start, self._draft.tokens
+        right = agreement(draft, ids[start : start + len(draft)])
+        if asked := min(len(draft), len(ids) - start):
             self._pace.learn(right, wrong=int(right < asked))
-        if guess:  # all but its last token were read
-            self._read = start + min(right, len(guess) - 1)
+        if draft:  # all but its last token were read
+            self._read = start + min(right, len(draft) - 1)
         length = self._pace.length(limit, self._extra)
         if not length and len(ids) - start >= PROBE:
             length = 1
         length = min(length, limit, self._model.backend.config.context - len(ids))
         if length < 1 or not self._reserve(len(ids) + length - 1):
-            self._guess = _Guess(start, [], self._pace)
+            self._draft = _Draft(start, [], self._pace)
             return []
-        self._guess = _Guess(len(ids), self._write(ids, length), self._pace)
-        return self._guess.tokens
+        self._draft = _Draft(len(ids), self._write(ids, length), self._pace)
+        return self._draft.tokens
 
     def _extra(self, k: int) -> float:
         return self._costs.extra(k) + k * self._costs.share(self._model.seconds)
@@ -282,7 +283,7 @@ class ModelDrafter:
         """The likeliest token behind ids, which stand from place `start` on."""
         N = len(ids)
         logits = self._model.backend.step(
-            Batch(
+            StepBatch(
                 ids_N=np.array(ids, np.int32),
                 positions_N=np.arange(start, start + N, dtype=np.int32),
                 starts=np.array([0, N], np.int32),

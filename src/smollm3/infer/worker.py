@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from smollm3.infer.backends import Backend
-from smollm3.infer.blocks import Blocks
+from smollm3.infer.blocks import BlockPool
 from smollm3.infer.errors import EngineClosed
 from smollm3.infer.jobs import Job, Reading
 from smollm3.infer.sampler import Sampler
@@ -29,13 +29,14 @@ REMEMBERED = 1024  # steps
 
 @dataclass(frozen=True)
 class StepTime:
-    """prefilled: tokens of prompts computed; decoded: tokens sampled; drafted, accepted: guesses
-    tried, and of these right. model_seconds: of all `seconds`, those in the backend."""
+    """prefill_tokens: of prompts, computed; decode_tokens: sampled; draft_tokens: tried
+    speculatively, accepted_tokens of them right. model_seconds: those of `seconds` in the backend.
+    """
 
-    prefilled: int = 0
-    decoded: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     model_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -44,8 +45,8 @@ class StepTime:
 class Stats:
     """Counters since the start, and what is so now.
 
-    blocks_free: without content; blocks_cached: prefixes that nobody uses now. reused: tokens of
-    prompts that were found computed. The rest as in `StepTime`, after a preemption counted again.
+    blocks_free: without content; blocks_cached: prefixes that nobody uses now. cached_tokens: of
+    prompts, found in the prefix cache. The rest as in `StepTime`, after a preemption counted again.
     recent: the newest steps, oldest first.
     """
 
@@ -56,12 +57,12 @@ class Stats:
     blocks_cached: int
     block_bytes: int
     steps: int
-    prefilled: int
-    decoded: int
-    drafted: int
-    accepted: int
-    reused: int
-    preempted: int
+    prefill_tokens: int
+    decode_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    cached_tokens: int
+    preemptions: int
     finished: int
     cancelled: int
     failed: int
@@ -77,11 +78,11 @@ class Stats:
 @dataclass
 class Counters:
     steps: int = 0
-    prefilled: int = 0
-    decoded: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    reused: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    cached_tokens: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -96,15 +97,16 @@ class Worker:
     def __init__(
         self,
         backend: Backend,
-        rows: int,
-        tokens: int,
-        drafts: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_num_draft_tokens: int,
         costs: StepCosts | None = None,
     ) -> None:
         self.backend = backend
         self._costs = costs
-        self._limits = (rows, tokens, max(1, STEP_LOGITS // backend.config.vocab_size), drafts)
-        self._scheduler = Scheduler(Blocks(backend.blocks), *self._limits)
+        logits = max(1, STEP_LOGITS // backend.config.vocab_size)
+        self._limits = (max_num_seqs, max_num_batched_tokens, logits, max_num_draft_tokens)
+        self._scheduler = Scheduler(BlockPool(backend.blocks), *self._limits)
         self._sampler = Sampler(backend.config.vocab_size)
         self._jobs: dict[Sequence, Job] = {}
         self._counters = Counters()
@@ -168,7 +170,7 @@ class Worker:
             blocks_free=blocks.available - cached,
             blocks_cached=cached,
             block_bytes=self.backend.block_bytes,
-            preempted=scheduler.preemptions,
+            preemptions=scheduler.preemptions,
             recent=tuple(self._recent),
             **vars(self._counters),
         )
@@ -176,7 +178,7 @@ class Worker:
     # in the engine's thread
 
     @property
-    def blocks(self) -> Blocks:
+    def blocks(self) -> BlockPool:
         return self._scheduler.blocks
 
     @torch.inference_mode()
@@ -210,7 +212,7 @@ class Worker:
         except Exception as e:
             # A mistake of ours in planning: nothing it holds can be relied on.
             self._fail_all(e)
-            self._scheduler = Scheduler(Blocks(self.backend.blocks), *self._limits)
+            self._scheduler = Scheduler(BlockPool(self.backend.blocks), *self._limits)
 
     def _step(self) -> None:
         started = time.perf_counter()
@@ -236,17 +238,23 @@ class Worker:
         for s in plan:
             taken.append(self._take(s, logits_RV[row : row + s.wanted]))
             row += s.wanted
-        prefilled, decoded, drafted, accepted = map(sum, zip(*taken, strict=True))
+        prefill_tokens, decode_tokens, draft_tokens, accepted_tokens = map(
+            sum, zip(*taken, strict=True)
+        )
         seconds = time.perf_counter() - started
-        self._record(StepTime(prefilled, decoded, drafted, accepted, model_seconds, seconds))
+        self._record(
+            StepTime(
+                prefill_tokens, decode_tokens, draft_tokens, accepted_tokens, model_seconds, seconds
+            )
+        )
 
     def _plan(self) -> list[Slice]:
         """The next step, without those whose drafter or constraint fails."""
         broken: dict[Sequence, BaseException] = {}
 
-        def guesses(sequence: Sequence, limit: int) -> list[int]:
+        def drafts(sequence: Sequence, limit: int) -> list[int]:
             try:
-                found = self._jobs[sequence].guesses(limit)
+                found = self._jobs[sequence].drafts(limit)
             except Exception as e:
                 broken[sequence] = e
                 return []
@@ -254,7 +262,7 @@ class Worker:
             V = self.backend.config.vocab_size
             return found if all(0 <= token < V for token in found) else []
 
-        plan = self._scheduler.plan(guesses)
+        plan = self._scheduler.plan(drafts)
         self._stuck = not plan
         for sequence, error in broken.items():
             self._fail(sequence, error)
@@ -275,9 +283,9 @@ class Worker:
         if done:
             self._remove(sequence)
             self._counters.finished += 1
-        prefilled = 0 if s.count == 1 and s.start >= sequence.prompt else s.count
-        accepted = sum(map(int.__eq__, s.drafts, sampled))
-        return prefilled, len(sampled), len(s.drafts), accepted
+        prefill_tokens = 0 if s.count == 1 and s.start >= sequence.prompt else s.count
+        accepted_tokens = sum(map(int.__eq__, s.drafts, sampled))
+        return prefill_tokens, len(sampled), len(s.drafts), accepted_tokens
 
     def _record(self, step: StepTime) -> None:
         self._recent.append(step)
@@ -305,7 +313,7 @@ class Worker:
     def _remove(self, sequence: Sequence) -> None:
         del self._jobs[sequence]
         self._scheduler.remove(sequence)
-        self._counters.reused += sequence.reused or 0
+        self._counters.cached_tokens += sequence.cached_tokens or 0
 
     def _fail_all(self, error: BaseException) -> None:
         for sequence in list(self._jobs):

@@ -14,13 +14,13 @@ from smollm3.agent import Agent
 from smollm3.config import problems
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.serve import (
+from smollm3.serve import page
+from smollm3.serve.dialects import (
     anthropic,
-    basics,
+    models,
     openai_chat,
+    openai_completions,
     openai_responses,
-    openai_text,
-    page,
     tools,
 )
 from smollm3.serve.errors import ApiError, dialect_of, refused
@@ -54,7 +54,7 @@ def routes(service: Service) -> FastAPI:
         docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
         redoc_url=None,
     )
-    for module in (openai_chat, openai_text, openai_responses, anthropic, basics, tools):
+    for module in (openai_chat, openai_completions, openai_responses, anthropic, models, tools):
         app.include_router(module.router(service))
     page.add(app)
     app.add_exception_handler(RequestValidationError, _invalid)

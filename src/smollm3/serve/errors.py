@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from smollm3.serve.dialects.replies import (
+    AnthropicError,
+    AnthropicErrorDetail,
+    ErrorDetail,
+    ErrorReply,
+)
+
 Dialect = Literal["openai", "anthropic"]
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -51,10 +58,11 @@ class ApiError(Exception):
             kind = _ANTHROPIC_TYPES.get(
                 self.status, "api_error" if fault else "invalid_request_error"
             )
-            return {"type": "error", "error": {"type": kind, "message": self.message}}
+            detail = AnthropicErrorDetail(type=kind, message=self.message)
+            return AnthropicError(type="error", error=detail).dumped()
         kind = _OPENAI_TYPES.get(self.status, "server_error" if fault else "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        told = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
+        return ErrorReply(error=told).dumped()
 
 
 def dialect_of(path: str) -> Dialect:

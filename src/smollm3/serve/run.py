@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self._service
-        log.info("ending: %d answers still run", service.gate.running)
+        log.info("ending: %d answers still run", service.admission.running)
         service.drain()
         seconds = service.settings.grace_seconds
         late = max(seconds / 2, seconds - CLEAN_UP)

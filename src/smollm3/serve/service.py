@@ -19,14 +19,14 @@ from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.infer.errors import RequestFailed
+from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError, refused, shutting_down
-from smollm3.serve.gate import Gate
-from smollm3.serve.host import Host
 from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.settings import Keys, Settings
 from smollm3.serve.steps import RunsPython, Steps
+from smollm3.serve.tool_executor import ToolExecutor
 from smollm3.turn import Part
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Gone(Exception):
 
 
 class Service:
-    """Of one event loop."""
+    """What one server process shares between its requests. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Service:
         agent: Agent | None = None,
     ) -> None:
         self.engine = engine
-        self.host = Host(agent)
+        self.tools = ToolExecutor(agent)
         self.settings = settings
         self.keys = keys
         self.model = settings.name or model
         self.created = int(time.time())
-        self.gate = Gate(settings.running, settings.queue, settings.queue_seconds)
-        self.metrics = Metrics(engine, self.gate)
+        self.admission = AdmissionQueue(settings.running, settings.queue, settings.queue_seconds)
+        self.metrics = Metrics(engine, self.admission)
         self.draining = False
         self._live: set[Answering] = set()
 
@@ -84,7 +84,7 @@ class Service:
         """The answers on their way, once it is their turn; they end with the context. run: makes
         the calls of Python, upon which the answer goes on."""
         self.check_open()
-        await self.gate.enter(ask.count)
+        await self.admission.enter(ask.count)
         try:
             loop = asyncio.get_running_loop()
             until = loop.time() + self.settings.request_seconds
@@ -103,7 +103,7 @@ class Service:
                 answering.close()
                 self._count(answering)
         finally:
-            self.gate.leave(ask.count)
+            self.admission.leave(ask.count)
 
     async def _begin(self, ask: Ask, salt: str, left: float) -> Answering:
         try:
@@ -126,8 +126,8 @@ class Service:
     def end_all(self) -> None:
         """What still runs ends with an error that says why."""
         error = shutting_down()
-        self.gate.refuse_waiting(error)
-        self.host.refuse_waiting()
+        self.admission.refuse_waiting(error)
+        self.tools.refuse_waiting()
         for answering in list(self._live):
             answering.abort(error)
 
@@ -224,7 +224,7 @@ async def _hung_up(request: Request) -> None:
 
 
 def salt_of(request: Request) -> str:
-    """Of the key that the guard has found."""
+    """The cache salt of the request's key, which the guard has found."""
     salt: str = request.state.salt
     return salt
 
@@ -234,8 +234,14 @@ def new_id(prefix: str) -> str:
 
 
 def sse(data: Json, event: str | None = None) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=_dumped)
     return (f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode()
+
+
+def _dumped(part: Any) -> Json:
+    """Parts of events may be models of whole answers."""
+    told: Json = part.dumped()
+    return told
 
 
 DONE = b"data: [DONE]\n\n"

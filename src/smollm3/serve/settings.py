@@ -74,15 +74,15 @@ class Settings(StrictModel):
     ] = ()
     python_tools: Annotated[bool, Option("Run the model's own Python code, isolated.")] = False
     running: Count = 64
-    """Answers made at once."""
+    """Maximum number of answers in progress at once."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 256
-    """Answers that wait for their turn."""
+    """Maximum number of answers that wait to begin."""
     queue_seconds: Seconds = 60
     request_seconds: Seconds = 1800
     grace_seconds: Seconds = 30
-    """After SIGTERM."""
+    """Time that answers in progress have after SIGTERM."""
     stored_responses: Annotated[int, Field(ge=0, strict=True)] = 1000
-    """Kept for `previous_response_id`, in memory, the newest."""
+    """Number of the newest responses that are kept in memory for `previous_response_id`."""
     stored_bytes: Count = 64 << 20
     max_body_bytes: Count = 4 << 20
     max_choices: Count = 16

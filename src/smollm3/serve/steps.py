@@ -14,7 +14,7 @@ from smollm3.chat.tags import PYTHON
 from smollm3.serve.answering import Answering, Ran, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.errors import ApiError
-from smollm3.turn import Block, Blocks, End, Part, ToolLoop, ToolResult, Usage
+from smollm3.turn import AnswerBlock, AnswerBlocks, End, Part, ToolLoop, ToolResult, Usage
 
 Json = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Steps(Answering):
         self.ask = first.ask
         self.replies = first.replies
         self.usage = Usage()
-        self.blocks = Blocks()
+        self.blocks = AnswerBlocks()
         self.end = None
         self._loop = ToolLoop(
             request,
@@ -89,7 +89,7 @@ class Steps(Answering):
             self._now = await self._again(replace(self.ask, requests=[request]))
 
 
-def messages_of(blocks: Iterable[tuple[Block, str]]) -> list[Json]:
+def messages_of(blocks: Iterable[tuple[AnswerBlock, str]]) -> list[Json]:
     """An answer as templates know it, from its blocks, each with the id of its call: a message for
     each step, after it the results of those calls that the server has run."""
     told: list[Json] = []
@@ -113,7 +113,7 @@ def messages_of(blocks: Iterable[tuple[Block, str]]) -> list[Json]:
 
 
 def arguments_of(text: str) -> Json:
-    """Of a call that was cut off: what there is, which is what clients make of a stream."""
+    """The arguments in this text. Of a call that was cut off: what there is, as clients read it."""
     try:
         given = from_json(text, allow_partial=True)
     except ValueError:

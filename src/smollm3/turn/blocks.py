@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Block:
+class AnswerBlock:
     """A stretch of an answer: its reasoning, content or one call. text: of a call, its arguments.
 
     call: once it is complete. result: of a call that was made meanwhile. step: how often results
@@ -43,18 +43,18 @@ class Block:
 class Grown:
     """What has been added to a block. opened: it is new. token: the one that brought it."""
 
-    block: Block
+    block: AnswerBlock
     text: str
     opened: bool
     token: Step | None
 
 
-class Blocks:
+class AnswerBlocks:
     """The blocks of an answer, in the order in which they came. A block is complete once another
     begins."""
 
     def __init__(self) -> None:
-        self.all: list[Block] = []
+        self.all: list[AnswerBlock] = []
         self._step = 0
 
     @property
@@ -63,7 +63,7 @@ class Blocks:
         return bool(self.all) and self.all[-1].kind == "call" and self.all[-1].call is None
 
     @property
-    def calls(self) -> list[Block]:
+    def calls(self) -> list[AnswerBlock]:
         return [block for block in self.all if block.kind == "call"]
 
     def text(self, kind: Literal["reasoning", "content"]) -> str:
@@ -74,7 +74,7 @@ class Blocks:
         calls = tuple(block.call for block in self.all if block.call is not None)
         return Message("assistant", self.text("content"), self.text("reasoning") or None, calls)
 
-    def made(self, place: int, result: ToolResult | None) -> Block:
+    def made(self, place: int, result: ToolResult | None) -> AnswerBlock:
         """The call in this place is being made, or has been. What comes after results is another
         step's."""
         block = self.all[place]
@@ -94,7 +94,7 @@ class Blocks:
                     if token is not None:
                         block.tokens.append(token)
                 case CallStart(_, name):
-                    block, opened, text = self._open(Block("call", name)), True, ""
+                    block, opened, text = self._open(AnswerBlock("call", name)), True, ""
                 case ArgumentsDelta(_, text) if text:
                     block, opened = self.all[-1], False
                 case CallEnd(_, call):
@@ -106,12 +106,12 @@ class Blocks:
             grown.append(Grown(block, text, opened, token))
         return grown
 
-    def _block(self, kind: Literal["reasoning", "content"]) -> tuple[Block, bool]:
+    def _block(self, kind: Literal["reasoning", "content"]) -> tuple[AnswerBlock, bool]:
         if self.all and (self.all[-1].kind, self.all[-1].step) == (kind, self._step):
             return self.all[-1], False
-        return self._open(Block(kind)), True
+        return self._open(AnswerBlock(kind)), True
 
-    def _open(self, block: Block) -> Block:
+    def _open(self, block: AnswerBlock) -> AnswerBlock:
         block.step = self._step
         self.all.append(block)
         return block

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from smollm3.chat import Message, ToolCall
-from smollm3.infer.grammars import Tools
+from smollm3.infer.constrain.grammars import Tools
 from smollm3.turn.reply import Reply
 from smollm3.turn.request import Request
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from smollm3.chat import CallEnd, CallStart, ContentDelta, Event, Message
 from smollm3.infer.generation import Generation, Step
 from smollm3.infer.text import StopTexts
-from smollm3.turn.blocks import Blocks
+from smollm3.turn.blocks import AnswerBlocks
 
 if TYPE_CHECKING:
     from smollm3.turn.request import Request
@@ -81,7 +81,7 @@ class Reply:
         self.prompt = prompt
         self.generation = generation
         self.index = index
-        self.blocks = Blocks()
+        self.blocks = AnswerBlocks()
         self.steps: list[Step] = []
         self.ended = False
         self.end: End | None = None

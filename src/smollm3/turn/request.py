@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from smollm3.chat import Message, StreamParser
 from smollm3.chat.tags import CALL, CODE
 from smollm3.infer.backends import BLOCK
+from smollm3.infer.constrain.grammars import ConstraintSpec, Tools
+from smollm3.infer.constrain.thinking import reasoning_of
 from smollm3.infer.errors import UnsupportedConstraint
-from smollm3.infer.grammars import Spec, Tools
 from smollm3.infer.hooks import Constraint
 from smollm3.infer.params import SamplingParams
-from smollm3.infer.thinking import reasoning_of
 from smollm3.tokenizer import Tokenizer
 from smollm3.turn.reply import Reply
 
@@ -52,7 +52,7 @@ class Request:
     date: datetime.date | None = None
     params: SamplingParams | None = None
     fit: bool = False
-    constraint: Spec | Constraint | None = None
+    constraint: ConstraintSpec | Constraint | None = None
     optional: bool = False
     thinking_budget: int | None = None
     cache_salt: str = ""

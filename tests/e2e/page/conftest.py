@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..mock_openai import BUILT, STATIC, Mock
+from tests.support.mock_openai import BUILT, STATIC, Mock
 
 UI = Path(__file__).resolve().parents[3] / "ui"
 CHROMIUM = (

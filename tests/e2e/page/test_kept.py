@@ -348,7 +348,7 @@ def test_a_broken_join_is_noticed(old, new, tmp_path):
     assert text.count(old) == 1
     broken = tmp_path / "conversation.mjs"
     broken.write_text(text.replace(old, new))
-    assert "AssertionError" in join_of(broken).stderr
+    assert join_of(broken).returncode == 1
 
 
 def test_an_old_journal_takes_nothing_back(chat):

@@ -9,7 +9,8 @@ import random
 
 import pytest
 
-from ..mock_openai import counted
+from tests.support.mock_openai import counted
+
 from .conftest import Page, journals, stored, until
 
 SETTINGS = """
@@ -144,6 +145,8 @@ class Person:
             tab.page.goto("chrome://crash")
         tab.page.close()
         self.tabs.remove(tab)
+        # What came in the last second may be gone: test_kept.py looks at what may not.
+        self.shown = {}
         self.tabs = [  # one process may have several
             other for other in self.tabs if self.lives(other)
         ]

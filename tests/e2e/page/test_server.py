@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from smollm3.infer import Engine
+from tests.support.fake_backend import CONFIG, FakeBackend
+from tests.support.mock_openai import BUILT, STATIC
 
-from ...fake_backend import CONFIG, FakeBackend
-from ..mock_openai import BUILT, STATIC
 from .conftest import Page
 
 
@@ -79,7 +79,9 @@ def erased():
 def tooled(built, tokenizer, erased):
     """The address of a server that runs Python, in which something can be erased."""
     agents = pytest.importorskip("smollm3.agent")
-    serving = pytest.importorskip("tests.serving", reason="the server's extra is not installed")
+    serving = pytest.importorskip(
+        "tests.support.serving", reason="the server's extra is not installed"
+    )
 
     def erase(name: str) -> str:
         """Erase something."""

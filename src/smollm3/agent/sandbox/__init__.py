@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from smollm3.agent.sandbox.process import ProcessInterpreter
-from smollm3.agent.sandbox.run import Call, Function, Interpreter, Limits, Run, StartError
+from smollm3.agent.sandbox.run import Call, Function, Interpreter, Limits, RunOutput, StartError
 from smollm3.errors import UserError
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Function",
     "Interpreter",
     "Limits",
-    "Run",
+    "RunOutput",
     "Sandbox",
     "StartError",
     "find_sandbox",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pydantic_monty
 
-from smollm3.agent.sandbox.run import Call, Function, Limits, Run, Shown, StartError
+from smollm3.agent.sandbox.run import Call, Function, Limits, RunOutput, Shown, StartError
 
 _MEMORY = 128 << 20  # bytes at most: values of any size are cheap to write down
 _LARGEST = 100_000  # entries of what goes through to a function
@@ -56,7 +56,7 @@ class MontyInterpreter:
                 self.close()
                 raise StartError(str(e)) from None
 
-    def run(self, code: str, call: Call | None = None) -> Run:
+    def run(self, code: str, call: Call | None = None) -> RunOutput:
         with self._lock:
             if self._session is None:
                 self.start()
@@ -82,7 +82,7 @@ class MontyInterpreter:
                 ended += "; its variables are lost"
                 error = None
             cap = self.limits.output
-            return Run(shown.text, Shown.cut(value, cap), Shown.cut(error, cap), ended)
+            return RunOutput(shown.text, Shown.cut(value, cap), Shown.cut(error, cap), ended)
 
     def close(self) -> None:
         with self._lock:

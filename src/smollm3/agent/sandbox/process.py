@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smollm3.agent.sandbox.layout import Layout, layout
-from smollm3.agent.sandbox.run import Call, Function, Limits, Run, StartError
+from smollm3.agent.sandbox.run import Call, Function, Limits, RunOutput, StartError
 
 _LONGEST = 1 << 20  # bytes of a message from the interpreter
 _SEND_SECONDS = 10.0
@@ -74,7 +74,7 @@ class ProcessInterpreter:
         """Whether there are variables to be kept."""
         return self._process is not None and self._process.poll() is None
 
-    def run(self, code: str, call: Call | None = None) -> Run:
+    def run(self, code: str, call: Call | None = None) -> RunOutput:
         """Run a text. call: serves the functions. Only the interpreter's own time counts."""
         with self._lock:
             if not self.alive:
@@ -85,7 +85,7 @@ class ProcessInterpreter:
                 self._check_silence()
                 return _as_run(self._converse(order, call))
             except _Ended as end:
-                return Run(ended=f"{end}; its variables are lost")
+                return RunOutput(ended=f"{end}; its variables are lost")
             except BaseException:  # what `call` lets through: the user's Ctrl-C
                 self._end()
                 raise
@@ -274,10 +274,10 @@ def _answer(reply: Mapping[str, Any], call: Call | None) -> dict[str, Any]:
     return {"value": value}
 
 
-def _as_run(reply: Mapping[str, Any]) -> Run:
+def _as_run(reply: Mapping[str, Any]) -> RunOutput:
     def text(key: str) -> str | None:
         value = reply.get(key)
         # A lone surrogate has no UTF-8.
         return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
 
-    return Run(text("out") or "", text("value"), text("error"))
+    return RunOutput(text("out") or "", text("value"), text("error"))

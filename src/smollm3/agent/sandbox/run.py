@@ -36,7 +36,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOutput:
     """out: what it printed. value: repr of the last expression, None where that is None. error: as
     Python prints it. ended: why the interpreter was ended, and its variables with it.
     """
@@ -65,7 +65,7 @@ class Interpreter(Protocol):
 
     @property
     def alive(self) -> bool: ...
-    def run(self, code: str, call: Call | None = None) -> Run: ...
+    def run(self, code: str, call: Call | None = None) -> RunOutput: ...
     def close(self) -> None: ...
 
 

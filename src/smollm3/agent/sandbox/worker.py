@@ -66,7 +66,7 @@ class Capped(io.RawIOBase):
         return bytes(self._head + gap + self._tail).decode("utf-8", "replace")
 
 
-class Channel:
+class WorkerChannel:
     """Messages over two descriptors."""
 
     def __init__(self, source: int, sink: int) -> None:
@@ -98,7 +98,7 @@ class Channel:
 class Repl:
     """A `__main__` module in which one text after another is run."""
 
-    def __init__(self, channel: Channel, functions: list[dict[str, str]], cap: int) -> None:
+    def __init__(self, channel: WorkerChannel, functions: list[dict[str, str]], cap: int) -> None:
         self._channel, self._cap = channel, cap
         self._lock = threading.RLock()
         self._running = False
@@ -212,14 +212,14 @@ def _cut(text: str, cap: int) -> str:
     return f"{text[: cap // 2]}[... {len(text) - cap} characters left out ...]{text[-cap // 2 :]}"
 
 
-def private_channel() -> Channel:
+def private_channel() -> WorkerChannel:
     """The pipes we were started with, under numbers that no print or read reaches."""
     source, sink = os.dup(0), os.dup(1)
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
     os.close(nothing)
-    return Channel(source, sink)
+    return WorkerChannel(source, sink)
 
 
 def main(lock: Callable[[dict[str, Any]], list[str]]) -> None:

@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smollm3.checkpoint.gguf.quants import CHUNK, FORMATS, Bytes, Floats, Records, pack_scales
+from smollm3.checkpoint.gguf.quants import (
+    CHUNK,
+    FORMATS,
+    Bytes,
+    Floats,
+    Records,
+    iq4_nl_values,
+    mxfp4_parts,
+    pack_scales,
+    q3_k_parts,
+    tq1_0_values,
+    tq2_0_values,
+)
 
 TINY = 1e-30  # blocks with nothing above this are zero: float16 scales end at 6e-8
 
@@ -157,6 +169,11 @@ def _q6_k(x_N256: Floats) -> Records:
     scales = np.rint(scale * _inverse(d32)[:, None]).clip(-128, 127)
     unit = d32[:, None] * scales
     q = np.rint(x_N256.reshape(-1, 16, 16) * _inverse(unit)[:, :, None]).clip(-32, 31) + 32
+    return _q6_k_records(d, scales, q)
+
+
+def _q6_k_records(d: NDArray[Any], scales: NDArray[Any], q: NDArray[Any]) -> Records:
+    """scales: [N, 16]; q: 256 values 0..63 a record."""
     q = q.astype(np.uint8).reshape(-1, 2, 4, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     high = np.bitwise_or.reduce((q >> 4) << shifts, axis=2).reshape(-1, 64)
@@ -186,3 +203,48 @@ def quantize(values: Floats, name: str) -> Bytes:
     for start in range(0, len(blocks), step):
         out[start : start + step] = ENCODERS[name](blocks[start : start + step])
     return out.view(np.uint8)
+
+
+# The same values in another format
+
+
+def _q3_k_as_q6_k(r: Records) -> Records:
+    scales, q = q3_k_parts(r)
+    return _q6_k_records(r["d"], scales, q + np.int8(32))
+
+
+def _iq4_nl_as_q8_0(r: Records) -> Records:
+    return _records("Q8_0", d=r["d"], q=iq4_nl_values(r))
+
+
+def _ternary_as_q4_0(values: Callable[[Records], NDArray[np.int8]]) -> Callable[[Records], Records]:
+    def recode(r: Records) -> Records:
+        q = (values(r) + np.int8(8)).view(np.uint8).reshape(-1, 32)
+        return _records("Q4_0", d=np.repeat(r["d"], 8), q=_two_nibbles(q))
+
+    return recode
+
+
+def _mxfp4_as_q8_0(r: Records) -> Records:
+    """Scales below 2^-24 are lost to float16: weights of 4e-7."""
+    half, q = mxfp4_parts(r)
+    with np.errstate(over="ignore"):
+        return _records("Q8_0", d=half.astype(np.float16), q=q)
+
+
+# Format -> one that holds the same values in more bits, and how.
+RECODED: dict[str, tuple[str, Callable[[Records], Records]]] = {
+    "Q3_K": ("Q6_K", _q3_k_as_q6_k),
+    "IQ4_NL": ("Q8_0", _iq4_nl_as_q8_0),
+    "TQ1_0": ("Q4_0", _ternary_as_q4_0(tq1_0_values)),
+    "TQ2_0": ("Q4_0", _ternary_as_q4_0(tq2_0_values)),
+    "MXFP4": ("Q8_0", _mxfp4_as_q8_0),
+}
+
+
+def recode(raw: Bytes, name: str) -> Bytes:
+    """The bytes of whole blocks of `name`, a key of RECODED, in the other format."""
+    records, (_, convert) = raw.view(FORMATS[name].dtype), RECODED[name]
+    step = CHUNK // FORMATS[name].block
+    parts = [convert(records[at : at + step]) for at in range(0, len(records), step)]
+    return np.concatenate(parts).view(np.uint8)

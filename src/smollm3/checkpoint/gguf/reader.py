@@ -1,4 +1,4 @@
-"""A bounded reader of GGUF files, versions 2 and 3 (little-endian).
+"""A bounded reader of GGUF files, versions 2 and 3 (little-endian), whole or split into parts.
 
 Layout: magic, version, number of tensors, number of metadata entries; the entries; for each tensor
 its name, shape, type and offset; then, aligned, the data. Every count, length and offset is held
@@ -8,8 +8,10 @@ a UserError that names the file and the key or tensor.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
+import re
 import struct
 from functools import lru_cache
 from itertools import pairwise
@@ -44,12 +46,14 @@ SCALARS: dict[int, np.dtype[Any]] = {
 
 
 class Tensor(NamedTuple):
-    """format: a key of FORMATS. shape: as in torch, rows last. start, size: bytes in the file."""
+    """format: a key of FORMATS. shape: as in torch, rows last. start, size: bytes in the file, or
+    in that `part` of a split one."""
 
     format: str
     shape: tuple[int, ...]
     start: int
     size: int
+    part: int = 0
 
 
 class _Header:
@@ -134,22 +138,25 @@ class _Header:
         raise self.fail(key, f"array of unknown type {kind}")
 
 
-class Gguf:
-    """metadata: values by key. tensors: where each lies. The file stays mapped, and nothing of the
-    data is read before `read`."""
+# As llama-gguf-split names the parts of a model, the first as 00001.
+PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+MOST_PARTS = 1000
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises UserError for a file that is not a whole GGUF of supported types."""
-        self.path = path = Path(path)
+
+class _Part:
+    """One file: its metadata, where its tensors lie, and its bytes, which stay mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             with path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except (OSError, ValueError) as e:  # a folder, no permission, an empty file
             raise UserError(f"{path}: cannot be read as GGUF ({e})") from None
-        header = _Header(path, self._data)
-        if self._data[:4] != MAGIC:
+        header = _Header(path, self.data)
+        if self.data[:4] != MAGIC:
             raise UserError(f"{path}: not a GGUF file: it does not start with 'GGUF'")
         header.skip(4, "magic")
         version = header.u32("version")
@@ -164,11 +171,8 @@ class Gguf:
             if key in self.metadata:
                 raise header.fail(key, "appears twice")
             self.metadata[key] = header.value(key)
-        if self.metadata.get("split.count", 0) not in (0, 1):
-            raise header.fail(
-                "split.count", "one part of several; join them with llama-gguf-split --merge"
-            )
         self.tensors = self._tensors(header, tensors)
+        self.header_bytes = header.at
 
     def _tensors(self, header: _Header, count: int) -> dict[str, Tensor]:
         alignment = self.metadata.get("general.alignment", 32)
@@ -183,7 +187,7 @@ class Gguf:
         base = -(-header.at // alignment) * alignment
         placed = {name: t._replace(start=base + t.start) for name, t in found.items()}
         for name, tensor in placed.items():
-            if tensor.start + tensor.size > len(self._data):
+            if tensor.start + tensor.size > len(self.data):
                 raise header.fail(name, "its data lie beyond the end; fetch the file again")
         by_start = sorted(placed, key=lambda name: placed[name].start)
         for first, second in pairwise(by_start):
@@ -208,9 +212,63 @@ class Gguf:
         if start % alignment:
             raise header.fail(name, f"offset {start} is not a multiple of {alignment}")
         size = math.prod(shape) // form.block * form.dtype.itemsize
-        if start + size > len(self._data):
+        if start + size > len(self.data):
             raise header.fail(name, "its data lie beyond the end; fetch the file again")
         return Tensor(NAMES[number], shape, start, size)
+
+
+class Gguf:
+    """metadata: values by key. tensors: where each lies. files: all parts of a split model, of
+    which `path` is the first. Nothing of the data is read before `read`."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises UserError for a file that is not a whole GGUF of supported types."""
+        self.path = Path(path)
+        self._parts = [_Part(self.path)]
+        self.metadata = self._parts[0].metadata
+        self._parts += [_Part(other) for other in self._others()]
+        self.files = [part.path for part in self._parts]
+        self.tensors: dict[str, Tensor] = {}
+        for i, part in enumerate(self._parts):
+            if part.metadata.get("split.no", 0) != i:
+                raise UserError(f"{part.path}: split.no: is not {i}, as its name says")
+            for name, tensor in part.tensors.items():
+                if name in self.tensors:
+                    raise UserError(f"{part.path}: {name}: is in another part, too")
+                self.tensors[name] = tensor._replace(part=i)
+        if self.metadata.get("split.tensors.count", len(self.tensors)) != len(self.tensors):
+            raise self.fail("split.tensors.count", f"the parts hold {len(self.tensors)}")
+
+    def _others(self) -> list[Path]:
+        """The parts that follow this file, which must be the first of them."""
+        count = self.metadata.get("split.count", 0)
+        if type(count) is not int or not 0 <= count <= MOST_PARTS:
+            raise self.fail("split.count", f"{count!r} is not a number of parts")
+        if count < 2:
+            return []
+        name = PART.fullmatch(self.path.name)
+        if name is None or int(name["count"]) != count:
+            raise self.fail(
+                "split.count",
+                f"one of {count} parts, which are found by their names; name it as "
+                f"NAME-00001-of-{count:05}.gguf",
+            )
+        parts = [
+            self.path.with_name(f"{name['stem']}-{n:05}-of-{count:05}.gguf")
+            for n in range(1, count + 1)
+        ]
+        if self.path != parts[0]:
+            raise self.fail("split.no", f"not the first part of {count}; open {parts[0].name}")
+        return parts[1:]
+
+    def identity(self) -> list[Any]:
+        """Differs where the content does: of each file its place, size, time and header."""
+        found: list[Any] = []
+        for part in self._parts:
+            stat = part.path.stat()
+            header = hashlib.blake2b(part.data[: part.header_bytes], digest_size=16).hexdigest()
+            found.append([header, str(part.path.resolve()), stat.st_size, stat.st_mtime_ns])
+        return found
 
     def read(self, name: str) -> Floats:
         """The values of a tensor, as float32 whatever it is stored as; finite, or a UserError."""
@@ -223,7 +281,7 @@ class Gguf:
     def raw(self, name: str) -> Bytes:
         """The bytes of a tensor as they lie in the mapped file."""
         tensor = self.tensors[name]
-        return np.frombuffer(self._data, np.uint8, tensor.size, tensor.start)
+        return np.frombuffer(self._parts[tensor.part].data, np.uint8, tensor.size, tensor.start)
 
     # metadata
 

@@ -22,7 +22,7 @@ Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Batch:
+class StepBatch:
     """One forward step: several sequences in one row of N tokens."""
 
     ids_N: Ints
@@ -36,12 +36,12 @@ class Backend(Protocol):
     """A network and its pool of blocks. Only the engine's thread calls it."""
 
     name: str  # "torch", "native", ...: for people
-    cache_type: str  # what a block holds ("float32", "int8", ...): for saved prefixes
+    kv_cache_dtype: str  # what a block holds ("float32", "int8", ...): for saved prefixes
     config: ModelConfig
     blocks: int  # in the pool
     block_bytes: int
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: StepBatch) -> Tensor:
         """Logits float32 [R, V]; writes keys and values of all N tokens, and then attends."""
 
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Batch, Ints
+from smollm3.infer.backends import BLOCK, Ints, StepBatch
 from smollm3.model import ModelConfig, Rope, Transformer, rope_tables
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -70,7 +70,7 @@ class Graphs:
         self._capture = capture
         self._graphs: dict[tuple[int, int], tuple[Inputs, Callable[[], Tensor]]] = {}
 
-    def step(self, batch: Batch) -> Tensor | None:
+    def step(self, batch: StepBatch) -> Tensor | None:
         """Logits [S, V], or None for a step that is not of single tokens."""
         S = len(batch.starts) - 1
         if len(batch.ids_N) != S or len(batch.wanted_R) != S or ROWS[-1] < S:
@@ -83,7 +83,7 @@ class Graphs:
         static.copy_(inputs)
         return replay()[:S]
 
-    def _padded(self, batch: Batch, rows: int) -> Inputs:
+    def _padded(self, batch: StepBatch, rows: int) -> Inputs:
         """With the rows and blocks of a graph. Its blocks are a power of two, so that a long
         answer meets few of them; a step reads at most twice what it needs."""
         S, B = batch.tables_SB.shape

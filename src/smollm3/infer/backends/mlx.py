@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Batch
+from smollm3.infer.backends import BLOCK, StepBatch
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import ModelConfig
 
@@ -43,12 +43,12 @@ class MlxBackend:
         self._cache = self._caches.make_prompt_cache(self._model)
         self._model(self._mx.array([[0]]), cache=self._cache)
         self._like = self._cache[0].keys  # [1, G, T, D]
-        self.cache_type = str(self._like.dtype).removeprefix("mlx.core.")
+        self.kv_cache_dtype = str(self._like.dtype).removeprefix("mlx.core.")
         _, G, _, D = self._like.shape
         self.block_bytes = 2 * config.layers * G * BLOCK * D * self._like.itemsize
         self.blocks = blocks or pool_blocks(config, self.block_bytes, torch.device("cpu"))
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: StepBatch) -> Tensor:
         mx = self._mx
         start, N = int(batch.positions_N[0]), len(batch.ids_N)
         self._go_to(start, batch.tables_SB[0].tolist())
@@ -83,7 +83,7 @@ class MlxBackend:
         known = -(-start // BLOCK)
         offset = self._cache[0].offset
         if start and start <= offset and self._table[:known] == table[:known]:
-            self._caches.trim_prompt_cache(self._cache, offset - start)  # rejected guesses
+            self._caches.trim_prompt_cache(self._cache, offset - start)  # rejected draft tokens
         else:
             self._cache = self._caches.make_prompt_cache(self._model)
             if start:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollm3.errors import UserError
-from smollm3.infer.backends import BLOCK, Batch, packed
+from smollm3.infer.backends import BLOCK, StepBatch, packed
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import ModelConfig, rope_tables
 from smollm3.portable import usable_cpus
 
 assert smollm3_kernels.BLOCK == BLOCK
 # What users call the types of the cache, and the kernels.
-CACHE_TYPES = {"f32": "f32", "bf16": "bf16", "int8": "q8"}
+KV_CACHE_DTYPES = {"f32": "f32", "bf16": "bf16", "int8": "q8"}
 ROPE_ROWS = 4096  # positions whose tables are made at a time, always whole: the same bits each time
 
 
@@ -40,28 +40,30 @@ class NativeBackend:
         *,
         blocks: int | None = None,
         dtype: str | None = None,
-        cache_type: str | None = None,
+        kv_cache_dtype: str | None = None,
         threads: int | None = None,
-        weights_cache: bool = True,
+        weight_cache: bool = True,
         isa: str = "",
     ) -> None:
-        """dtype: see `packed.plan`. blocks: of the pool; None takes what memory allows. cache_type:
-        None is f32 for float32 weights, else bf16. threads: None takes the processors this process
-        may use. isa: one of smollm3_kernels.instruction_sets(); empty: what SMOLLM3_ISA says, else
-        the fastest."""
+        """dtype: see `packed.plan`. blocks: of the pool; None takes what memory allows.
+        kv_cache_dtype: None is f32 for float32 weights, else bf16. threads: None takes the
+        processors this process may use. isa: one of smollm3_kernels.instruction_sets(); empty: what
+        SMOLLM3_ISA says, else the fastest."""
         isa = isa or os.environ.get("SMOLLM3_ISA", "")
         if isa and isa not in (known := smollm3_kernels.instruction_sets()):
             raise UserError(f"SMOLLM3_ISA={isa}: this processor has {', '.join(known)}; unset it")
         plan = packed.plan(path, config, dtype)
-        if cache_type is None:
+        if kv_cache_dtype is None:
             exact = all(part.form == "f32" for part in plan.parts.values())
-            cache_type = "f32" if exact else "bf16"
-        if cache_type not in CACHE_TYPES:
-            raise UserError(f"cache_type: {cache_type!r} is not one of {', '.join(CACHE_TYPES)}")
+            kv_cache_dtype = "f32" if exact else "bf16"
+        if kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise UserError(
+                f"kv_cache_dtype: {kv_cache_dtype!r} is not one of {', '.join(KV_CACHE_DTYPES)}"
+            )
         self.config = config
-        self.cache_type = cache_type
+        self.kv_cache_dtype = kv_cache_dtype
         self.threads = threads or usable_cpus()
-        matrices = packed.load(plan, self.threads, weights_cache)
+        matrices = packed.load(plan, self.threads, weight_cache)
         weights: dict[str, Any] = dict(plan.norms)
         for name, data in matrices.items():
             form = plan.parts[name].form
@@ -79,7 +81,7 @@ class NativeBackend:
             "vocab": config.vocab_size, "eps": config.norm_eps,
             "uses_rope": [int(flag) for flag in config.uses_rope],
         }  # fmt: skip
-        kind = CACHE_TYPES[cache_type]
+        kind = KV_CACHE_DTYPES[kv_cache_dtype]
         self.block_bytes = smollm3_kernels.block_bytes(shape, kind)
         self.blocks = blocks = blocks or pool_blocks(config, self.block_bytes, torch.device("cpu"))
         try:
@@ -91,7 +93,7 @@ class NativeBackend:
         half = config.head_dim // 2
         self._cos = self._sin = np.empty((0, half), np.float32)
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: StepBatch) -> Tensor:
         """Logits float32 [R, V]; writes keys and values of all N tokens, and then attends."""
         self._extend_rope(int(batch.positions_N.max()) + 1)
         logits_RV = np.empty((len(batch.wanted_R), self.config.vocab_size), np.float32)

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from smollm3.checkpoint.gguf.names import ROTATED, gguf_name
-from smollm3.checkpoint.gguf.quantize import quantize
+from smollm3.checkpoint.gguf.quantize import RECODED, quantize, recode
 from smollm3.checkpoint.gguf.quants import FORMATS
 from smollm3.checkpoint.gguf.reader import open_gguf
 from smollm3.checkpoint.hf import published_name
@@ -62,7 +62,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedPart:
     """One matrix of `rows` x `columns`, or two that are read together, tile by tile."""
 
     form: str
@@ -87,9 +87,17 @@ class Part:
 class Plan:
     """norms: float32 vectors by our names; key: fixes the packed bytes."""
 
-    parts: dict[str, Part]
+    parts: dict[str, PackedPart]
     norms: dict[str, NDArray[np.float32]]
     key: str
+
+
+def run_as(kind: str) -> str:
+    """The GGUF type in which the kernels take a tensor of type `kind`: its own, one that holds the
+    same values, or Q8_0, to whose 8 bits the values are rounded (docs/inference.md)."""
+    if kind in smollm3_kernels.TYPES:
+        return kind
+    return RECODED[kind][0] if kind in RECODED else "Q8_0"
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -139,23 +147,26 @@ def plan(path: Path, config: ModelConfig, dtype: str | None) -> Plan:
             "PyTorch engine, which computes in it"
         )
     forms = _forms(types, dtype)
-    parts: dict[str, Part] = {}
+    parts: dict[str, PackedPart] = {}
     for name, (rows, columns) in matrix_shapes(config).items():
-        kind, form = types[name], forms[name]
+        stored, form = types[name], forms[name]
+        kind = run_as(stored)
         pairs = config.head_dim if path.is_file() and f"{name}.weight".endswith(ROTATED) else 0
         if dtype in ("q8_0", "q4_0") and columns % 32 == 0:
             kind = dtype.upper()
             form = smollm3_kernels.form_of(kind)
             source = Source(kind, pairs, _quantising(read, name, kind))
-        elif form == smollm3_kernels.form_of(kind) or kind in PLAIN:
+        elif kind in PLAIN or (form == smollm3_kernels.form_of(kind) and kind == stored):
             source = Source(kind, pairs, _raw(read, name))
+        elif form == smollm3_kernels.form_of(kind) and stored in RECODED:
+            source = Source(kind, pairs, _recoding(read, name, stored))
         elif form in ("f32", "bf16"):
             source = Source("F32", pairs, _floats(read, name))
         else:
             source = Source("Q8_0", pairs, _quantising(read, name, "Q8_0"))
         together = name.removesuffix("up") + "gate" if name.endswith(".up") else name
         before = parts[together].sources if together in parts else ()
-        parts[together] = Part(form, rows, columns, (*before, source))
+        parts[together] = PackedPart(form, rows, columns, (*before, source))
     described = [(n, p.form, [s.type for s in p.sources]) for n, p in parts.items()]
     made_of = json.dumps([stamp, smollm3_kernels.VERSION, described])
     key = hashlib.blake2b(made_of.encode(), digest_size=16).hexdigest()
@@ -173,6 +184,10 @@ def _floats(read: Reader, name: str) -> Callable[[], Bytes]:
     return lambda: np.ascontiguousarray(read(name, True)).view(np.uint8).ravel()
 
 
+def _recoding(read: Reader, name: str, kind: str) -> Callable[[], Bytes]:
+    return lambda: recode(read(name, False), kind)
+
+
 def _quantising(read: Reader, name: str, kind: str) -> Callable[[], Bytes]:
     return lambda: quantize(read(name, True), kind)
 
@@ -188,7 +203,7 @@ def _forms(types: dict[str, str], dtype: str | None) -> dict[str, str]:
     forms = {}
     for name, kind in types.items():
         if group(name) not in plain:
-            forms[name] = smollm3_kernels.form_of(kind)
+            forms[name] = smollm3_kernels.form_of(run_as(kind))
         elif dtype == "float32" or (dtype is None and group(name) not in half):
             forms[name] = "f32"
         else:
@@ -218,10 +233,7 @@ def _gguf(path: Path, config: ModelConfig) -> tuple[dict[str, str], Reader, Any,
             raise file.fail(names[name], f"missing, or not of shape {[rows, columns]}")
     types = {name: file.tensors[names[name]].format for name in names}
     norms = {name: file.read(gguf_name(f"{name}.weight")) for name in norm_names(config)}
-    first = min(t.start for t in file.tensors.values())
-    with path.open("rb") as f:
-        header = hashlib.blake2b(f.read(first), digest_size=16).hexdigest()
-    return types, read, norms, [header, *_stamp(path)]
+    return types, read, norms, file.identity()
 
 
 def _check_finite(path: Path, name: str, records: NDArray[Any]) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smollm3.infer.backends import BLOCK, Batch, Ints, pool_places
+from smollm3.infer.backends import BLOCK, Ints, StepBatch, pool_places
 from smollm3.infer.backends.cuda import Capture, Graphs, Inputs
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import Attend, Transformer, causal, rope_tables
@@ -44,7 +44,7 @@ class TorchBackend:
         config, like = model.config, model.embed.weight
         self.model = model
         self.config = config
-        self.cache_type = str(like.dtype).removeprefix("torch.")
+        self.kv_cache_dtype = str(like.dtype).removeprefix("torch.")
         shape = (config.layers, BLOCK, config.kv_heads, config.head_dim)
         self.block_bytes = 2 * math.prod(shape) * like.dtype.itemsize
         self.blocks = blocks or pool_blocks(config, self.block_bytes, like.device)
@@ -57,7 +57,7 @@ class TorchBackend:
             self._graphs = Graphs(config, like.device, self.decode, self.blocks, Capture())
 
     @torch.inference_mode()
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: StepBatch) -> Tensor:
         if self._graphs and (logits_SV := self._graphs.step(batch)) is not None:
             return logits_SV
         ids_1N = self._tensor(batch.ids_N)[None]
@@ -107,7 +107,7 @@ class TorchBackend:
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(values).to(self.k_LPGD.device)
 
-    def _attend(self, batch: Batch) -> Attend:
+    def _attend(self, batch: StepBatch) -> Attend:
         """Write the new keys and values, then let each group of sequences attend."""
         places_N = self._tensor(pool_places(batch.tables_SB, batch.starts, batch.positions_N))
         groups = self._groups(batch)
@@ -125,7 +125,7 @@ class TorchBackend:
 
         return attend
 
-    def _groups(self, batch: Batch) -> list[tuple[slice | Tensor, _Attention]]:
+    def _groups(self, batch: StepBatch) -> list[tuple[slice | Tensor, _Attention]]:
         """Which tokens are looked at together, and how: each chunk of a prompt by itself, single
         tokens of sequences of similar length in one go."""
         groups: list[tuple[slice | Tensor, _Attention]] = []

@@ -1,0 +1,5 @@
+#define AVX_VNNI 1
+#include "vec_avx2.hpp"
+// (after the vectors it is written over)
+#include "isa.inl"
+ISA_TABLE(isa_avxvnni, "avx-vnni")

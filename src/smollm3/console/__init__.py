@@ -1,0 +1,1 @@
+"""Models at the terminal: conversations, single answers, the view of a batch."""

@@ -1,0 +1,1 @@
+"""Constrained decoding: grammars over an answer, masks over the vocabulary, thinking budgets."""

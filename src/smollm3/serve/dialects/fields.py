@@ -1,0 +1,281 @@
+"""Parts of requests that several dialects have, and what they mean to the engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from smollm3.config import StrictModel
+from smollm3.infer import SamplingParams
+from smollm3.infer.constrain.grammars import Choice, ConstraintSpec, Grammar, Json, Regex, Tools
+from smollm3.serve.ask import can_think, check_schema
+from smollm3.serve.errors import refused
+from smollm3.serve.service import Service
+from smollm3.serve.settings import Settings
+
+
+class Body(StrictModel):
+    """What a request may say: nothing unknown, no text for a number."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+Whole = Annotated[int, Field(ge=1, le=1 << 31)]
+TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+# Tokens of reasoning. The model has no such levels, so they are budgets.
+BUDGETS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096}
+
+
+class TextPart(Body):
+    """The only kind of content that the model reads."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+    cache_control: dict[str, Any] | None = None
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+Content = str | list[TextPart]
+
+
+class Sampling(Body):
+    """Fields of all dialects that choose tokens."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+
+
+class OpenSampling(Sampling):
+    """And of those that are OpenAI's older ones, with common extensions."""
+
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool = False
+    n: Whole | None = None
+    glass_box: bool = False
+
+
+def params_of(
+    body: Sampling,
+    settings: Settings,
+    *,
+    max_tokens: int | None,
+    stop: Sequence[str] = (),
+    top_logprobs: int = 0,
+    seed: int | None,
+) -> SamplingParams:
+    """max_tokens, seed: the server's greatest, and any, where the request does not say."""
+    values: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "logprobs": top_logprobs,
+        "max_tokens": max_tokens or settings.max_tokens,
+        "stop": stop,
+        "seed": secrets.randbits(62) if seed is None else seed,
+    }
+    limit(top_logprobs, settings.max_top_logprobs, "top_logprobs")
+    if isinstance(body, OpenSampling):
+        limit(body.n or 1, settings.max_choices, "n")
+        limit(len(body.stop_token_ids or ()), settings.max_stops, "stop_token_ids")
+        values |= {
+            "min_p": body.min_p,
+            "repetition_penalty": body.repetition_penalty,
+            "presence_penalty": body.presence_penalty or 0.0,
+            "frequency_penalty": body.frequency_penalty or 0.0,
+            "logit_bias": _bias(body.logit_bias or {}, settings),
+            "stop_token_ids": body.stop_token_ids or (),
+            "ignore_eos": body.ignore_eos,
+            "n": body.n or 1,
+        }
+    return SamplingParams(**values)
+
+
+def _bias(given: dict[str, float], settings: Settings) -> dict[int, float]:
+    limit(len(given), settings.max_logit_bias, "logit_bias")
+    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in given):
+        raise refused("logit_bias: keys must be token ids", "logit_bias")
+    return {int(key): value for key, value in given.items()}
+
+
+def stops_of(stop: str | Sequence[str] | None, settings: Settings, param: str) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    limit(len(stops), settings.max_stops, param)
+    if not all(0 < len(text) <= 1000 for text in stops):
+        raise refused(f"{param}: texts of 1 to 1000 characters", param)
+    return stops
+
+
+def limit(count: int, most: int, param: str) -> None:
+    if count > most:
+        raise refused(f"{param}: at most {most} here, not {count}", param)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+def with_usage(stream: bool, options: StreamOptions | None) -> bool:
+    """Whether a stream tells at its end what was used."""
+    if options is not None and not stream:
+        raise refused("stream_options: only for streams", "stream_options")
+    return options is not None and options.include_usage
+
+
+# Reasoning
+
+
+class TemplateArguments(Body):
+    """What a request may tell the chat template. Templates themselves are the server's."""
+
+    enable_thinking: bool | None = None
+    xml_tools: list[dict[str, Any]] | None = None
+    python_tools: list[dict[str, Any] | str] | None = None
+    custom_instructions: str | None = None
+
+
+@dataclass(frozen=True)
+class Thinking:
+    on: bool
+    budget: int | None = None
+
+
+def thinking_of(
+    service: Service,
+    *,
+    enable: bool | None = None,
+    effort: str | None = None,
+    budget: int | None = None,
+) -> Thinking:
+    """Whether the answer begins with reasoning, and its budget, from what the request says."""
+    wanted = enable
+    if effort is not None:
+        if enable is not None and enable == (effort == "none"):
+            raise refused(f"enable_thinking contradicts reasoning_effort {effort!r}")
+        wanted = effort != "none"
+    if budget is not None and wanted is False:
+        raise refused("a thinking budget goes with thinking, which is off", "thinking_budget")
+    asked = wanted or budget is not None
+    if not can_think(service.engine):
+        if asked:
+            raise refused("this model does not reason; leave out thinking and its budget")
+        return Thinking(False)
+    if effort is not None and budget is None:
+        budget = BUDGETS.get(effort)
+    on = bool(asked) if wanted is not None or asked else service.settings.think
+    return Thinking(on, budget)
+
+
+# Tools and formats
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """The tools of a request: as the template shows them, how they are called, if they may be."""
+
+    shown: list[Any]
+    python: list[Any]
+    constraint: ConstraintSpec | None = None
+    optional: bool = False
+    may_call: bool = True
+
+
+ToolChoice = Literal["none", "auto", "required"] | str
+
+
+def toolbox(
+    service: Service,
+    declared: Sequence[dict[str, Any]],
+    python: Sequence[Any],
+    choice: str,
+    name: str | None,
+    parallel: bool,
+    strict: bool,
+) -> Toolbox:
+    """declared: {"name", "description", "parameters"}. choice: none, auto, required, or named,
+    with `name`. strict: the schemas must be kept to, or it is an error."""
+    settings = service.settings
+    limit(len(declared) + len(python), settings.max_tools, "tools")
+    for tool in declared:
+        check_schema("tools", tool, settings)
+    check_schema("tools", list(python), settings)
+    names = [tool["name"] for tool in declared]
+    if len(set(names)) < len(names):
+        raise refused("tools: two have the same name", "tools")
+    if python and "python" in names:
+        raise refused("tools: python: with Python that name is taken; rename it", "tools")
+    there = bool(declared or python)
+    if choice == "named" and name not in [*names, *(["python"] if python else [])]:
+        raise refused(f"tool_choice: there is no tool {name!r:.80}", "tool_choice")
+    if choice == "required" and not there:
+        raise refused("tool_choice: there are no tools to call", "tool_choice")
+    if choice == "none" or not there:
+        return Toolbox([], [], may_call=not there)
+    wanted: Any = {"name": name} if choice == "named" else choice
+    constraint = Tools(declared, wanted, parallel=parallel, python=bool(python))
+    optional = choice == "auto" and not strict
+    return Toolbox(list(declared), list(python), constraint, optional)
+
+
+def format_of(kind: str, schema: Any, settings: Settings) -> ConstraintSpec | None:
+    """The constraint of a response format."""
+    if kind == "json_schema":
+        if not isinstance(schema, dict):
+            raise refused("response_format: json_schema needs a schema", "response_format")
+        check_schema("response_format", schema, settings)
+        return Json(schema)
+    return Json() if kind == "json_object" else None
+
+
+class Structured(Body):
+    """One of vLLM's other forms of an answer; the grammar is llguidance's Lark."""
+
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="json")
+
+
+def structured_of(structured: Structured, settings: Settings) -> ConstraintSpec:
+    given = structured.model_dump(exclude_none=True)
+    if len(given) != 1:
+        raise refused("structured_outputs: give one of regex, choice, grammar, json")
+    [(kind, value)] = given.items()
+    check_schema("structured_outputs", value, settings)
+    match kind:
+        case "regex":
+            return Regex(value)
+        case "choice":
+            return Choice(value)
+        case "grammar":
+            return Grammar(value)
+    return Json(value)
+
+
+def one_constraint(
+    box: Toolbox, other: ConstraintSpec | None
+) -> tuple[ConstraintSpec | None, bool]:
+    """The constraint of an answer, and whether it may be left out."""
+    if other is None:
+        return box.constraint, box.optional
+    if box.constraint is not None:
+        raise refused(
+            "a format of the answer and tools that may be called are not supported together; "
+            "set tool_choice to none, or leave out one",
+            "tool_choice",
+        )
+    return other, False

@@ -1,0 +1,197 @@
+"""POST /v1/completions: OpenAI's older API, a text or its tokens continued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from smollm3 import turn
+from smollm3.infer import Step
+from smollm3.serve.answering import Answering, Quiet, StreamEvent
+from smollm3.serve.ask import Ask
+from smollm3.serve.dialects.fields import (
+    OpenSampling,
+    StreamOptions,
+    Structured,
+    TokenId,
+    Whole,
+    params_of,
+    stops_of,
+    structured_of,
+    with_usage,
+)
+from smollm3.serve.dialects.replies import TextChoice, TextCompletion, replies
+from smollm3.serve.dialects.tokens import (
+    completion_logprobs,
+    glass_of,
+    prompt_detail,
+    tops,
+    usage_of,
+)
+from smollm3.serve.errors import ApiError, refused
+from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id, sse
+
+DEFAULT_TOKENS = 16  # as the API has it
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class CompletionBody(OpenSampling):
+    """A text, or several, or the same as tokens. Control tokens spelled in a text are text."""
+
+    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1)]
+    model: str | None = None
+    max_tokens: Whole | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    structured_outputs: Structured | None = None
+    user: str | None = None
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions", responses=replies(TextCompletion, stream=True))
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        """Continue a text."""
+        model = service.check_model(body.model)
+        ask = _ask_of(service, body)
+        usage = with_usage(body.stream, body.stream_options)
+        if body.stream:
+            return await service.streamed(
+                request, ask, lambda answering: _Teller(service, body, model, answering, usage)
+            )
+        answering = await service.whole(request, ask)
+        return _completion(service, body, model, answering).response()
+
+    return routes
+
+
+def _ask_of(service: Service, body: CompletionBody) -> Ask:
+    settings, given = service.settings, body.prompt
+    prompts: Sequence[Any] = (
+        given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    )
+    if body.glass_box and len(prompts) > 1:
+        raise refused("glass_box: of one prompt only", "glass_box")
+    params = params_of(
+        body,
+        settings,
+        max_tokens=body.max_tokens or DEFAULT_TOKENS,
+        stop=stops_of(body.stop, settings, "stop"),
+        top_logprobs=tops(body.glass_box, body.logprobs or 0),
+        seed=body.seed,
+    )
+    constraint = None
+    if body.structured_outputs is not None:
+        constraint = structured_of(body.structured_outputs, settings)
+    asked = [turn.Request(prompt=p, params=params, constraint=constraint) for p in prompts]
+    return Ask(asked, body.glass_box)
+
+
+def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], offset: int) -> Json:
+    if body.logprobs is None or not steps:
+        return {"logprobs": None}
+    told = completion_logprobs(service.engine.tokenizer, steps, body.logprobs, offset)
+    return {"logprobs": told}
+
+
+def _completion(
+    service: Service,
+    body: CompletionBody,
+    model: str,
+    answering: Answering,
+) -> TextCompletion:
+    tokenizer = service.engine.tokenizer
+    choices = [
+        TextChoice(
+            index=i,
+            text=answer.text,
+            finish_reason=answer.reason,
+            **_logprobs(service, body, answer.steps, 0),
+            **glass_of(tokenizer, answering.ask, answer.steps),
+        )
+        for i, answer in enumerate(answering.replies)
+    ]
+    return TextCompletion(
+        id=new_id("cmpl-"),
+        object="text_completion",
+        created=int(time.time()),
+        model=model,
+        choices=choices,
+        usage=usage_of(answering.usage),
+        **prompt_detail(tokenizer, answering),
+    )
+
+
+class _Teller(Tell):
+    """A chunk for each token that shows something."""
+
+    def __init__(
+        self, service: Service, body: CompletionBody, model: str, answering: Answering, usage: bool
+    ) -> None:
+        self._service = service
+        self._body = body
+        self._answering = answering
+        self._with_usage = usage
+        self._begun = False
+        self._offsets = [0] * answering.ask.count
+        self._head = {
+            "id": new_id("cmpl-"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def event(self, event: StreamEvent) -> bytes:
+        match event:
+            case Quiet():
+                return KEEP_ALIVE
+            case turn.End():
+                return self._chunk(event.index, "", finish_reason=event.reason)
+            case turn.Part(index, Step() as step):
+                return self._token(index, step)
+        return b""
+
+    def _token(self, index: int, step: Step) -> bytes:
+        tokenizer = self._service.engine.tokenizer
+        detail = {} if self._begun else prompt_detail(tokenizer, self._answering)
+        self._begun = True
+        choice = _logprobs(self._service, self._body, [step], self._offsets[index])
+        self._offsets[index] += len(step.text)
+        glass = glass_of(tokenizer, self._answering.ask, [step])
+        if not (step.text or glass or choice["logprobs"]):
+            return b""
+        return self._chunk(index, step.text, **choice, extra=glass | detail)
+
+    def _chunk(
+        self,
+        index: int,
+        text: str,
+        *,
+        logprobs: Any = None,
+        finish_reason: str | None = None,
+        extra: Json | None = None,
+    ) -> bytes:
+        choice = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        usage = {"usage": None} if self._with_usage else {}
+        return sse({**self._head, "choices": [choice], **usage, **(extra or {})})
+
+    def end(self) -> bytes:
+        if not self._with_usage:
+            return DONE
+        usage = usage_of(self._answering.usage)
+        return sse({**self._head, "choices": [], "usage": usage}) + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return sse(error.body("openai"))

@@ -1,0 +1,51 @@
+"""What earlier responses were, for requests that go on from them: in memory, the newest only."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smollm3.serve.service import Json
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """messages: the conversation up to and with the answer; response: as it was told; container:
+    of its Python."""
+
+    messages: Sequence[Json]
+    response: Json
+    size: int
+    container: str | None = None
+
+
+class ResponseStore:
+    """Responses of all keys, each found with its own key's salt only."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._count = count
+        self._room = size
+        self._all: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
+
+    def put(
+        self,
+        salt: str,
+        messages: Sequence[Json],
+        response: Json,
+        container: str | None = None,
+    ) -> None:
+        size = len(json.dumps([messages, response]))
+        self._all[salt, response["id"]] = StoredResponse(messages, response, size, container)
+        self._room -= size
+        while self._all and (len(self._all) > self._count or self._room < 0):
+            self._room += self._all.popitem(last=False)[1].size
+
+    def get(self, salt: str, name: str) -> StoredResponse | None:
+        return self._all.get((salt, name))
+
+    def drop(self, salt: str, name: str) -> bool:
+        found = self._all.pop((salt, name), None)
+        self._room += found.size if found else 0
+        return found is not None

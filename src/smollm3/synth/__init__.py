@@ -1,0 +1,1 @@
+"""Conversations and preference pairs from a teacher: asked, checked, kept."""

@@ -1,0 +1,359 @@
+"""From prompts to kept conversations: ask what has no answer yet, check, keep, write.
+
+Every answer is a line of `answers.jsonl` as soon as it comes. All else is made from these lines, so
+that a run which was killed goes on and ends in the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from smollm3.data import readers
+from smollm3.data.order import permutation
+from smollm3.data.readers import Span
+from smollm3.errors import UserError
+from smollm3.files import disk_errors, folder_lock, write_atomic, write_json
+from smollm3.synth.checks import CHECKS, NearDuplicates, agreed, final_answer, value
+from smollm3.synth.spec import Mode, Synthesis, Target
+from smollm3.synth.teacher import Client, Refused, Silent
+
+Row = dict[str, Any]
+Role = Literal["teacher", "weak"]
+MAX_SILENT = 20  # lost requests without an answer between them: the teacher is away
+
+
+@dataclass(frozen=True, order=True)
+class Question:
+    """One request: which prompt, in which mode, the how-manieth sample, of whom."""
+
+    prompt: int
+    mode: Mode
+    sample: int
+    role: Role
+
+    @property
+    def key(self) -> str:
+        return f"{self.prompt}/{self.mode}/{self.sample}/{self.role}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has: conversations (or pairs) kept, the reasons against the others, requests that
+    found no answer, and what the teachers have cost."""
+
+    kept: int
+    dropped: dict[str, int]
+    unanswered: int
+    ledger: dict[str, Any]
+
+
+class Run:
+    def __init__(self, spec: Synthesis, out: Path, tell: Callable[[str], None]) -> None:
+        self.spec, self.out, self.tell = spec, out, tell
+        self.answers: dict[str, Row] = {}
+        self.verdicts: dict[str, str | None] = {}
+        self.unanswered = 0
+
+    @cached_property
+    def prompts(self) -> list[Row]:
+        skipped: Counter[str] = Counter()
+        rows = [
+            row
+            for number, (file, _) in enumerate(readers.find(self.spec.prompts))
+            for _, row in readers.rows(Span(file, number), None, skipped)
+        ]
+        good = [row for row in rows if isinstance(row, dict) and _messages(row)]
+        skipped["without a prompt"] += len(rows) - len(good)
+        for reason, n in (+skipped).items():
+            self.tell(f"{n} prompts skipped: {reason}")
+        if not good:
+            raise UserError(f"prompts: none in {', '.join(self.spec.prompts)}")
+        return good
+
+    def execute(self) -> Outcome:
+        with folder_lock(self.out), disk_errors(self.out):
+            path = self.out / "answers.jsonl"
+            self.answers = _read_answers(path)
+            with path.open("ab") as log:
+                while missing := self._missing():
+                    self._ask(missing, log)
+                    if any(question.key not in self.answers for question in missing):
+                        break
+            return self._write()
+
+    # What is still to be asked
+
+    def _questions(self, prompt: int) -> list[Question]:
+        roles: list[Role] = ["teacher", "weak"] if self.spec.pairs else ["teacher"]
+        return [
+            Question(prompt, mode, sample, role)
+            for mode in self.spec.modes
+            for sample in range(self.spec.samples)
+            for role in roles
+        ]
+
+    def _missing(self) -> list[Question]:
+        """Questions without an answer: of all prompts; with targets, of as many prompts as could
+        fill what is still lacking, in a seeded order."""
+        order = permutation(len(self.prompts), f"{self.spec.seed}/prompts").tolist()
+        if not self.spec.targets:
+            wanted = [q for prompt in order for q in self._questions(prompt)]
+            return [question for question in wanted if question.key not in self.answers]
+        missing: dict[Question, None] = {}
+        kept = list(self._kept())
+        for target in self.spec.targets:
+            gap = target.rows - sum(_fits(target, row, mode) for row, mode, _ in kept)
+            for prompt in order:
+                if gap <= 0:
+                    break
+                mine = [
+                    question
+                    for question in self._questions(prompt)
+                    if _fits(target, self.prompts[prompt], question.mode)
+                    and question.key not in self.answers
+                ]
+                missing |= dict.fromkeys(mine)
+                gap -= len({question.mode for question in mine})
+        return list(missing)
+
+    def _ask(self, questions: list[Question], log: Any) -> None:
+        """Ask, many at a time; each answer is on the disk before it counts."""
+        stop = threading.Event()
+        clients = {"teacher": Client.of(self.spec.teacher, stop)}
+        if self.spec.pairs:
+            clients["weak"] = Client.of(self.spec.pairs.weak, stop)
+        workers = sum(client.teacher.requests for client in clients.values())
+        todo = iter(questions)
+        silent = 0
+        with ThreadPoolExecutor(workers) as pool:
+            pending: dict[Future[Row], Question] = {}
+            try:
+                while True:
+                    while len(pending) < workers and (question := next(todo, None)):
+                        pending[pool.submit(self._one, clients[question.role], question)] = question
+                    if not pending:
+                        return
+                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        question = pending.pop(future)
+                        try:
+                            answer = future.result()
+                        except Silent as e:
+                            self.unanswered += 1
+                            silent += 1
+                            if silent >= MAX_SILENT or silent >= len(questions):
+                                raise UserError(
+                                    f"teacher.url: {clients[question.role].teacher.url}: {e}; "
+                                    "what was answered is kept, run again to go on"
+                                ) from None
+                            continue
+                        silent = 0
+                        line = {"key": question.key, **answer}
+                        log.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                        log.flush()
+                        self.answers[question.key] = line
+                        if len(self.answers) % 100 == 0:
+                            self.tell(f"{len(self.answers)} answers")
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _one(self, client: Client, question: Question) -> Row:
+        seed = int(permutation(1 << 16, f"{self.spec.seed}/{question.key}")[0])
+        try:
+            return client.ask(_messages(self.prompts[question.prompt]), question.mode, seed)
+        except Refused as e:
+            return {"refused": str(e), "input": 0, "output": 0}
+
+    # What is kept
+
+    def _verdict(self, question: Question) -> str | None:
+        """Why an answer is not kept, None if it is; found out once."""
+        if question.key not in self.verdicts:
+            self.verdicts[question.key] = self._judge(question)
+        return self.verdicts[question.key]
+
+    def _judge(self, question: Question) -> str | None:
+        answer, row = self.answers[question.key], self.prompts[question.prompt]
+        if "refused" in answer:
+            return f"refused ({answer['refused']})"
+        if answer["finish"] == "length":
+            return "cut off"
+        if not answer["content"].strip():
+            return "empty"
+        if question.mode == "think" and not answer["reasoning"]:
+            return "without reasoning"
+        for name in self.spec.checks:
+            if name in CHECKS and (reason := CHECKS[name](row, answer["content"])):
+                return reason
+        return self._disagreement(question) if "agreement" in self.spec.checks else None
+
+    def _disagreement(self, question: Question) -> str | None:
+        keys = [
+            Question(question.prompt, question.mode, sample, question.role).key
+            for sample in range(self.spec.samples)
+        ]
+        contents = [self.answers.get(key, {}).get("content") for key in keys]
+        answers = [final_answer(content) if content else None for content in contents]
+        common = agreed(answers, self.spec.agree)
+        mine = final_answer(self.answers[question.key]["content"])
+        if common is None:
+            return "samples disagree"
+        return None if mine is not None and value(mine) == common else "not what samples agree on"
+
+    def _kept(self, dropped: Counter[str] | None = None) -> Iterator[tuple[Row, Mode, Row]]:
+        """(prompt, mode, answer or pair), in the order of the prompts whatever came first."""
+        dropped = Counter() if dropped is None else dropped
+        seen = NearDuplicates() if "duplicates" in self.spec.checks else None
+        for prompt, row in enumerate(self.prompts):
+            for question in self._questions(prompt):
+                if question.role != "teacher" or question.key not in self.answers:
+                    continue
+                reason = self._verdict(question)
+                answer = self.answers[question.key]
+                made: Row | None = answer
+                if reason is None and self.spec.pairs:
+                    made, reason = self._pair(question)
+                if reason is None and seen is not None and not seen.add(answer["content"]):
+                    reason = "near duplicate"
+                if reason is not None or made is None:
+                    dropped[reason or "unanswered"] += 1
+                    continue
+                yield row, question.mode, made
+
+    def _pair(self, question: Question) -> tuple[Row | None, str | None]:
+        """Both answers of a pair whose second is worse, or why there is none."""
+        assert self.spec.pairs is not None
+        other = Question(question.prompt, question.mode, question.sample, "weak")
+        if other.key not in self.answers:
+            return None, "no rejected answer"
+        good, bad = self.answers[question.key], self.answers[other.key]
+        if not bad.get("content"):
+            return None, "no rejected answer"
+        if good["content"] == bad["content"]:
+            return None, "identical answers"
+        checked = [name for name in self.spec.checks if name in CHECKS]
+        applies = any(
+            self.prompts[question.prompt].get(_NEEDS[name]) is not None for name in checked
+        )
+        if applies and self._verdict(other) is None:
+            return None, "both right"
+        long, short = sorted((len(good["content"]), len(bad["content"])), reverse=True)
+        if long > self.spec.pairs.longest * max(1, short):
+            return None, "lengths too different"
+        return {"chosen": good, "rejected": bad}, None
+
+    # Files
+
+    def _write(self) -> Outcome:
+        dropped: Counter[str] = Counter()
+        rows = [self._row(*kept) for kept in self._kept(dropped)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(self.out / f"{self.spec.name}.jsonl", text)
+        ledger = self._ledger()
+        reasons = dict(sorted(dropped.items()))
+        record = {
+            "synthesis": self.spec.model_dump(mode="json"),
+            "kept": len(rows),
+            "dropped": reasons,
+            "by_mode": dict(Counter(_mode(row) for row in rows)),
+            "cost": ledger,
+        }
+        write_json(self.out / "synth.json", record)
+        return Outcome(len(rows), reasons, self.unanswered, ledger)
+
+    def _row(self, prompt: Row, mode: Mode, made: Row) -> Row:
+        """In SmolTalk2's columns."""
+        before = _messages(prompt)
+        kwargs = {
+            "custom_instructions": prompt.get("custom_instructions"),
+            "enable_thinking": mode == "think",
+            "python_tools": None,
+            "xml_tools": None,
+        }
+        if self.spec.pairs is None:
+            return {"messages": [*before, _assistant(made)], "chat_template_kwargs": kwargs}
+        sides = {side: [*before, _assistant(made[side])] for side in ("chosen", "rejected")}
+        text = next(m["content"] for m in reversed(before) if m["role"] == "user")
+        return {"prompt": text, **sides, "chat_template_kwargs": kwargs}
+
+    def _ledger(self) -> dict[str, Any]:
+        """Requests, tokens and money of each teacher."""
+        teachers = {"teacher": self.spec.teacher}
+        if self.spec.pairs:
+            teachers["weak"] = self.spec.pairs.weak
+        ledger: dict[str, Any] = {}
+        for role, teacher in teachers.items():
+            mine = [a for key, a in self.answers.items() if key.endswith(f"/{role}")]
+            read, written = (sum(a[key] for a in mine) for key in ("input", "output"))
+            money = (read * teacher.input_price + written * teacher.output_price) / 1e6
+            ledger[role] = {"answers": len(mine), "input": read, "output": written, "money": money}
+        return ledger
+
+
+_NEEDS = {
+    "answer": "answer",
+    "code": "tests",
+    "instructions": "constraints",
+    "language": "language",
+}
+
+
+def _read_answers(path: Path) -> dict[str, Row]:
+    """What earlier runs were answered. A line that a kill has cut off is cut off the file too."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as f:
+            f.truncate(whole)
+    found: dict[str, Row] = {}
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            answer = json.loads(line)
+            found.setdefault(answer["key"], answer)
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}:{number}: not an answer; delete the line to have it asked again"
+            ) from None
+    return found
+
+
+def _messages(row: Row) -> list[Row]:
+    """The conversation so far, which ends with the user."""
+    messages = row.get("messages")
+    if isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        messages = [{"role": "user", "content": row["prompt"]}]
+    if not isinstance(messages, list) or not messages:
+        return []
+    texts = all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
+    if not texts or messages[-1].get("role") != "user":
+        return []
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _assistant(answer: Row) -> Row:
+    message = {"role": "assistant", "content": answer["content"]}
+    return {**message, "reasoning_content": answer["reasoning"]} if answer["reasoning"] else message
+
+
+def _fits(target: Target, row: Row, mode: Mode) -> bool:
+    wanted: Iterable[tuple[Any, Any]] = (
+        (target.domain, row.get("domain")),
+        (target.language, row.get("language")),
+        (target.mode, mode),
+    )
+    return all(asked is None or asked == has for asked, has in wanted)
+
+
+def _mode(row: Row) -> str:
+    return "think" if row["chat_template_kwargs"]["enable_thinking"] else "no_think"
