@@ -129,7 +129,7 @@ def test_options_share_the_context(tokenizer, tmp_path):
         options = set(row["endings"])  # equal ones are one request
         total += sum(len(tokenizer.encode(f"{context} {option}")) - 1 for option in options)
         saved += (len(options) - 1) * ((len(tokenizer.encode(context)) - 1) // BLOCK) * BLOCK
-    assert 0 < target.engine.stats().prefilled <= total - saved < total
+    assert 0 < target.engine.stats().prefill_tokens <= total - saved < total
 
 
 def test_a_generated_answer_ends_at_the_tasks_stops(tokenizer, data, tmp_path):
