@@ -139,6 +139,16 @@ MUTANTS = [
     Mutant("keys share their interpreters", "serve/tool_executor.py", "if conversation is None else (salt, conversation)", "if conversation is None else conversation", f"{U}serve_tools.py"),
     Mutant("interpreters outlive their request", "serve/tool_executor.py", "if agent is not None and not self._kept:", "if False:", f"{U}serve_tools.py"),
     Mutant("tokens of earlier steps are forgotten", "serve/steps.py", "self.usage += self._now.usage", "self.usage = self._now.usage", f"{U}serve_tools.py"),
+    # evaluation
+    Mutant("the context is scored too", "eval/target.py", "max(len(ids) - len(rest), 1)", "1", f"{U}eval_harness.py"),
+    Mutant("blanks stay with the context", "eval/target.py", "text = prompt.text.rstrip()", "text = prompt.text", f"{U}eval_harness.py"),
+    Mutant("a line that a kill cut off is kept", "eval/journal.py", "os.ftruncate(self._file, good)", "pass", f"{U}eval_harness.py"),
+    Mutant("another model's items are used", "eval/journal.py", "if there.get(name) != ours.get(name):", "if False:", f"{U}eval_harness.py"),
+    Mutant("prompts longer than their length", "eval/ruler/generate.py", "room = length - task.tokens", "room = length", f"{U}eval_ruler.py"),
+    Mutant("one needle is all needles", "eval/ruler/harness.py", "float(any(hits)) if any_of else", "float(any(hits)) if True else", f"{U}eval_ruler.py"),
+    Mutant("a program that leaves early has passed", "eval/code.py", "if run.ok and run.value == repr(token):", "if run.error is None:", f"{U}eval_checkers.py"),
+    Mutant("what is missing may be missing", "eval/bfcl.py", 'key in arguments or "" in values', "True", f"{U}eval_checkers.py"),
+    Mutant("the paired difference is unpaired", "eval/compare.py", "differences = [y - x for x, y in pairs]", "differences = [y for x, y in pairs]", f"{U}eval_checkers.py"),
     # what comes from outside
     Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),
     Mutant("defaults count as given", "cli/fields.py", "if value not in (None, ())}", "}", f"{U}cli_fields.py"),

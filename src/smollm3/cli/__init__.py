@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from smollm3.cli.data import data
+from smollm3.cli.eval import evaluation
 from smollm3.cli.exchange import conformance, export, tokenizer
 from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import report, run
@@ -41,6 +42,7 @@ for command in (
     generate,
     serve,
     bench,
+    evaluation,
     export,
     tokenizer,
     conformance,

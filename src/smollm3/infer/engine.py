@@ -203,9 +203,16 @@ class Engine:
         self, batch: Sequence[Sequence[int]], firsts: Sequence[int] | None = None
     ) -> list[list[float]]:
         """`score` of each. What comes before the first place is found again where it was read."""
+        return [future.result()[:, 0].tolist() for future in self.submit_scores(batch, firsts)]
+
+    def submit_scores(
+        self, batch: Sequence[Sequence[int]], firsts: Sequence[int] | None = None
+    ) -> list[Future[Tensor]]:
+        """[R, 2] of each text, without waiting: log-probabilities of each token from place `first`
+        on, and of the likeliest token there; the two are equal where greedy sampling takes it."""
         firsts = [1] * len(batch) if firsts is None else firsts
         jobs: list[Reading] = []
-        futures: list[Future[list[Tensor]]] = []
+        futures: list[Future[Tensor]] = []
         for ids, first in zip(batch, firsts, strict=True):
             self._check(ids)
             if first < 1:
@@ -216,17 +223,17 @@ class Engine:
                 reduce = partial(_chosen, torch.tensor(ids))
                 jobs.append(Reading(list(ids[:-1]), first - 1, reduce, futures[-1]))
             else:
-                futures[-1].set_result([])
+                futures[-1].set_result(torch.empty(0, 2))
         self._add(jobs)
-        return [torch.cat([torch.empty(0), *future.result()]).tolist() for future in futures]
+        return futures
 
     def logprobs(self, ids: Sequence[int]) -> Tensor:
         """[T, V] log-probabilities of what follows each token, float32 on the CPU: much memory."""
         self._check(ids)
         self._check_room(len(ids))
-        future: Future[list[Tensor]] = Future()
+        future: Future[Tensor] = Future()
         self._add([Reading(list(ids), 0, lambda logits, _: logits.log_softmax(-1).cpu(), future)])
-        return torch.cat(future.result())
+        return future.result()
 
     # prefixes
 
@@ -350,6 +357,8 @@ class Engine:
 
 
 def _chosen(ids_T: Tensor, logits_RV: Tensor, place: int) -> Tensor:
-    """Log-probability of the token behind each of R places, of which `place` is the first."""
+    """[R, 2] log-probabilities of the token behind each of R places, of which `place` is the first,
+    and of the likeliest token."""
     next_R1 = ids_T[place + 1 : place + 1 + len(logits_RV), None].to(logits_RV.device)
-    return (logits_RV.gather(1, next_R1)[:, 0] - logits_RV.logsumexp(-1)).cpu()
+    pair_R2 = torch.cat([logits_RV.gather(1, next_R1), logits_RV.amax(-1, keepdim=True)], dim=1)
+    return (pair_R2 - logits_RV.logsumexp(-1, keepdim=True)).cpu()

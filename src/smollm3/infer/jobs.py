@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -134,7 +135,7 @@ class AnswerJob(Job):
 
 class Reading(Job):
     """A text that is only read. `reduce` is given the logits of its tokens from `first` on, as
-    they come, each time with the place of the first of them; `result` is what that made, in order.
+    they come, each time with the place of the first of them; `result` is all that it made, in one.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Reading(Job):
         ids: list[int],
         first: int,
         reduce: Callable[[Tensor, int], Tensor],
-        result: Future[list[Tensor]],
+        result: Future[Tensor],
     ) -> None:
         self.sequence = Sequence(ids, len(ids), logits_from=first)
         self.result = result
@@ -156,7 +157,7 @@ class Reading(Job):
             self.sequence.logits_from = end  # not again after a preemption
         if end < len(self.sequence.ids):
             return False
-        self.result.set_result(self._results)
+        self.result.set_result(torch.cat(self._results))
         return True
 
     def prepare(self, step: Slice, executor: Executor | None) -> None:

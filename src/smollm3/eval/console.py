@@ -1,0 +1,105 @@
+"""`smollm3 eval` on a terminal: progress with the time left, then the table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from smollm3.eval.harness import Wanted, run_tasks, versions
+from smollm3.eval.journal import Journal
+from smollm3.eval.results import ITEMS, table, write_results
+from smollm3.eval.target import Settings, Target
+from smollm3.files import folder_lock
+
+LOG_SECONDS = 10.0  # between two lines where there is no bar
+
+
+class EvalView:
+    """A bar on a terminal, else a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self.bar.add_task("reading the tasks", total=None, left="")
+        self._what = ""
+        self._began = self._logged = time.monotonic()
+
+    def progress(self, what: str, done: int, total: int, fresh: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began = what, now
+        left = ""
+        if fresh:
+            left = f"{duration((now - self._began) / fresh * (total - done))} left"
+        self.bar.update(self._task, description=what, completed=done, total=total, left=left)
+        if not self.console.is_terminal and now - self._logged > LOG_SECONDS:
+            self._logged = now
+            self.console.print(f"{done:,} of {total:,} {what}, {left}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def eval_on_console(
+    target: Target, wanted: Wanted, settings: Settings, out: Path, suite: str | None = None
+) -> dict[str, Any]:
+    """Evaluate into `out`; a second run goes on from what is there, or with more items."""
+    console = Console(highlight=False)
+    view = EvalView(console)
+    origin = {"model": target.origin(), "settings": settings.to_dict()}
+    began = time.monotonic()
+    with folder_lock(out), Journal(out / ITEMS, origin) as journal:
+        before = len(journal)
+        try:
+            with view.bar:
+                found = run_tasks(target, wanted, settings, journal, view)
+        except KeyboardInterrupt:
+            console.print("stopped; run the same command again to go on")
+            raise
+        config = {
+            "model": target.name,
+            "model_source": "smollm3",
+            "suite": suite,
+            "tasks": list(wanted.tasks),
+            "few_shot": wanted.few_shot,
+            "limit": wanted.limit,
+            "settings": settings.to_dict(),
+            "versions": versions(),
+            "prompts_cut": getattr(target, "cut", 0),
+        }
+        seconds = round(time.monotonic() - began, 3)
+        run = {
+            "seconds": seconds,
+            "items_made": len(journal) - before,
+            "threads": torch.get_num_threads(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        }
+        path = write_results(out, found, config, run)
+    console.print(table(found))
+    for why in found["smollm3"]["skipped"].values():
+        console.print(f"left out: {why}", soft_wrap=True)
+    cut = getattr(target, "cut", 0)
+    if cut:
+        console.print(f"{cut:,} prompts lost their beginning, to fit the model's context")
+    limited = found["smollm3"]["answers_at_limit"]
+    if limited:
+        asked = found["smollm3"]["answers"]
+        console.print(f"{limited:,} of {asked:,} answers were ended by their limit of tokens")
+    console.print(f"{path}: {len(journal) - before:,} items in {duration(seconds)}")
+    return found

@@ -1,0 +1,264 @@
+"""Runs tasks of lm-evaluation-harness, and ours in its form, on a target."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import platform
+import random
+import re
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Read when these are first imported: its bars and warnings would stand between ours.
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+from smollm3.errors import UserError
+from smollm3.eval import bfcl, code
+from smollm3.eval.journal import Journal
+from smollm3.eval.local import data_sets
+from smollm3.eval.ruler import Files
+from smollm3.eval.ruler import harness as ruler
+from smollm3.eval.target import Settings, Target
+
+EXTRA = "evaluating on benchmarks needs {}: pip install 'smollm3[eval]'"
+RANDOM_SEED, FEW_SHOT_SEED = 0, 1234  # the harness's own, so that its examples are ours
+BFCL_TOKENS = 4096  # of an answer, reasoning included
+BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 100,000 take minutes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to run. few_shot: examples instead of the task's number. limit: items of each task.
+    data: a folder of data sets. lengths, files: of RULER's prompts. skip: leave out, and name, what
+    cannot be had, as a suite does; else that is an error."""
+
+    tasks: Sequence[str]
+    few_shot: int | None = None
+    limit: int | None = None
+    data: Path | None = None
+    lengths: Sequence[int] = (4096,)
+    files: Files = field(default_factory=Files)
+    skip: bool = False
+
+
+def own_tasks() -> Path:
+    """The folder of our own tasks."""
+    return Path(str(resources.files("smollm3.eval").joinpath("tasks")))
+
+
+def run_tasks(
+    target: Target, wanted: Wanted, settings: Settings, journal: Journal, view: Any
+) -> dict[str, Any]:
+    """The harness's results, samples included; plain JSON but for what `json_of` makes plain.
+
+    Raises UserError for unknown tasks, for data that is not there, and for tasks that would run a
+    model's code outside the sandbox.
+    """
+    with _quiet():
+        try:
+            from lm_eval.evaluator import evaluate
+
+            from smollm3.eval.adapter import Adapter
+        except ModuleNotFoundError as e:
+            raise UserError(EXTRA.format(e.name)) from None
+        adapter = Adapter(target, journal, settings, view)
+        found: dict[str, Any] = {"results": {}, "samples": {}}
+        skipped: dict[str, str] = {}
+        of_harness = [name for name in wanted.tasks if not bfcl.is_bfcl(name)]
+        asked = _bfcl_questions(wanted, settings)
+        with data_sets(wanted.data) as missing:
+            if of_harness:
+                tasks = load_tasks(
+                    replace(wanted, tasks=of_harness), target, settings, missing, skipped
+                )
+                found = evaluate(
+                    adapter,
+                    tasks,
+                    limit=wanted.limit,
+                    bootstrap_iters=BOOTSTRAP,
+                    apply_chat_template=settings.chat,
+                    fewshot_as_multiturn=settings.chat,
+                    log_samples=True,
+                )
+        for category, (questions, total) in asked.items():
+            limit = settings.max_tokens or BFCL_TOKENS
+            asks = [bfcl.ask_of(q, limit, settings.sample, settings.seed) for q in questions]
+            written = adapter.answered(asks)
+            samples = [bfcl.judged(q, w) for q, w in zip(questions, written, strict=True)]
+            for part, value in bfcl.results(category, samples, total).items():
+                found.setdefault(part, {}).update(value)
+    found["smollm3"] = {
+        "skipped": skipped,
+        "answers": adapter.answers,
+        "answers_at_limit": adapter.at_limit,
+    }
+    return found
+
+
+def _bfcl_questions(
+    wanted: Wanted, settings: Settings
+) -> dict[str, tuple[list[bfcl.Question], int]]:
+    """category -> those that are asked, and how many there are."""
+    found = {}
+    for name in wanted.tasks:
+        if not bfcl.is_bfcl(name):
+            continue
+        if not settings.chat:
+            raise UserError(f"{name}: is of chats, with tools in the model's template; add --chat")
+        for category in bfcl.categories(name):
+            questions = bfcl.questions(category)
+            found[category] = (questions[: wanted.limit], len(questions))
+    return found
+
+
+def load_tasks(
+    wanted: Wanted,
+    target: Target,
+    settings: Settings,
+    missing: Collection[tuple[str, str | None, str]],
+    skipped: dict[str, str],
+) -> Any:
+    """What the harness's TaskManager makes of the names, with the seeds and examples that its own
+    command line sets. missing: splits that were asked for and are not there. skipped: gets the
+    tasks that are left out, with why."""
+    named = [name for name in wanted.tasks if not ruler.is_ruler(name)]
+    manager = task_manager(named)
+    random.seed(RANDOM_SEED)
+    np.random.seed(FEW_SHOT_SEED)
+    found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in wanted.tasks:
+        try:
+            if not ruler.is_ruler(name):
+                check_name(manager, name)
+            loaded = _load(manager, name, _specs(name, wanted, target, settings))
+            for task_name, task in loaded["tasks"].items():
+                _set_examples(task_name, task, wanted, missing)
+        except UserError as e:
+            if not wanted.skip:
+                raise
+            skipped[name] = str(e)
+            continue
+        for part, entries in found.items():
+            entries.update(loaded.get(part, {}))
+    if not found["tasks"]:
+        raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
+    return found
+
+
+def _load(manager: Any, name: str, specs: list[Any]) -> Any:
+    """A task's own code runs when it is loaded: what that needs and has not is told in one line."""
+    try:
+        return manager.load(specs)
+    except UserError:
+        raise
+    except Exception as e:
+        said = " ".join(str(e).split())[:300]
+        raise UserError(f"{name}: cannot be loaded ({type(e).__name__}: {said})") from None
+
+
+def _specs(name: str, wanted: Wanted, target: Target, settings: Settings) -> list[Any]:
+    """What the TaskManager is to load for a name."""
+    if not ruler.is_ruler(name):
+        return [name]
+    ruler.need_known(wanted.lengths, target.context)
+    return list(
+        ruler.configs(name, wanted.lengths, wanted.limit, target.count, wanted.files, settings.chat)
+    )
+
+
+def _set_examples(
+    name: str, task: Any, wanted: Wanted, missing: Collection[tuple[str, str | None, str]]
+) -> None:
+    shots = task.get_config("num_fewshot")
+    if wanted.few_shot is not None and shots != 0:  # a task's 0 is meant
+        shots = wanted.few_shot
+    task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+    split = task.config.fewshot_split or task.config.training_split
+    gone = (task.DATASET_PATH, task.DATASET_NAME, split)
+    if shots and gone in missing:
+        raise UserError(
+            f"{wanted.data}: has not the {split} split of {gone[0]}, from which {name} takes its "
+            f"{shots} examples; add it, or give --few-shot 0"
+        )
+
+
+def task_manager(names: Sequence[str]) -> Any:
+    """The harness's index of the folders that have these tasks: of all it takes ten seconds."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    root = Path(lm_eval.tasks.__file__).parent
+    folders = [own_tasks()]
+    folders += sorted({root / file.relative_to(root).parts[0] for file in _files(root, names)})
+    return TaskManager(include_path=folders, include_defaults=False)
+
+
+def check_name(manager: Any, name: str) -> None:
+    """That a task exists and may run here. UserError with the nearest name otherwise."""
+    if name not in manager.all_tasks:
+        near = difflib.get_close_matches(name, all_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name}: no such task{hint}")
+    config = (manager.task_index[name].cfg or {}) if name in manager.task_index else {}
+    if (config.get("metadata") or {}).get("sandbox"):
+        code.need_sandbox(name)
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"{name}: would run the model's code on this computer, not isolated; take "
+            "humaneval_plus_sandbox or mbpp_plus_sandbox, which run it in the sandbox"
+        )
+
+
+def all_names() -> list[str]:
+    """Every task, group and tag, by a look at the files alone."""
+    import lm_eval.tasks
+
+    found = set()
+    for root in (Path(lm_eval.tasks.__file__).parent, own_tasks()):
+        for file in root.rglob("*.yaml"):
+            found.update(_NAMES.findall(file.read_text(encoding="utf-8", errors="replace")))
+    return sorted(found)
+
+
+_NAMES = re.compile(r"""^["']?(?:task|group|tag)["']?:\s*["']?([\w-]+)["']?\s*$""", re.MULTILINE)
+_TAGS = re.compile(r"""^\s*-\s*["']?([\w-]+)["']?\s*$""", re.MULTILINE)
+
+
+def _files(root: Path, names: Sequence[str]) -> Iterator[Path]:
+    wanted = set(names)
+    for file in root.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if wanted & {*_NAMES.findall(text), *_TAGS.findall(text)}:
+            yield file
+
+
+def versions() -> dict[str, str]:
+    """Of what a score depends on."""
+    names = ("lm_eval", "datasets", "torch", "smollm3")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness's log and its libraries' warnings: what matters we say ourselves."""
+    levels = {}
+    for name in ("lm_eval", "datasets", "transformers", "absl", "evaluate", "rouge_score"):
+        logger = logging.getLogger(name)
+        levels[name] = logger.level
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,111 @@
+"""The finished items of an evaluation on the disk, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from smollm3.errors import UserError
+from smollm3.files import disk_errors, fsync_folder, sha256_json
+
+SYNC_SECONDS = 1.0  # of work lost with the power, at most; a killed process loses none
+FORMAT = "smollm3 eval items 1"
+
+
+def key_of(*parts: Any) -> str:
+    """The name of an item: a checksum of all that decides its value beside the model."""
+    return sha256_json(parts)[:32]
+
+
+class Journal:
+    """Values by key in `path`, a JSON line each behind one that says what they belong to.
+
+    origin: the model and the settings, plain JSON; another evaluation's file is refused. What is
+    found of a value whose line a kill cut off is dropped.
+    """
+
+    def __init__(self, path: Path, origin: dict[str, Any]) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+        self._synced = time.monotonic()
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            self._read(origin)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with disk_errors(self.path):
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        self._write({"key": key, "value": value})
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            with disk_errors(self.path):
+                os.fsync(self._file)
+            self._synced = time.monotonic()
+
+    def _read(self, origin: dict[str, Any]) -> None:
+        good = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                self._take(line, number, origin)
+                good += len(line)
+        os.ftruncate(self._file, good)
+        if not good:
+            self._write({"format": FORMAT, "origin": origin})
+            os.fsync(self._file)
+            fsync_folder(self.path.parent)
+
+    def _take(self, line: bytes, number: int, origin: dict[str, Any]) -> None:
+        try:
+            entry = json.loads(line)
+            if number == 1:
+                if entry["format"] != FORMAT:
+                    raise KeyError
+                self._check(entry["origin"], origin)
+            else:
+                self._values[entry["key"]] = entry["value"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.path}:{number}: not of an evaluation of this version; choose another --out"
+            ) from None
+
+    def _check(self, there: dict[str, Any], ours: dict[str, Any]) -> None:
+        for name in ours.keys() | there.keys():
+            if there.get(name) != ours.get(name):
+                raise UserError(
+                    f"{self.path}: was made with {name} {there.get(name)!r}, now it is "
+                    f"{ours.get(name)!r}; choose another --out"
+                )
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        with disk_errors(self.path):
+            while data:
+                data = data[os.write(self._file, data) :]

@@ -1,0 +1,350 @@
+"""What judges answers: programs in the sandbox, calls by BFCL's rules, numbers, comparisons."""
+
+import json
+
+import pytest
+
+from smollm3.errors import UserError
+from smollm3.eval import bfcl, code
+from smollm3.eval.compare import compare_on_console, mean_of, paired, published_lines
+from smollm3.eval.maths import answer_number, as_number, average, number
+from smollm3.eval.measure import Measure
+from smollm3.eval.plots import heat_map
+from smollm3.eval.published import models, name_of, win_rates
+from smollm3.eval.results import json_of, read_results
+
+# programs
+
+CHECK = """
+import numpy as np
+def check(candidate):
+    assert np.allclose(candidate(2), [4.0, (1.0,)], rtol=1e-07, atol=1e-6)
+    assert not np.allclose([1, 2], [1, 3])
+"""
+ITEM = {"entry_point": "f", "prompt": "def f(x):\n", "test": CHECK}
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed"),
+    [
+        ("    return [x * 2, (1,)]\n", True),
+        (
+            "Here it is:\n```python\ndef f(x):\n    return [x + x + 1e-9, (1,)]\n```\nIt doubles.",
+            True,
+        ),
+        ("    return [x * 3, (1,)]\n", False),
+        ("    import os; os._exit(0)\n", False),
+        ("    raise SystemExit(0)\n", False),
+        ("    return [x * 2,\n", False),
+    ],
+)
+def test_programs_pass_or_fail(answer, passed):
+    assert code.humaneval(ITEM, [answer]) == {"pass@1": float(passed)}
+
+
+def test_a_verdict_says_why():
+    assert code.run_tests("x = 1", "assert x == 2").why == "AssertionError"
+    assert code.run_tests("x = 1", "import os; os._exit(0)").why.startswith(
+        "the interpreter is gone"
+    )
+    assert code.mbpp({"test": "assert f(1) == 2"}, ["```\ndef f(x): return x + 1\n```"]) == {
+        "pass@1": 1.0
+    }
+
+
+def test_the_tests_of_humaneval_32_are_mended():
+    test = "def check(candidate):\n    assert _poly(*candidate(*inp), inp) <= 0.0001"
+    assert "abs(_poly(*inp, candidate(*inp)))" in code.humaneval_tests(
+        {"test": test, "entry_point": "f"}
+    )
+
+
+def test_comparisons_of_mbpp_are_asserted():
+    test = (
+        "def assertion(out, exp, atol):\n    if isinstance(out, bool):\n        exact_match = out == exp\n"
+        "    else:\n        exact_match = exp == (out is not None)\n\nassertion(f(1), True, 0)\n"
+    )
+    for value, passed in (("3", 1.0), ("None", 0.0)):
+        assert code.mbpp({"test": test}, [f"def f(x): return {value}"]) == {"pass@1": passed}
+
+
+def test_programs_that_read_and_methods_that_are_called():
+    item = {
+        "starter_code": "",
+        "public_test_cases": json.dumps([{"input": "2\n3\n", "output": "5 \n"}]),
+    }
+    good = "```python\nprint(int(input()) + int(input()))\nraise SystemExit\n```"
+    assert code.livecodebench(item, [good]) == {"pass@1": 1.0}
+    assert code.livecodebench(item, ["print(6)"]) == {"pass@1": 0.0}
+    starter = "class Solution:\n    def add(self, a: List[int]) -> int:\n"
+    item = {
+        "starter_code": starter,
+        "public_test_cases": json.dumps([{"input": "[2, 3]", "output": "5"}]),
+    }
+    assert code.livecodebench(item, [starter + "        return sum(a)"]) == {"pass@1": 1.0}
+    assert code.livecodebench({**item, "public_test_cases": "[]"}, ["x"]) == {"pass@1": 0.0}
+
+
+def test_without_a_sandbox_nothing_is_run(monkeypatch):
+    def none():
+        raise UserError("the model's Python cannot be isolated on this computer")
+
+    monkeypatch.setattr(code, "find_sandbox", none)
+    with pytest.raises(UserError, match="humaneval_plus_sandbox: .*cannot be isolated"):
+        code.need_sandbox("humaneval_plus_sandbox")
+
+
+# calls
+
+FUNCTIONS = [
+    {
+        "name": "area.get",
+        "description": "An area.",
+        "parameters": {
+            "type": "dict",
+            "properties": {
+                "side": {"type": "float"},
+                "name": {"type": "string"},
+                "points": {"type": "array", "items": {"type": "integer"}},
+                "where": {"type": "dict", "properties": {"type": {"type": "string"}}},
+                "rows": {"type": "array", "items": {"type": "dict"}},
+                "at": {"type": "tuple", "items": {"type": "float"}},
+                "big": {"type": "boolean"},
+            },
+            "required": ["side"],
+        },
+    }
+]
+ANSWER = [
+    {
+        "area.get": {
+            "side": [5.0],
+            "name": ["New York, NY", ""],
+            "points": [[1, 2], ""],
+            "where": [{"type": ["x", "y"], "z": [1, ""]}, ""],
+            "rows": [[{"a": [1]}, {"a": [2]}], ""],
+            "at": [[1.0, 2.0], ""],
+            "big": [True, ""],
+        }
+    }
+]
+
+
+def verdict(*calls, answers=ANSWER, wants=True):
+    question = bfcl.Question("1", [], FUNCTIONS, answers, wants)
+    return bfcl.right(question, list(calls))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        ({"side": 5}, True),
+        ({"side": 5.0, "name": "new york ny"}, True),
+        ({"side": "5"}, False),
+        ({"name": "New York"}, False),
+        ({"side": 5, "other": 1}, False),
+        ({"side": 5, "name": "Boston"}, False),
+        ({"side": 5, "points": [1, 2]}, True),
+        ({"side": 5, "points": [2, 1]}, False),
+        ({"side": 5, "points": ["1", "2"]}, False),
+        ({"side": 5, "where": {"type": "Y"}}, True),
+        ({"side": 5, "where": {"type": "q"}}, False),
+        ({"side": 5, "where": {"z": 1}}, False),
+        ({"side": 5, "where": {"type": "x", "k": 1}}, False),
+        ({"side": 5, "rows": [{"a": 1}, {"a": 2}]}, True),
+        ({"side": 5, "rows": [{"a": 1}]}, False),
+        ({"side": 5, "at": (1.0, 2.0)}, True),
+        ({"side": 5, "big": 1}, False),
+        ({"side": 5, "big": True}, True),
+    ],
+)
+def test_arguments_are_judged(arguments, right):
+    assert verdict(("area_get", arguments)) is right
+
+
+def test_names_and_numbers_of_calls():
+    assert not verdict(("area_put", {"side": 5}))
+    assert not verdict()
+    two = [*ANSWER, {"area.get": {"side": [6.0]}}]
+    assert verdict(("area_get", {"side": 6}), ("area_get", {"side": 5}), answers=two)
+    assert not verdict(("area_get", {"side": 5}), ("area_get", {"side": 5}), answers=two)
+    assert verdict(answers=None, wants=False)
+    assert not verdict(answers=None, wants=True)
+    variable = [{"area.get": {"side": ["x1"]}}]
+    assert verdict(("area_get", {"side": "x1"}), answers=variable)
+    assert not verdict(("area_get", {"side": "X 1"}), answers=variable)
+
+
+def test_types_become_those_of_json_schema():
+    (tool,) = bfcl.tools(FUNCTIONS)
+    properties = tool["function"]["parameters"]["properties"]
+    assert tool["function"]["name"] == "area_get"
+    assert [properties[k]["type"] for k in ("side", "where", "at")] == ["number", "object", "array"]
+    assert properties["where"]["properties"] == {"type": {"type": "string"}}
+    with pytest.raises(UserError, match="simple_pythn"):
+        bfcl.questions("simple_pythn")
+    assert bfcl.is_bfcl("bfcl")
+    assert bfcl.is_bfcl("bfcl_multiple")
+    assert not bfcl.is_bfcl("bfcl_x")
+    assert bfcl.categories("bfcl_multiple") == ["multiple"]
+
+
+# numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234.50", 1234.5),
+        ("1.234.567", 1234567),
+        ("3,5", 3.5),
+        ("1 234", 1234),
+        ("-7.", -7),
+        ("3/4", 0.75),
+        ("1/0", None),
+        ("None", None),
+    ],
+)
+def test_numbers_as_people_write_them(text, value):
+    assert as_number(text) == value
+
+
+def test_the_boxed_number_or_the_last_one_counts():
+    assert answer_number(r"12, so \boxed{\text{about } 1{,}4}") is not None
+    assert answer_number(r"first 3 then \boxed{42}. And 7") == 42
+    assert answer_number("it is 3, no, 18") == 18
+    assert answer_number("no idea") is None
+    assert number({"answer": "1,000"}, ["thus 1000."]) == {"exact_match": 1.0}
+    assert number({"answer": "None"}, ["thus"]) == {"exact_match": 0.0}
+    assert average({"answer": "2"}, [["2", "3", r"\boxed{2}", "x"]]) == {"exact_match": 0.5}
+
+
+# comparisons
+
+
+def results(folder, name, task_values, *, n=4, settings=None):
+    """A folder as `smollm3 eval` leaves one; task -> metric -> values of the items."""
+    folder.mkdir()
+    kept = {"results": {}, "n-samples": {}, "config": {"model": name, "settings": settings or {}}}
+    for task, metrics in task_values.items():
+        kept["results"][task] = {"alias": task}
+        for metric, values in metrics.items():
+            kept["results"][task] |= {
+                f"{metric},none": sum(values) / len(values),
+                f"{metric}_stderr,none": 0.1,
+            }
+        kept["n-samples"][task] = {"original": n, "effective": len(values)}
+        samples = [
+            {
+                "doc_id": i,
+                "doc_hash": "h",
+                "filter": "none",
+                **{m: v[i] for m, v in metrics.items()},
+            }
+            for i in range(len(values))
+        ]
+        (folder / f"samples_{task}.jsonl").write_text(
+            "".join(json.dumps(s) + "\n" for s in samples)
+        )
+    (folder / "results.json").write_text(json.dumps(kept))
+    return folder
+
+
+def test_ours_stands_beside_what_is_published(tmp_path):
+    folder = results(
+        tmp_path / "a",
+        "smollm2-135m",
+        {
+            "arc_easy": {"acc_norm": [1, 0, 1, 0]},
+            "arc_challenge": {"acc_norm": [0, 0, 1, 0]},
+            "piqa": {"acc_norm": [1, 1]},
+        },
+        settings={"chat": False, "think": False},
+    )
+    lines = {
+        line.benchmark: line
+        for line in published_lines(read_results(folder))
+        if line.table == "smollm2-card"
+    }
+    assert lines["ARC"].value == 37.5
+    assert lines["ARC"].difference == pytest.approx(0.2)
+    assert "without the chat template" in lines["ARC"].why
+    assert "2 of 4 items" in lines["PIQA"].why
+    assert lines["ARC"].low < 37.5 < lines["ARC"].high
+
+
+def test_two_are_compared_item_by_item(tmp_path):
+    a = results(tmp_path / "a", "m", {"t": {"acc": [1, 0, 0, 0]}})
+    b = results(tmp_path / "b", "m", {"t": {"acc": [1, 1, 1, 0]}, "u": {"acc": [1]}})
+    pair = paired(read_results(a), read_results(b))
+    (line,) = pair.lines
+    assert (line.difference, line.wins, line.losses, line.n) == (50.0, 2, 0, 4)
+    assert line.low < 50 < line.high
+    assert (pair.a, pair.b) == ("m (a)", "m (b)")
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    a = results(tmp_path / "a", "smollm2-135m", {"piqa": {"acc_norm": [1, 0]}})
+    b = results(tmp_path / "b", "mine", {"piqa": {"acc_norm": [1, 1]}})
+    compare_on_console([a, b], tmp_path / "c.json", tmp_path / "c.svg")
+    shown = capsys.readouterr().out
+    assert "PIQA" in shown
+    assert "66.3" in shown
+    assert "win rate: smollm2-135m 0%, mine 100%" in shown
+    kept = json.loads((tmp_path / "c.json").read_text())
+    assert kept["paired"][0]["lines"][0]["difference"] == 50.0
+    assert (tmp_path / "c.svg").read_text().startswith("<svg")
+    compare_on_console([b], None, tmp_path / "d.svg")
+    assert "nothing of these is published" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--against: 'x' is not one of"):
+        compare_on_console([a], None, None, "x")
+    with pytest.raises(UserError, match="no results of an evaluation"):
+        (tmp_path / "e.json").write_text("[]")
+        compare_on_console([tmp_path / "e.json"], None, None)
+
+
+def test_ruler_gets_its_mean_and_its_map(tmp_path, capsys):
+    from smollm3.eval.ruler import TASKS
+
+    scores = {f"ruler_{t}_4096": {"score": [1, 1]} for t in TASKS}
+    folder = results(tmp_path / "a", "m", scores)
+    file = folder / "samples_ruler_niah_single_1_4096.jsonl"
+    file.write_text(
+        json.dumps(
+            {"doc_id": 0, "filter": "none", "score": 1, "doc": {"depth": 0.5, "length": 4096}}
+        )
+        + "\n"
+    )
+    compare_on_console([folder], None, tmp_path / "map.svg")
+    shown = capsys.readouterr().out
+    assert "4,096: 100.0 (13 tasks)" in shown
+    assert "effective length: 4,096 tokens" in shown
+    assert "4,096 tokens, depth 50%: 100%" in (tmp_path / "map.svg").read_text()
+    assert heat_map({(8192, 9): 0.0}, "x < y").count("<rect") == 2
+
+
+def test_ruler_stands_beside_what_is_published(tmp_path):
+    from smollm3.eval.ruler import TASKS
+
+    scores = {f"ruler_{t}_32768": {"score": [1, 0]} for t in TASKS}
+    (line,) = published_lines(read_results(results(tmp_path / "a", "smollm3-3b-base", scores)))
+    assert (line.benchmark, line.value, line.published) == ("RULER 32768", 50.0, 76.35)
+
+
+def test_win_rates_are_shares_of_beaten_models():
+    rates = win_rates({"a": {"x": 3, "y": 1}, "b": {"x": 2, "y": 1, "z": 9}, "c": {"x": 1, "y": 0}})
+    assert rates == {"a": 0.875, "b": 0.625, "c": 0.0}
+    assert win_rates({"a": {"x": 1}}) == win_rates({}) == {}
+
+
+def test_published_names():
+    assert name_of("smollm2-135m") == "SmolLM2-135M-Instruct"
+    assert name_of("HuggingFaceTB/SmolLM3-3B@main") == "SmolLM3-3B"
+    assert name_of("runs/mine") is None
+    assert "Qwen3-4B" in models()
+    assert mean_of([Measure(0.5, 0.4, 0.6, 3)]).high == pytest.approx(0.6)
+
+
+def test_results_hold_no_addresses():
+    value = json_of({"f": as_number, "n": float("nan"), "o": object(), "s": {1}, 2: (True, None)})
+    assert value == {"f": "as_number", "n": "nan", "o": "object", "s": [1], "2": [True, None]}
