@@ -17,9 +17,10 @@ from smollm3.errors import UserError
 from smollm3.eval.harness import Wanted, run_tasks
 from smollm3.eval.journal import Journal, key_of
 from smollm3.eval.local import DataFolder, table
+from smollm3.eval.remote import until
 from smollm3.eval.results import ITEMS, RESULTS, measures, read_results, write_results
 from smollm3.eval.suites import names, suite_of
-from smollm3.eval.target import EngineTarget, Prompt, Settings, until
+from smollm3.eval.target import EngineTarget, Prompt, Settings
 from smollm3.infer import SamplingParams
 from smollm3.infer.backends import BLOCK
 

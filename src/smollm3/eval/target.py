@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from smollm3.errors import UserError
 from smollm3.eval.nano import DATE
 from smollm3.infer import Engine, SamplingParams
-from smollm3.infer.generation import Generation
+from smollm3.turn import Reply, Request
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class EngineTarget:
 
     def count(self, text: str) -> int:
         if self.settings.chat:
-            return len(self.render(Prompt(messages=({"role": "user", "content": text},))))
+            return len(self._read(Prompt(messages=({"role": "user", "content": text},))))
         return len(self._ids(text))
 
     def origin(self) -> str:
@@ -159,13 +159,15 @@ class EngineTarget:
         return _Sum(parts)
 
     def answer(self, ask: Ask) -> Work:
-        return _Answer(self, ask, answer_to(self, ask))
+        request = self.request(ask)
+        full = len(request.ids(self.tokenizer)) >= self.engine.config.context
+        return _Answer(None if full else request.submit(self.engine))
 
     def pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both, as the harness cuts them: blanks at the end of the context belong to the
         continuation, and its ids are what the context's leave of the whole."""
         if prompt.is_chat:
-            return self.render(prompt), self.tokenizer.encode(continuation)
+            return self._read(prompt), self.tokenizer.encode(continuation)
         if not prompt.text:
             first = self.tokenizer.end_of_text_id if self.tokenizer.bos is None else None
             before = [] if first is None else [first]
@@ -176,30 +178,41 @@ class EngineTarget:
         context = self._context_ids(text)
         return context, self._ids(text + continuation)[len(context) :]
 
-    def render(self, prompt: Prompt) -> list[int]:
-        """Ids of a conversation up to where the model goes on."""
+    def conversation(self, prompt: Prompt) -> Request:
+        """As it is asked: the one place where an evaluation makes a request of a conversation."""
         system, messages = self.settings.system, list(prompt.messages)
         if system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-        rendered = self.tokenizer.render(
-            messages,
+        return Request(
+            messages=messages,
             tools=list(prompt.tools) or None,
             enable_thinking=self.settings.think,
             date=DATE,
-        ).ids
-        return rendered + self.tokenizer.encode(prompt.prefill) if prompt.prefill else rendered
+            prefill=prompt.prefill,
+            thinking_budget=self.settings.thinking_budget if self.settings.think else None,
+        )
 
-    def ids(self, ask: Ask) -> list[int]:
-        """Of the prompt, without its beginning where that leaves no room for an answer; of a
-        conversation all."""
+    def request(self, ask: Ask) -> Request:
+        """A text loses its beginning where that leaves no room for an answer."""
+        params = SamplingParams(
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            top_k=ask.top_k,
+            max_tokens=ask.max_tokens,
+            seed=ask.seed,
+            stop=ask.stop,
+        )
         if ask.prompt.is_chat:
-            return self.render(ask.prompt)
+            return replace(self.conversation(ask.prompt), params=params)
         ids = self._ids(ask.prompt.text)
         room = self.engine.config.context - ask.max_tokens
         if len(ids) > room > 0:
             self.cut += 1
-            return ids[-room:]
-        return ids
+            ids = ids[-room:]
+        return Request(prompt=ids, params=params)
+
+    def _read(self, prompt: Prompt) -> list[int]:
+        return self.conversation(prompt).ids(self.tokenizer)
 
     def _ids(self, text: str) -> list[int]:
         bos = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
@@ -212,26 +225,6 @@ class EngineTarget:
             self.cut += 1
             ids = ids[-most:]
         return self.engine.submit_scores([ids], [max(len(ids) - len(rest), 1)])[0]
-
-
-def answer_to(target: EngineTarget, ask: Ask) -> Generation | None:
-    """An answer on its way, None where the prompt alone fills the context: the one place where an
-    evaluation generates."""
-    ids = target.ids(ask)
-    if len(ids) >= target.engine.config.context:
-        return None
-    thinking = ask.prompt.is_chat and target.settings.think
-    params = SamplingParams(
-        temperature=ask.temperature,
-        top_p=ask.top_p,
-        top_k=ask.top_k,
-        max_tokens=ask.max_tokens,
-        seed=ask.seed,
-        # Texts that end an answer may well stand in its reasoning.
-        stop=() if thinking else ask.stop,
-    )
-    budget = target.settings.thinking_budget if thinking else None
-    return target.engine.submit(ids, params, thinking_budget=budget)
 
 
 @dataclass(frozen=True)
@@ -259,27 +252,19 @@ class _Sum:
 
 @dataclass(frozen=True)
 class _Answer:
-    target: EngineTarget
-    ask: Ask
-    generation: Generation | None
+    """reply: None where the prompt alone fills the context."""
+
+    reply: Reply | None
 
     def done(self) -> bool:
-        return self.generation is None or self.generation.done
+        return self.reply is None or self.reply.advance()
 
     def result(self) -> dict[str, Any]:
-        if self.generation is None:
+        if self.reply is None:
             return asdict(Written("", "length", 0))
-        completion = self.generation.result()
-        text, calls = completion.text, []
-        if self.ask.prompt.is_chat:
-            tools = bool(self.ask.prompt.tools)
-            message = self.target.tokenizer.parse(completion.text, tools=tools)
-            text = until(message.content, self.ask.stop)
-            calls = [{"name": c.name, "arguments": c.arguments} for c in message.tool_calls]
-        return asdict(Written(text, completion.finish_reason, len(completion.ids), calls))
-
-
-def until(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of `stops` in it."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places, default=len(text))]
+        message = self.reply.result()
+        is_chat = self.reply.request.prompt is None
+        calls = [{"name": c.name, "arguments": c.arguments} for c in message.tool_calls]
+        finish = "length" if self.reply.reason == "length" else "stop"
+        text = message.content if is_chat else self.reply.text
+        return asdict(Written(text, finish, self.reply.usage.completion, calls))

@@ -33,6 +33,7 @@ class Request:
     False forbids calls of them. parallel: more than one call; without it the answer ends with the
     first. date: told to the model, today where it is None. instructions: where there is no system
     message.
+    prefill: the beginning of the answer, which the model goes on from and the reply leaves out.
     params: their `stop` texts end the content of a conversation's answer, not its reasoning or its
     calls; of a prompt, they end the text. fit: `max_tokens` is lowered to what context and cache
     have room for.
@@ -50,6 +51,7 @@ class Request:
     enable_thinking: bool = True
     instructions: str | None = None
     date: datetime.date | None = None
+    prefill: str = ""
     params: SamplingParams | None = None
     fit: bool = False
     constraint: ConstraintSpec | Constraint | None = None
@@ -69,7 +71,7 @@ class Request:
     def ids(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens that the model reads. UserError for what the template does not take."""
         if self.prompt is None:
-            return tokenizer.render(
+            ids = tokenizer.render(
                 self.messages,
                 tools=list(self.tools or ()) or None,
                 python_tools=list(self.python_tools or ()) or None,
@@ -77,6 +79,7 @@ class Request:
                 custom_instructions=self.instructions,
                 date=self.date or datetime.date.today(),
             ).ids
+            return ids + tokenizer.encode(self.prefill) if self.prefill else ids
         if isinstance(self.prompt, str):
             bos = [] if tokenizer.bos is None else [tokenizer.bos]
             return bos + tokenizer.encode(self.prompt)
