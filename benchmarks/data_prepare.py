@@ -29,7 +29,7 @@ def spent() -> float:
 
 
 def ours(tokenizer: str, files: list[str], out: str, answer: Any) -> None:
-    from smollm3.data.prepare import MakePart, Preparation, _encoder, load_tokenizer, plan
+    from smollm3.data.preparation import MakePart, Preparation, _encoder, load_tokenizer, plan
     from smollm3.data.spec import JsonlSource
 
     work = Path(out) / "ours"

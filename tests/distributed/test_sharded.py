@@ -82,7 +82,9 @@ def four(tmp_path_factory):
         yield followers
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize(
+    "kind", [k if k == "all" else pytest.param(k, marks=pytest.mark.slow) for k in STAGES]
+)
 @pytest.mark.parametrize("parallel", TWO.values(), ids=list(TWO))
 def test_two_are_one(make_job, alone, two, tmp_path, parallel, kind):
     check(two, make_job, alone, tmp_path, kind, parallel)

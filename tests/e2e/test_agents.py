@@ -59,10 +59,10 @@ def test_a_small_model_finishes_a_task():
     question = [{"role": "user", "content": "What is the temperature in Oslo? Call the tool."}]
     with (
         smollm3.load_engine("smollm2-135m") as engine,
-        smollm3.Agent(engine, [temperature], params=params, max_steps=1) as agent,
+        smollm3.Agent(engine, [temperature], params=params, max_steps=2) as agent,
     ):
         agent._constraint = replace(agent._constraint, choice="required", parallel=False)
-        [result] = [e for e in agent.stream(question) if isinstance(e, ToolResult)]
+        result = next(e for e in agent.stream(question) if isinstance(e, ToolResult))
     assert result.ok
     assert asked == ["Oslo"]
     assert result.text == "4 degrees"

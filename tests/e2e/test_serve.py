@@ -311,7 +311,7 @@ LONG = {"messages": HI, "max_tokens": 1500, "ignore_eos": True, "stream": True, 
 
 def test_a_vanished_client_frees_its_slot(server):
     url = f"{server.url}/v1/chat/completions"
-    before = metric(server.url, "smollm3_engine_decoded")
+    before = metric(server.url, "smollm3_decode_tokens_total")
     with httpx2.Client() as client, client.stream("POST", url, json=LONG | {"n": 8}) as response:
         lines = response.iter_lines()
         next(lines)
@@ -322,7 +322,9 @@ def test_a_vanished_client_frees_its_slot(server):
         httpx2.post(url, json=whole, timeout=0.2)
     until_none_runs(server.url)
     # Not one of the two requests was answered to its end.
-    assert metric(server.url, "smollm3_engine_decoded") - before < 2 * 8 * LONG["max_tokens"] / 2
+    assert (
+        metric(server.url, "smollm3_decode_tokens_total") - before < 2 * 8 * LONG["max_tokens"] / 2
+    )
 
 
 @pytest.mark.parametrize("grace", [1, pytest.param(60, marks=pytest.mark.slow)])

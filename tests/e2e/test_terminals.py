@@ -152,7 +152,7 @@ def test_chat(terminal):
     with terminal("chat", "noise", "--max-tokens", "4", "--no-think") as shown:
         shown.until(lambda lines: lines[-1:] == [">"])
         shown.type("Hello\r")
-        shown.until(lambda lines: "cached" in "\n".join(lines) and lines[-1:] == [">"])
+        shown.until(lambda lines: "cached" in "".join(lines) and lines[-1:] == [">"])
         shown.type("/exit\r")
         code, _ = whole(shown)
     assert code == 0

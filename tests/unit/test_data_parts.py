@@ -15,7 +15,7 @@ from tests.support.data_shards import make_shard, make_stage
 from smollm3.data import Loader, Shard, documents, prepare
 from smollm3.data import shards as shards_module
 from smollm3.data.distribute import Distributed
-from smollm3.data.prepare import Here, make
+from smollm3.data.preparation import Here, make
 from smollm3.data.readers import Span, Text, split
 from smollm3.data.shards import verify
 from smollm3.data.sources import plan

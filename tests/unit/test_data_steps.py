@@ -6,7 +6,7 @@ import random
 import pytest
 
 from smollm3.data import documents, prepare
-from smollm3.data.prepare import Preparation
+from smollm3.data.preparation import Preparation
 from smollm3.data.sources import plan
 from smollm3.data.spec import JsonlSource
 from smollm3.data.steps import BLOCKS, Ledger, apply

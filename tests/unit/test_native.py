@@ -240,7 +240,7 @@ def test_a_file_of_every_type_runs(tokenizer, tmp_path, monkeypatch):
     write_mixed(made, tokenizer, tmp_path / "m.gguf", formats, monkeypatch)
     model = load_model(tmp_path / "m.gguf")
     ids = random_ids(40, entries=290)
-    backend = NativeBackend(tmp_path / "m.gguf", model.config, blocks=2, cache_type="f32")
+    backend = NativeBackend(tmp_path / "m.gguf", model.config, blocks=2, kv_cache_dtype="f32")
     found = backend.step(batch((0, ids, [1, 0])))
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0]

@@ -49,7 +49,7 @@ def prepare(
     smollm3 data prepare smollm3-3b --source fineweb-edu --executor slurm --workers 200 \\
         --option partition=cpu --option time=24:00:00
     """
-    from smollm3.data.prepare import Executor, Here
+    from smollm3.data.preparation import Executor, Here
     from smollm3.recipe import load_recipe
     from smollm3.recipe.data import prepare_sources
     from smollm3.units import count

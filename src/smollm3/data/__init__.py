@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from smollm3.data.batch import Batch
     from smollm3.data.loader import Loader
     from smollm3.data.mixture import Mixture
-    from smollm3.data.prepare import prepare
+    from smollm3.data.preparation import prepare
     from smollm3.data.shards import Shard
     from smollm3.data.sources import Document, documents
 
@@ -20,7 +20,7 @@ _HOMES = {
     "Mixture": "mixture",
     "Shard": "shards",
     "documents": "sources",
-    "prepare": "prepare",
+    "prepare": "preparation",
 }
 __all__ = ["Batch", "Document", "Loader", "Mixture", "Shard", "documents", "prepare"]
 
@@ -30,5 +30,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'smollm3.data' has no attribute {name!r}")
     value = getattr(import_module(f"smollm3.data.{_HOMES[name]}"), name)
-    globals()[name] = value  # `prepare` is also the name of its module
+    globals()[name] = value
     return value

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smollm3.data.prepare import Step
+from smollm3.data.preparation import Step
 from smollm3.errors import UserError
 
 

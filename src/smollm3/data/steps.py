@@ -18,7 +18,7 @@ from smollm3.data.spec import Source, Step
 from smollm3.errors import UserError
 
 if TYPE_CHECKING:
-    from smollm3.data.prepare import Preparation
+    from smollm3.data.preparation import Preparation
 
 BLOCKS = {
     "gopher_quality": "datatrove.pipeline.filters:GopherQualityFilter",

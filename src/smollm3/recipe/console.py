@@ -25,6 +25,7 @@ from smollm3.recipe.runner import Events, Run
 from smollm3.recipe.schema import Recipe, Stage
 from smollm3.train import Stopped
 
+WIDE = 100  # columns that a bar, its times and the detail beside it take
 LOG_EVERY_SECONDS = 10.0  # without a terminal there is no bar; a line now and then instead
 
 
@@ -33,15 +34,16 @@ class RunConsole:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        wide = console.width >= WIDE  # a line that wraps cannot be taken back
         self.bar = Progress(
             # Without markup: a stage's name or a detail may hold brackets.
             TextColumn("{task.fields[stage]}", style="bold", markup=False),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            *([BarColumn()] if wide else []),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
+            *([TimeElapsedColumn()] if wide else []),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
+            *([TextColumn("{task.fields[detail]}", markup=False)] if wide else []),
             console=console,
             transient=True,
             disable=not console.is_terminal,

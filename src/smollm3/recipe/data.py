@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smollm3 import checkpoint, data
 from smollm3.chat import default_template
-from smollm3.data.prepare import Executor, make
+from smollm3.data.preparation import Executor, make
 from smollm3.errors import UserError
 from smollm3.recipe.graph import model_parents, tokenizer_of
 from smollm3.recipe.runner import Events, Run
