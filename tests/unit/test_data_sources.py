@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from smollm3.data import documents
+from smollm3.data import documents, sources
 from smollm3.data.sources import fingerprint
 from smollm3.data.spec import (
     HubSource,
@@ -209,3 +209,13 @@ def test_fingerprint_changes_with_the_file(tmp_path):
     assert before != fingerprint(text_source(path))
     generated = ProceduralSource(kind="procedural", generator="web", documents=3)
     assert fingerprint(generated) == fingerprint(generated)
+
+
+def test_a_few_rows_of_the_library_read_a_few_files(monkeypatch):
+    """Its thousand files take seconds to parse; they come shuffled, so the first rows are enough."""
+    parsed = []
+    parse = sources.ast.parse
+    monkeypatch.setattr(sources.ast, "parse", lambda code: parsed.append(1) or parse(code))
+    source = StdlibSource(kind="stdlib", part="code", rows=10)
+    assert len(list(documents(source, seed=0))) == 10
+    assert len(parsed) <= 10

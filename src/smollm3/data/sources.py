@@ -119,7 +119,11 @@ def plan(source: Source, seed: int) -> Plan:
 def _count(source: Source, span: Span, seed: int) -> int:
     if isinstance(source, TextSource):
         return 1
-    if isinstance(source, StdlibSource | ProceduralSource):
+    if isinstance(source, ProceduralSource):
+        return (span.last or source.documents) - span.first
+    if isinstance(source, StdlibSource):
+        if isinstance(source.rows, int):
+            return source.rows  # these come shuffled: what is behind the last one is not read
         return sum(1 for _ in _rows(source, span, seed, Counter()))
     return readers.count_rows(span)
 
@@ -143,8 +147,10 @@ def documents(
     kept = _kept(source, seed, planned.rows)
     found = 0
     for span in spans:
-        for place, (identity, row) in enumerate(_rows(source, span, seed, skipped)):
-            if kept is not None and not kept[span.offset + place]:
+        for place, (identity, row) in enumerate(_rows(source, span, seed, skipped), span.offset):
+            if kept is not None and place >= len(kept):
+                break
+            if kept is not None and not kept[place]:
                 continue
             try:
                 document = _document(identity, row, source)

@@ -26,7 +26,7 @@ from smollm3.tokenizer import Tokenizer
 # A step of more FLOPs is not taken: its time follows from that of one product of its width.
 LARGEST_FLOPS = 2e10
 PRODUCT_TOKENS, PRODUCT_OUTPUTS = 32, 1024  # 0.4 GFLOP at a width of 2048
-SAMPLE_DOCUMENTS = 48
+SAMPLE_DOCUMENTS = 96
 
 
 def step_seconds(
@@ -55,7 +55,7 @@ def step_seconds(
             optimizer.step()
             optimizer.zero_grad()
 
-        return min(_processor_seconds(step) for _ in range(3)) / threads
+        return min(_processor_seconds(step) for _ in range(2)) / threads
 
 
 def _seconds_per_flop(config: ModelConfig) -> float:
@@ -72,7 +72,7 @@ def _seconds_per_flop(config: ModelConfig) -> float:
     return seconds / (6 * layer.weight.numel() * PRODUCT_TOKENS)
 
 
-def _processor_seconds(work: Callable[[], None]) -> float:
+def _processor_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -87,18 +87,24 @@ def slowdown(processes: int, threads: int) -> float:
 def preparation_seconds(name: str, source: Source, seed: int) -> float | None:
     """Seconds to prepare a source that is made here, from a sample of it; None for all others."""
     match source:
-        case ProceduralSource():
-            of = source.documents
-            sample = {"documents": min(SAMPLE_DOCUMENTS, of)}
+        case ProceduralSource(documents=of):
+            size = "documents"
         case StdlibSource(rows=int(of)):
-            sample = {"rows": min(SAMPLE_DOCUMENTS, of)}
+            size = "rows"
         case _:
             return None
-    small = source.model_copy(update=sample)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
-        data.prepare(name, small, _tokenizer(), Path(folder), seed)
-        return (time.process_time() - start) * of / next(iter(sample.values()))
+
+    def seconds(documents: int) -> float:
+        part = source.model_copy(update={size: documents})
+        with tempfile.TemporaryDirectory() as folder:
+            return _processor_seconds(
+                lambda: data.prepare(name, part, _tokenizer(), Path(folder), seed)
+            )
+
+    # What one document takes, apart from what a source takes whatever its size.
+    sample = min(SAMPLE_DOCUMENTS, of)
+    one, many = seconds(1), seconds(sample)
+    return one + max(many - one, 0.0) / max(sample - 1, 1) * (of - 1)
 
 
 @contextmanager
