@@ -114,6 +114,7 @@ def test_sigkill_during_a_save_leaves_the_checkpoint_before_it(make_job, tmp_pat
         equal(resumed, weights(jobs[1], workers.train(jobs[1])))
 
 
+@pytest.mark.slow
 def test_a_whole_models_checkpoint_is_read_by_shards(make_job, tmp_path):
     job = make_job(tmp_path / "run")
     alone = train(job, ProcessGroup.single())

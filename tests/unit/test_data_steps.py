@@ -231,7 +231,11 @@ def test_near_duplicates_are_dropped_across_parts(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("options", "least"), [({}, 0.88), ({"num_buckets": 20, "hashes_per_bucket": 8}, 0.95)]
+    ("options", "least"),
+    [
+        ({}, 0.88),
+        pytest.param({"num_buckets": 20, "hashes_per_bucket": 8}, 0.95, marks=pytest.mark.slow),
+    ],
 )
 def test_planted_duplicates_at_similarity_08(tmp_path, options, least):
     """Bits of two signatures agree with the probability of the texts' similarity s, so a pair is
