@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smollm3.errors import UserError
-from smollm3.eval.measure import Measure, Z
+from smollm3.eval.measure import Measure, mean
 from smollm3.eval.plots import Bar, bars, heat_map
 from smollm3.eval.published import Published, name_of, need_model, tables, win_rates
 from smollm3.eval.results import Evaluated, read_results
@@ -198,17 +198,15 @@ def paired(a: Evaluated, b: Evaluated) -> Pair:
 def _paired_line(task: str, metric: str, pairs: Sequence[tuple[float, float]]) -> PairedLine:
     n = len(pairs)
     differences = [y - x for x, y in pairs]
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
-    half = Z * math.sqrt(variance / n)
+    measure = mean(differences)
     return PairedLine(
         task,
         metric,
         100 * sum(x for x, _ in pairs) / n,
         100 * sum(y for _, y in pairs) / n,
-        100 * mean,
-        100 * (mean - half),
-        100 * (mean + half),
+        100 * measure.value,
+        100 * measure.low,
+        100 * measure.high,
         sum(d > 0 for d in differences),
         sum(d < 0 for d in differences),
         n,

@@ -60,7 +60,7 @@ def launch(
         return
     from smollm3.infer import load_engine
 
-    # Nothing is guessed: an evaluation runs many answers at once, where guesses cost more than
+    # Without draft tokens: an evaluation runs many answers at once, where these cost more than
     # they save.
     with load_engine(model, **{"speculation": False, **engine_options}) as engine:
         target: Target = EngineTarget(engine, model, settings)

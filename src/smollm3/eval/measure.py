@@ -57,6 +57,15 @@ def ratio(sums: Sequence[float], counts: Sequence[int]) -> Measure:
     return Measure(r, r - half, r + half, d, errors=errors)
 
 
+def mean(values: Sequence[float]) -> Measure:
+    """The mean of independent items with its normal interval: mean ± z·s/sqrt(n)."""
+    n = len(values)
+    centre = math.fsum(values) / n
+    variance = math.fsum((v - centre) ** 2 for v in values) / max(n - 1, 1)
+    half = Z * math.sqrt(variance / n)
+    return Measure(centre, centre - half, centre + half, n)
+
+
 def difference(measure: Measure, baseline: Measure, factor: float = 1.0) -> Measure:
     """measure - factor·baseline with its interval, both shares or both ratios.
 

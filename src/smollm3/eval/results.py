@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3.errors import UserError
-from smollm3.eval.measure import Measure, Z, share
+from smollm3.eval.measure import Measure, Z, mean, share
 from smollm3.files import read_json, sha256_json, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -87,11 +87,7 @@ def _samples_of(task: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _mean(values: Sequence[float]) -> Measure:
     if set(values) <= {0.0, 1.0}:
         return share([value == 1.0 for value in values])
-    n = len(values)
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / max(n - 1, 1)
-    half = Z * math.sqrt(variance / n)
-    return Measure(mean, mean - half, mean + half, n)
+    return mean(values)
 
 
 def _is_number(value: Any) -> bool:
