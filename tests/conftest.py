@@ -92,7 +92,7 @@ def smollm3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the exact SmolLM3 tokenizer; it takes some seconds to build."""
     if find_spec("llama_models") is None:  # not importorskip: it would be imported
         pytest.skip("its vocabulary comes from the package llama-models")
-    from smollm3.tokenizer_build import build
+    from smollm3.tokenizer.build import build
 
     folder = tmp_path_factory.mktemp("smollm3-tokenizer")
     build(folder)

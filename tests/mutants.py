@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant("header trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt) - 22, stop.end()))", RENDER),
     Mutant("stop token not trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt), stop.start()))", RENDER),
     Mutant("system block left open", "chat/template.jinja", "{% endif %}\n<|im_end|>\n{% for message", "{% endif %}\n{% for message", RENDER),
-    Mutant("contents recognise control tokens", "tokenizer.py", "if restored == texts:", "if True:", RENDER),
-    Mutant("texts share a vocabulary with control tokens", "tokenizer.py", "all(model.token_to_id(token) is None for token in self._control)", "True", f"{U}tokenizer.py"),
+    Mutant("contents recognise control tokens", "tokenizer/tokenizer.py", "if restored == texts:", "if True:", RENDER),
+    Mutant("texts share a vocabulary with control tokens", "tokenizer/tokenizer.py", "all(model.token_to_id(token) is None for token in self._control)", "True", f"{U}tokenizer.py"),
     # inference, merging
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
     Mutant("salts ignored", "infer/blocks.py", 'salt.encode(errors="surrogatepass")', 'b""', SCHEDULER),

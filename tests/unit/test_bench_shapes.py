@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.support.llamacpp import LlamaCpp
 
-from smollm3 import tokenizer_build
+from smollm3.tokenizer import build as tokenizer_build
 from smollm3.bench import shapes
 from smollm3.bench.shapes import SHAPES, RandomBlocks, make_shape, tokenizer_of_size, write_random
 from smollm3.checkpoint import load_model, load_tokenizer

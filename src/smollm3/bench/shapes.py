@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smollm3 import tokenizer_build
+from smollm3.tokenizer import build as tokenizer_build
 from smollm3.chat import default_template
 from smollm3.checkpoint.gguf import KINDS
 from smollm3.checkpoint.gguf.quantize import quantize

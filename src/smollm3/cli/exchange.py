@@ -56,7 +56,7 @@ def build(out: Path) -> None:
 
     Reads the vocabulary from the package llama-models (pip install --no-deps llama-models).
     """
-    from smollm3 import tokenizer_build
+    from smollm3.tokenizer import build as tokenizer_build
 
     tokenizer_build.build(out)
     click.echo(f"{out / 'tokenizer.json'}: sha256 {tokenizer_build.SHA256}")

@@ -10,54 +10,26 @@ import json
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Unpack
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import models
 
 from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
 from smollm3.chat.render import Piece, any_of
-from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, THINK
 from smollm3.errors import UserError
 from smollm3.files import read_json, read_text, sha256_json, write_atomic, write_json
+from smollm3.tokenizer.bpe import train_bpe
+from smollm3.tokenizer.library import byte_letters, encode, encodings, reraise_unless_library
 
 # The library's threads do not survive a fork and gain nothing beside one process a core.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Llama 3's split: contractions, words with one sign before them, up to three digits, signs with
-# the line ends after them, line ends, blanks.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# SmolLM3's control tokens in the order of their ids; the tags of reasoning, tools and code are not
-# `special`, so they survive decoding without special tokens and text parsers see them.
-CONTROL = {
-    "<|begin_of_text|>": True,
-    "<|end_of_text|>": True,
-    THINK: False,
-    END_THINK: False,
-    "<|finetune_right_pad_id|>": True,
-    "<|start_header_id|>": True,
-    "<|end_header_id|>": True,
-    "<|eom_id|>": True,
-    "<|eot_id|>": True,
-    "<|python_tag|>": True,
-    "<|im_start|>": True,
-    "<|im_end|>": True,
-    "<tool_response>": False,
-    "</tool_response>": False,
-    CALL: False,
-    END_CALL: False,
-    CODE: False,
-    END_CODE: False,
-}
-CONTROL_SPLIT = re.compile("|".join(map(re.escape, CONTROL)))
 _NAMED = (
     "bos_token",
     "eos_token",
@@ -121,7 +93,7 @@ class Tokenizer:
             self._markup.no_padding()
             before = self._markup.encode("").ids  # what the post-processor puts before every text
         except BaseException as e:
-            _check_the_librarys(e)
+            reraise_unless_library(e)
             raise UserError(f"tokenizer.json: not a tokenizer ({e})") from None
         self._config = config
         self.template = template
@@ -190,27 +162,6 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab: int, template: str) -> Tokenizer:
         """A byte-level BPE of at most `vocab` entries, control tokens included; the same texts
         give the same tokenizer."""
-        least = len(CONTROL) + 256
-        if vocab < least:
-            raise UserError(
-                f"vocab: {vocab} is too small; 256 bytes and control tokens need {least}"
-            )
-        bpe = tokenizers.Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        bpe.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab - len(CONTROL),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        bpe.train_from_iterator(texts, trainer)
-        for token, special in CONTROL.items():  # one by one: the order gives the ids
-            bpe.add_tokens([AddedToken(token, special=special, normalized=False)])
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None,
@@ -218,7 +169,7 @@ class Tokenizer:
             "pad_token": "<|finetune_right_pad_id|>",
             "clean_up_tokenization_spaces": False,
         }
-        return cls(bpe.to_str(pretty=True), config, template)
+        return cls(train_bpe(texts, vocab), config, template)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -301,7 +252,7 @@ class Tokenizer:
         try:
             return tokenizers.Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
         except BaseException as e:
-            _check_the_librarys(e)
+            reraise_unless_library(e)
             raise UserError(f"tokenizer.json: its pieces need its control tokens ({e})") from None
 
     def encode(self, text: str) -> list[int]:
@@ -309,11 +260,11 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return _encode(self._text, texts)
+        return encode(self._text, texts)
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant: never for text from outside."""
-        return _encode(self._markup, [text])[0]
+        return encode(self._markup, [text])[0]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """The text of ids; `skip_special` leaves out turn ends, padding and the like, not the tags
@@ -326,7 +277,7 @@ class Tokenizer:
         piece: str | None = self._markup.id_to_token(index)
         if piece is None:
             return b""
-        letters = _byte_letters()
+        letters = byte_letters()
         if piece in self._control or any(letter not in letters for letter in piece):
             return piece.encode()
         return bytes(letters[letter] for letter in piece)
@@ -358,7 +309,7 @@ class Tokenizer:
     def _encode_whole(self, rendering: Rendering) -> Iterator[_Encoded]:
         """Each token of the text in one, with the pieces that it touches."""
         pieces = rendering.pieces
-        [encoding] = _encodings(self._markup.encode_batch, ["".join(p.text for p in pieces)])
+        [encoding] = encodings(self._markup.encode_batch, ["".join(p.text for p in pieces)])
         ends = list(accumulate(len(piece.text) for piece in pieces))
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             yield [index], pieces[bisect_right(ends, start) : bisect_left(ends, end) + 1]
@@ -376,7 +327,7 @@ class Tokenizer:
         texts = [piece.text for piece in pieces]
         restored = [text.translate(restore) for text in texts]
         if restored == texts:  # no content has even the first character of a control token
-            encoded = _encode(self._markup, texts)
+            encoded = encode(self._markup, texts)
             return zip(encoded, ([piece] for piece in pieces), strict=True)
         return self._encode_guarded(pieces, restore)
 
@@ -402,40 +353,6 @@ class Tokenizer:
             end = next((i for i, token in enumerate(output) if token in self.stop_ids), len(output))
             output = self.decode(output[:end], skip_special=True)
         return parse(output, xml=tools, python=python_tools)
-
-
-@cache
-def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level vocabularies write bytes with: those that are printable
-    themselves, and for the others U+0100 and on, in order."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in shown)
-    return {chr(b): b for b in shown} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-def _encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in _encodings(tokenizer.encode_batch_fast, texts)]
-
-
-def _encodings(
-    encode: Callable[..., list[tokenizers.Encoding]], texts: Sequence[str]
-) -> list[tokenizers.Encoding]:
-    try:
-        return encode(list(texts), add_special_tokens=False)
-    except TypeError:
-        raise UserError(
-            "a text holds a lone surrogate, which is no character; fix the data"
-        ) from None
-    except BaseException as e:
-        _check_the_librarys(e)
-        raise UserError(f"the tokenizer gives up on a text ({e}); shorten or fix it") from None
-
-
-def _check_the_librarys(error: BaseException) -> None:
-    """Raise what is no failure of the library: it raises bare Exceptions and, when it panics,
-    something that is none."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
 
 
 def _spelling(key: str, token: Any) -> str:

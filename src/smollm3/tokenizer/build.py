@@ -16,7 +16,8 @@ from typing import Any
 from smollm3.chat import default_template
 from smollm3.errors import UserError
 from smollm3.files import packaged_file
-from smollm3.tokenizer import CONTROL, SPLIT, Tokenizer
+from smollm3.tokenizer.bpe import CONTROL, SPLIT
+from smollm3.tokenizer.tokenizer import Tokenizer
 
 PACKAGE, RANKS = "llama_models", "llama3/tokenizer.model"
 MEND = "pip install --no-deps --force-reinstall llama-models==0.3.0"
