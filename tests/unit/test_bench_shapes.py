@@ -10,13 +10,13 @@ import pytest
 import torch
 from tests.support.llamacpp import LlamaCpp
 
-from smollm3.tokenizer import build as tokenizer_build
 from smollm3.bench import shapes
 from smollm3.bench.shapes import SHAPES, RandomBlocks, make_shape, tokenizer_of_size, write_random
 from smollm3.checkpoint import load_model, load_tokenizer
 from smollm3.checkpoint.gguf.reader import Gguf
 from smollm3.errors import UserError
 from smollm3.model import nope_pattern
+from smollm3.tokenizer import build as tokenizer_build
 
 pytest.importorskip("gguf", reason="the gguf package writes")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from smollm3.tokenizer import build as tokenizer_build
 from smollm3.chat import default_template
 from smollm3.errors import UserError
 from smollm3.files import sha256_file
 from smollm3.tokenizer import Tokenizer
+from smollm3.tokenizer import build as tokenizer_build
 from smollm3.tokenizer.build import CONTROL_TOKENS, PIECES, read_ranks, tokenizer_json
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smollm3.tokenizer import build as tokenizer_build
 from smollm3.chat import default_template
 from smollm3.checkpoint.gguf import KINDS
 from smollm3.checkpoint.gguf.quantize import quantize
@@ -23,6 +22,7 @@ from smollm3.checkpoint.gguf.write import write_gguf
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.tokenizer import Tokenizer
+from smollm3.tokenizer import build as tokenizer_build
 
 SHAPES = {
     "smollm3-3b": ModelConfig(

@@ -47,9 +47,7 @@ def train_bpe(texts: Iterable[str], vocab: int) -> str:
     texts give the same text."""
     least = len(CONTROL) + 256
     if vocab < least:
-        raise UserError(
-            f"vocab: {vocab} is too small; 256 bytes and control tokens need {least}"
-        )
+        raise UserError(f"vocab: {vocab} is too small; 256 bytes and control tokens need {least}")
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
