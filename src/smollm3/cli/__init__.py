@@ -14,7 +14,7 @@ from smollm3.cli.data import data
 from smollm3.cli.eval import evaluation
 from smollm3.cli.exchange import conformance, export, tokenizer
 from smollm3.cli.inference import bench, chat, generate
-from smollm3.cli.recipes import report, run
+from smollm3.cli.recipes import recipe_group, report, run
 from smollm3.cli.serving import serve
 from smollm3.cli.synth import synth
 from smollm3.errors import UserError
@@ -35,6 +35,7 @@ def cli() -> None:
 
 for command in (
     run,
+    recipe_group,
     data,
     synth,
     report,

@@ -88,3 +88,60 @@ def report(run_folder: Path) -> None:
     from smollm3.report import write_report
 
     click.echo(write_report(run_folder))
+
+
+@click.group("recipe")
+def recipe_group() -> None:
+    """Recipes made from other programs' configurations."""
+
+
+@recipe_group.command("import")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The recipe to write. [default: NAME.yaml]",
+)
+@click.option("--name", default="imported", show_default=True, help="Name of the recipe.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    help="GPUs of a training whose file gives only the rows on each.",
+)
+@click.option(
+    "--compare",
+    metavar="RECIPE",
+    help="Print how RECIPE differs, field by field, and write nothing.",
+)
+def import_(
+    files: tuple[Path, ...], out: Path | None, name: str, gpus: int | None, compare: str | None
+) -> None:
+    """Make a recipe of nanotron's or alignment-handbook's configurations, one after another.
+
+    \b
+    smollm3 recipe import stage1_8T.yaml stage2_8T_9T.yaml stage3_9T_11T.yaml --name mine
+    smollm3 recipe import mid.yaml sft.yaml apo.yaml --compare smollm3-3b
+    """
+    from smollm3.errors import UserError
+    from smollm3.files import write_atomic
+    from smollm3.recipe import load_recipe
+    from smollm3.recipe.imported import differences, import_recipe, recipe_text
+
+    imported = import_recipe(files, name, gpus)
+    for note in imported.notes:
+        click.echo(f"note: {note}", err=True)
+    if compare:
+        found = differences(imported.recipe, load_recipe(compare))
+        for each in found:
+            why = f"  # {each.reason}" if each.reason else ""
+            click.echo(f"{each.field}: {each.imported} -> {each.other}{why}")
+        click.echo(f"{len(found)} fields differ")
+        return
+    path = out or Path(f"{name}.yaml")
+    if path.exists():
+        raise UserError(f"{path}: exists; give another --out")
+    write_atomic(path, recipe_text(imported, files))
+    click.echo(f"{path}: {len(imported.recipe.stages)} stages; smollm3 run {path} --dry-run")

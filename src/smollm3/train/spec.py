@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ class LearningRate(StrictModel):
     """
 
     peak: float = Field(gt=0)
-    warmup: int = Field(default=0, ge=0)
+    warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_steps: int | None = Field(default=None, gt=0)
     end: float = Field(default=0.0, ge=0, le=1)
