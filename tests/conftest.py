@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pydantic
 import pytest
 import torch
+from filelock import FileLock
 
 from smollm3 import data
 from smollm3.chat import default_template
@@ -88,12 +89,21 @@ def make_job(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smollm3_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the exact SmolLM3 tokenizer; it takes some seconds to build."""
+def smollm3_tokenizer(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder with the exact SmolLM3 tokenizer; it takes some seconds to build, once for all
+    workers of pytest-xdist."""
     if find_spec("llama_models") is None:  # not importorskip: it would be imported
         pytest.skip("its vocabulary comes from the package llama-models")
     from smollm3.tokenizer.build import build
 
-    folder = tmp_path_factory.mktemp("smollm3-tokenizer")
-    build(folder)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "smollm3-tokenizer"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "chat_template.jinja").exists():  # written last
+            build(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exact_tokenizer(smollm3_tokenizer: Path) -> Tokenizer:
+    return Tokenizer.load(smollm3_tokenizer)

@@ -80,8 +80,8 @@ many = settings(max_examples=300, deadline=None)
 
 
 @pytest.fixture(scope="module")
-def ours(smollm3_tokenizer: Path) -> Tokenizer:
-    return Tokenizer.load(smollm3_tokenizer)
+def ours(exact_tokenizer: Tokenizer) -> Tokenizer:
+    return exact_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from smollm3.data import encoder as encoder_module
 from smollm3.data.encoder import same_merges, text_encoder
-from smollm3.tokenizer import Tokenizer
 
 pytest.importorskip("tiktoken")
 
@@ -25,8 +24,8 @@ PIECES = [
 
 
 @pytest.fixture(scope="module")
-def exact(smollm3_tokenizer):
-    return Tokenizer.load(smollm3_tokenizer)
+def exact(exact_tokenizer):
+    return exact_tokenizer
 
 
 @pytest.fixture(scope="module")

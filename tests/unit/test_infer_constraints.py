@@ -24,7 +24,6 @@ from smollm3.infer.constrain.masks import (
     Tools,
 )
 from smollm3.infer.constrain.thinking import reasoning_of
-from smollm3.tokenizer import Tokenizer
 
 TODAY = datetime.date(2025, 7, 8)
 SCHEMA = {
@@ -59,9 +58,9 @@ HEADER = "<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
-def real(smollm3_tokenizer):
+def real(exact_tokenizer):
     """SmolLM3's: each tag is a token."""
-    return Tokenizer.load(smollm3_tokenizer)
+    return exact_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ def test_it_is_the_published_file(smollm3_tokenizer: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(smollm3_tokenizer: Path) -> Tokenizer:
-    return Tokenizer.load(smollm3_tokenizer)
+def tokenizer(exact_tokenizer: Tokenizer) -> Tokenizer:
+    return exact_tokenizer
 
 
 @pytest.mark.parametrize(
