@@ -180,7 +180,7 @@ def all_say(tokenizer, text, tools, think, tmp_path, users=USERS, stop=(), size=
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "add", "arguments": {"a": 3}}\n</tool_call>'
-TEXTS = [  # 32, asked in both modes and without tools
+TEXTS = [  # 32, with and without tools: 64 cases, each in both modes
     "",
     "plain",
     "\n\nblank lines around\n\n",
@@ -222,9 +222,10 @@ def test_one_message_from_all_seven(tokenizer, tmp_path, text, think):
     all_say(tokenizer, text, True, think, tmp_path)
 
 
+@pytest.mark.parametrize("think", [True, False])
 @pytest.mark.parametrize("text", TEXTS)
-def test_calls_that_were_not_offered_are_text(tokenizer, tmp_path, text):
-    reasoning, content, calls = all_say(tokenizer, text, False, True, tmp_path)
+def test_calls_that_were_not_offered_are_text(tokenizer, tmp_path, text, think):
+    reasoning, content, calls = all_say(tokenizer, text, False, think, tmp_path)
     assert not calls
     assert content.count("<tool_call>") + (reasoning or "").count("<tool_call>") == text.count(
         "<tool_call>"
