@@ -145,7 +145,7 @@ class Trainer:
         steps, done = self.loader.steps, self.progress.step
         log = None
         if self.group.is_main_process:
-            log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done)
+            log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done, steps)
         with StopSignals() as signals, log or nullcontext():
             for k in range(done, steps):
                 record, stopping = self.step(k, stop=signals.received is not None)
