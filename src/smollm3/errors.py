@@ -1,4 +1,4 @@
-"""The one exception that is the user's to fix."""
+"""The exception that is the user's to fix, and its kind that another try may."""
 
 LONGEST = 2000  # characters
 
@@ -11,11 +11,20 @@ class UserError(Exception):
     shows as such.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         shown = message if message.isprintable() else "".join(map(_shown, message))
         super().__init__(shown)
+
+
+class TryAgain(UserError):
+    """What happened to a run rather than what was asked of it, such as a lost process: the same
+    command goes on. Exit code 75, EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
 
 
 def _shown(character: str) -> str:

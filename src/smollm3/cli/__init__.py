@@ -52,13 +52,13 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: user errors become one line and exit code 2."""
+    """Entry point: user errors become one line and their exit code."""
     gc.set_threshold(50_000)  # imports and vocabularies are no garbage; looking took 0.2 s
     try:
         result: Any = cli.main(standalone_mode=False)
     except UserError as e:
         click.echo(f"error: {e}", err=True)
-        sys.exit(2)
+        sys.exit(e.exit_code)
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         sys.exit(e.exit_code)

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print the stages with their estimated cost and time, and do nothing.",
 )
+@click.option(
+    "--slurm",
+    metavar="KEY=VALUE,...",
+    help="Submit Slurm jobs instead: nodes, gpus (of each), time, partition, account, qos, "
+    "reservation, constraint, cpus, tasks.",
+)
 def run(
     recipe: str,
     out: Path | None,
@@ -46,6 +52,7 @@ def run(
     only: str | None,
     redo: tuple[str, ...],
     dry_run: bool,
+    slurm: str | None,
 ) -> None:
     """Run a recipe: a shipped name (smoke, nano, smollm3-3b) or a .yaml file.
 
@@ -55,6 +62,7 @@ def run(
     smollm3 run nano
     smollm3 run nano --set stages.sft.lr.peak=1e-3 --redo sft
     smollm3 run smollm3-3b --dry-run
+    smollm3 run smollm3-3b --slurm nodes=48,gpus=8,time=24h
     """
     from smollm3.recipe import load_recipe
 
@@ -62,16 +70,30 @@ def run(
     if dry_run:
         _print_plan(loaded)
         return
+    folder = out or Path("runs") / loaded.name
+    if slurm:
+        _submit(loaded, recipe, folder, overrides, slurm)
+        return
     from smollm3.recipe.console import run_on_console
     from smollm3.train import ProcessGroup, run_worker
-    from smollm3.train.launch import check_launch
+    from smollm3.train.launch import adopt_slurm, check_launch
 
+    adopt_slurm()
     check_launch(loaded.ranks(loaded.parallel))
 
     if int(os.environ.get("RANK", "0")):  # under torchrun: rank 0 is the main process
         run_worker(ProcessGroup.from_environment())
         return
-    run_on_console(loaded, out or Path("runs") / loaded.name, only, redo)
+    run_on_console(loaded, folder, only, redo)
+
+
+def _submit(
+    recipe: Recipe, target: str, out: Path, overrides: tuple[str, ...], options: str
+) -> None:
+    from smollm3.recipe.slurm import parse_options, submit
+
+    for job, number in submit(recipe, target, out, overrides, parse_options(options)):
+        click.echo(f"{number}  {job.name}  {out / 'slurm' / job.name}.log")
 
 
 def _print_plan(recipe: Recipe) -> None:

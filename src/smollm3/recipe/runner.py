@@ -96,7 +96,7 @@ class Run:
         try:
             result = run_stage(stage, inputs, workers, self.events.progress, self.events.warn)
         except UserError as e:
-            raise UserError(f"stages.{name}: {e}") from e
+            raise type(e)(f"stages.{name}: {e}") from e
         with new_folder(folder) as temporary:
             result.save(temporary)
             record = {

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from smollm3.errors import UserError
+from smollm3.errors import TryAgain
 
 # Between jobs workers wait while the main process prepares data or evaluates.
 BETWEEN_JOBS = timedelta(days=7)
@@ -112,9 +112,7 @@ class ProcessGroup:
         try:
             yield
         except RuntimeError as e:
-            raise UserError(
-                f"{self._death(e)}; run again to resume from the last checkpoint"
-            ) from e
+            raise TryAgain(f"{self._death(e)}; run again to resume from the last checkpoint") from e
 
     def _death(self, error: RuntimeError) -> str:
         deadline = time.monotonic() + 5.0  # the connection can close before the process is gone

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM end a run after the step at hand, with a checkpoint saved."""
+"""Signals end a run after the step at hand, with a checkpoint saved.
+
+SIGINT and SIGTERM are people's and systems'; SIGUSR1 is what Slurm is asked to send before a job's
+time is over.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,12 @@ import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+SIGNALS = [
+    getattr(signal, name)  # Windows has no SIGUSR1
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
+    if hasattr(signal, name)
+]
 
 
 class Stopped(Exception):
@@ -18,7 +28,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Within the block the first SIGINT or SIGTERM is only noted in `received`.
+    """Within the block the first of these signals is only noted in `received`.
 
     A second one does what it always did. Ignored signals stay ignored.
     """
@@ -29,7 +39,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
         return self
