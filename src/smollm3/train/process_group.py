@@ -6,6 +6,7 @@ them equal.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from smollm3.errors import TryAgain
+from smollm3.train.preflight import preflight
 
 # Between jobs workers wait while the main process prepares data or evaluates.
 BETWEEN_JOBS = timedelta(days=7)
@@ -75,6 +77,11 @@ class ProcessGroup:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_timeout())
         rank, size = dist.get_rank(), dist.get_world_size()
+        if device.type == "cuda" and size > 1:
+            lines = preflight(rank, size, device)
+            if rank == 0:
+                for line in lines:
+                    logging.getLogger(__name__).warning(line)
         return ProcessGroup(rank, size, device, between_jobs=_waiting_group())
 
     @property
