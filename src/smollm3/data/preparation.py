@@ -32,6 +32,7 @@ from smollm3.data.shards import (
 from smollm3.data.sources import (
     Document,
     Plan,
+    Skipped,
     documents,
     fingerprint,
     hash64,
@@ -43,7 +44,7 @@ from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors, folder_lock, fsync_folder, sha256_json
 from smollm3.tokenizer import Tokenizer
 
-VERSION = 2  # of what the modules of this package make
+VERSION = 3  # of what the modules of this package make
 FIRST_DAY = datetime.date(2025, 7, 1)
 _BATCH = 64  # documents tokenised at once
 _MODES = {True: "think", False: "no_think", None: "not said"}
@@ -251,7 +252,7 @@ class MakePart:
 
     def _make(self, rank: int, tokenizer: Tokenizer) -> None:
         source = self.job.source
-        skipped: Counter[str] = Counter()
+        skipped = Skipped()
         kept = steps.Ledger()
         stream = steps.apply(
             source, documents(source, self.job.seed, skipped, self.job.plan, rank), self.job, rank,
@@ -325,7 +326,7 @@ def _encoder(tokenizer: Tokenizer) -> Encode:
 
 
 def _texts(
-    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Skipped
 ) -> Iterator[_Tokenised | None]:
     for ids in encode([document.text or "" for document in batch]):
         ids.append(tokenizer.end_of_text_id)
@@ -333,7 +334,7 @@ def _texts(
 
 
 def _chats(
-    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Skipped
 ) -> Iterator[_Tokenised | None]:
     for document in batch:
         try:
@@ -345,7 +346,7 @@ def _chats(
             )
             generated = rendered.generated
         except UserError as e:
-            skipped[f"cannot be rendered: {e}"] += 1
+            skipped.note(f"cannot be rendered: {e}", document.place)
             yield None
             continue
         bits = zip(generated, rendered.published, strict=True)
@@ -353,7 +354,7 @@ def _chats(
 
 
 def _pairs(
-    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Skipped
 ) -> Iterator[_Tokenised | None]:
     for document in batch:
         try:
@@ -362,7 +363,7 @@ def _pairs(
                 for answer in (document.chosen, document.rejected)
             ]
         except UserError as e:
-            skipped[f"cannot be rendered: {e}"] += 1
+            skipped.note(f"cannot be rendered: {e}", document.place)
             yield None
             continue
         yield [ids for ids, _ in sides], [mask for _, mask in sides]
