@@ -49,6 +49,7 @@ def prepare(
     smollm3 data prepare smollm3-3b --source fineweb-edu --executor slurm --workers 200 \\
         --option partition=cpu --option time=24:00:00
     """
+    from smollm3.data.ledger import notes
     from smollm3.data.preparation import Executor, Here
     from smollm3.recipe import load_recipe
     from smollm3.recipe.data import prepare_sources
@@ -68,8 +69,8 @@ def prepare(
             continue
         made = f"{count(shard.documents)} documents, {count(shard.n_tokens)} tokens"
         click.echo(f"{name}: {made} in {len(shard.meta['parts'])} parts ({shard.folder})")
-        for reason, n in shard.meta["skipped"].items():
-            click.echo(f"  {n} skipped: {reason}")
+        for line in notes(shard.meta):
+            click.echo(f"  {line}")
         for step, reasons in shard.meta["dropped"].items():
             for reason, lost in reasons.items():
                 click.echo(f"  {lost['documents']} dropped by {step}: {reason}")

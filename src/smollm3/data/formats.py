@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from smollm3.chat.tags import END_MARKS
 from smollm3.data.messages import (
     Damaged,
     Messages,
@@ -278,6 +277,8 @@ def _pair(row: Row, how: str, options: dict[str, Any]) -> Talk:
         raise Damaged("a pair without a prompt")
     before = _with_system(row, before)
     tools = options.get("tools")
+    for message in (*before, *sides[0], *sides[1]):
+        message.pop("train", None)  # a pair has one answer, which is trained
     before, *answers = (without_padding(m, tools) for m in (before, *sides))
     return Talk(how, before, *answers, options)
 
@@ -319,6 +320,13 @@ _TURNS = (
     re.compile(r"<\|(system|user|assistant)\|>\n"),
     re.compile(r"(?:\A|\n\n)(Human|Assistant):[ \t]*"),
 )
+_MARKS = (
+    *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|system|>"),
+    "[INST]",
+)
+_BEGINS = re.compile(
+    rf"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:{'|'.join(map(re.escape, _MARKS))})"
+)
 _BEGIN = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*")
 
 
@@ -352,5 +360,6 @@ def transcript(text: str) -> Messages | None:
 
 
 def spells_template(text: str) -> bool:
-    """Whether a text holds a mark that begins or ends a turn in some model's template."""
-    return any(mark in text for mark in END_MARKS[:-1]) or any(t.search(text) for t in _TURNS[:3])
+    """Whether a text begins with a mark that begins a turn in some model's template."""
+    begin = text[:200]
+    return any(mark in begin for mark in _MARKS) and _BEGINS.match(begin) is not None

@@ -12,6 +12,7 @@ from typing import Any
 from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
 from smollm3.checkpoint.export import export
+from smollm3.data.ledger import notes
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
@@ -142,11 +143,15 @@ def _train(
     if not tokenizer.template:
         tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
     config = _model_config(stage, inputs, tokenizer)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} entries, the model embeddings for "
+            f"{config.vocab_size}; take the added tokens out of tokenizer.json, or extend the model"
+        )
     shards = _prepare(inputs, list(stage.mixture), tokenizer, progress)
     for shard in shards.values():
-        for reason, count in shard.meta["skipped"].items():
-            if count:
-                warn(f"{shard.name}: {count} documents skipped ({reason})")
+        for line in notes(shard.meta):
+            warn(f"{shard.name}: {line}")
 
     digests = {name: shard.digest for name, shard in shards.items()}
     positions: dict[str, int] = {}
