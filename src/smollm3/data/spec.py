@@ -150,6 +150,8 @@ class BatchSpec(StrictModel):
     """The part of a training stage that decides its batches.
 
     mixture: source -> weight, in tokens (in pairs for preference losses); divided by their sum.
+        With `epochs` an epoch is all rows of the source with the largest weight, and of the others
+        in proportion to theirs: with equal weights, every row once.
     loss, mask: which tokens are trained on; mask is which of a conversation's `assistant` counts.
     packing: concat_and_chunk cuts rows from one stream of tokens; bfd (best fit decreasing) puts
         whole documents into rows. Documents never attend to each other.

@@ -272,8 +272,10 @@ class _Planner:
         missing = [source for source, size in sizes.items() if size is None]
         if missing:
             return None, True, f"size of {', '.join(missing)}: known when the data are prepared"
-        documents = sum(size[0] for size in sizes.values() if size)
-        tokens = sum(size[1] for size in sizes.values() if size)
+        most = max(stage.mixture.values())  # the source with this weight is read whole
+        known_sizes = [(stage.mixture[s] / most, size) for s, size in sizes.items() if size]
+        documents = sum(share * size[0] for share, size in known_sizes)
+        tokens = sum(share * size[1] for share, size in known_sizes)
         if not tokens:
             return None, True, f"no file of {', '.join(stage.mixture)} is there yet"
         rows = documents if stage.is_preference else tokens / stage.context

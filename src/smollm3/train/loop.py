@@ -118,6 +118,11 @@ class Trainer:
             warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
         for name, n in self.loader.left_out.items():
             warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
+        for name, n in self.loader.untrained.items():
+            warn(
+                f"{name}: {n} conversations are left out, as their answers begin beyond a row of "
+                f"{context} tokens"
+            )
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
@@ -160,6 +165,11 @@ class Trainer:
                     self.checkpoints.finish()
                     raise Stopped(k + 1, signals.received or signal.SIGTERM)
             self.checkpoints.finish()
+        if self.progress.loss_spike_guard.skipped >= self.progress.step:
+            raise UserError(
+                f"nothing was learnt: all {steps} updates were skipped, as no loss was finite; look "
+                "at the sources with `smollm3 data look`, and try a lower lr.peak"
+            )
 
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
         """Batch k and its update; also whether any rank was asked to stop."""
