@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from smollm3.data import documents
+from smollm3.data.languages import language
 from smollm3.data.spec import FileSource
 from smollm3.errors import UserError
 from smollm3.synth import checks
@@ -378,14 +379,14 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_languages(name):
-    assert checks.language(TEXTS[name]) == name
+    assert language(TEXTS[name]) == name
     other = "fr" if name == "en" else "en"
     assert checks.other_language({"language": name}, TEXTS[name]) is None
     assert (
         checks.other_language({"language": other}, TEXTS[name]) == f"in {name} instead of {other}"
     )
     assert checks.other_language({"language": "ja"}, TEXTS[name]) is None
-    assert checks.language("12 34") is None
+    assert language("12 34") is None
 
 
 def test_code_needs_a_block():

@@ -13,6 +13,7 @@ from smollm3.data import formats, places, readers
 from smollm3.data.formats import Format
 from smollm3.data.hub import hub_files
 from smollm3.data.places import Span
+from smollm3.data.readers import Text
 from smollm3.data.spec import FileSource, HubSource
 from smollm3.errors import UserError
 
@@ -25,7 +26,8 @@ class Detected:
     """What a path holds.
 
     source: how a recipe says it. rows: looked at. fits: of them, those in this format. spellings:
-    how many say it how. faults: why others could not be read.
+    how many say it how. faults: why others could not be read. columns: that rows have; read: of
+    those, the ones that are used.
     """
 
     source: FileSource | HubSource
@@ -33,6 +35,14 @@ class Detected:
     fits: int
     spellings: dict[str, int]
     faults: dict[str, int] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+
+    @property
+    def read(self) -> list[str]:
+        if self.format == "text":
+            return Text(self.source.text).columns
+        theirs = self.source.columns.values()
+        return [c for c in self.columns if c.lower() in formats.COLUMNS or c in theirs]
 
     @property
     def format(self) -> Format:
@@ -55,11 +65,13 @@ def detect(path: str | Path, **settings: Any) -> Detected:
     files = hub_files(source)[1] if isinstance(source, HubSource) else places.find(source.files)
     spelled: Counter[tuple[Format, str]] = Counter()
     faults: Counter[str] = Counter()
+    columns: dict[str, None] = {}
     rows = 0
     for read in _first_reads([file for file, _ in files], source):
         rows += 1
         found = None
         if isinstance(read.row, dict):
+            columns |= dict.fromkeys(map(str, read.row))
             found = formats.spelling(formats.named(read.row, source.columns))
         if found is None:
             faults[read.fault or "neither a text nor a conversation"] += 1
@@ -82,7 +94,7 @@ def detect(path: str | Path, **settings: Any) -> Detected:
     if form == "text" and "text" not in settings and ways:
         update["text"] = next(iter(ways))
     source = type(source).model_validate({**source.model_dump(), **update})
-    return Detected(source, rows, by_format[form], ways, dict(faults))
+    return Detected(source, rows, by_format[form], ways, dict(faults), list(columns))
 
 
 def source_of(path: str | Path, **settings: Any) -> FileSource | HubSource:

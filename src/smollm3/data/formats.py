@@ -320,12 +320,12 @@ _TURNS = (
     re.compile(r"<\|(system|user|assistant)\|>\n"),
     re.compile(r"(?:\A|\n\n)(Human|Assistant):[ \t]*"),
 )
-_MARKS = (
+MARKS = (
     *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|system|>"),
     "[INST]",
 )
 _BEGINS = re.compile(
-    rf"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:{'|'.join(map(re.escape, _MARKS))})"
+    rf"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:{'|'.join(map(re.escape, MARKS))})"
 )
 _BEGIN = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*")
 
@@ -362,4 +362,4 @@ def transcript(text: str) -> Messages | None:
 def spells_template(text: str) -> bool:
     """Whether a text begins with a mark that begins a turn in some model's template."""
     begin = text[:200]
-    return any(mark in begin for mark in _MARKS) and _BEGINS.match(begin) is not None
+    return any(mark in begin for mark in MARKS) and _BEGINS.match(begin) is not None

@@ -186,8 +186,8 @@ class Loader:
     count by their mask; text sources count every token.
 
     steps: optimizer steps of the stage.
-    left_out, truncated, untrained: by source, pairs and documents that are longer than a row; of the
-    last kind no token would be trained on, so they are left out.
+    left_out, truncated, untrained: by source, pairs and documents that are longer than a row; of
+        the last kind no token would be trained on, so they are left out.
 
     With `epochs` each source gives its rows that often: the source with the largest weight all of
     them, the others in proportion to their weights. The last batch is filled up with blank rows.

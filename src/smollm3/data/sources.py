@@ -93,11 +93,24 @@ class Skipped(Counter[str]):
 
 @dataclass(frozen=True)
 class Entry:
-    """A row's document, or why it has none. place: file and line (or row), for people."""
+    """A row's document, or why it has none.
 
-    place: str
+    file: its name; "" for sources that are made up. row: its number in it, from 1. line: where it
+    begins, where files have lines.
+    """
+
+    file: str
+    row: int
+    line: int | None
     document: Document | None = None
     fault: str = ""
+
+    @property
+    def place(self) -> str:
+        """File and line (or row), for people."""
+        if self.line is not None:
+            return f"{self.file}:{self.line}"
+        return f"{self.file} row {self.row}".strip()
 
 
 @dataclass(frozen=True)
@@ -183,18 +196,16 @@ def entries(
 
 
 def _entries(source: Source, file: str, identity: str, read: Read) -> Iterator[Entry]:
-    place = f"{Path(file).name}:{read.line}" if read.line else f"row {read.number + 1}"
-    if read.line is None and file:
-        place = f"{Path(file).name} {place}"
+    entry = Entry(Path(file).name, read.number + 1, read.line)
     if read.fault is not None:
-        yield Entry(place, fault=read.fault)
+        yield replace(entry, fault=read.fault)
         return
     try:
         for i, document in enumerate(_of_row(identity, read.row, source)):
-            again = {"id": f"{document.id}.{i}"} if i else {}
-            yield Entry(place, replace(document, place=place, **again))
+            again = f"{identity}.{i}" if i else identity
+            yield replace(entry, document=replace(document, id=again, place=entry.place))
     except Damaged as e:
-        yield Entry(place, fault=str(e))
+        yield replace(entry, fault=str(e))
 
 
 def nothing_usable(source: Source, skipped: Counter[str]) -> str:

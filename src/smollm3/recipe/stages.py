@@ -19,6 +19,7 @@ from smollm3.eval.spec import EvalStage
 from smollm3.files import read_json, write_json
 from smollm3.model import ModelConfig
 from smollm3.recipe.graph import sources_of
+from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.report import model_card
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
@@ -139,9 +140,7 @@ def _train(
 ) -> StageResult:
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None  # the recipe's check
-    tokenizer = checkpoint.load_tokenizer(folder)
-    if not tokenizer.template:
-        tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
+    tokenizer = load_tokenizer(inputs.recipe, folder)
     config = _model_config(stage, inputs, tokenizer)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(

@@ -167,8 +167,8 @@ class Trainer:
             self.checkpoints.finish()
         if self.progress.loss_spike_guard.skipped >= self.progress.step:
             raise UserError(
-                f"nothing was learnt: all {steps} updates were skipped, as no loss was finite; look "
-                "at the sources with `smollm3 data look`, and try a lower lr.peak"
+                f"nothing was learnt: all {steps} updates were skipped, as no loss was finite; "
+                "look at the sources with `smollm3 data look`, and try a lower lr.peak"
             )
 
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
