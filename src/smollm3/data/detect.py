@@ -61,7 +61,7 @@ def detect(path: str | Path, **settings: Any) -> Detected:
     found. A path that is not there, and one in which no row is a text, a conversation or a pair,
     is a UserError that names it.
     """
-    source = source_of(path, **settings)
+    source = source_of(path, **({"format": "chat"} if "thinking" in settings else {}) | settings)
     files = hub_files(source)[1] if isinstance(source, HubSource) else places.find(source.files)
     spelled: Counter[tuple[Format, str]] = Counter()
     faults: Counter[str] = Counter()

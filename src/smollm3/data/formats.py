@@ -268,7 +268,8 @@ def _pair(row: Row, how: str, options: dict[str, Any]) -> Talk:
     if shared in (len(chosen), len(rejected)):
         raise Damaged("one side of the pair is the beginning of the other")
     before = chosen[:shared]
-    if not _holds(before, prompt):
+    answers_it = not before or before[0]["role"] == "assistant"
+    if answers_it or not _holds(before, prompt):
         before = prompt + before
     sides = chosen[shared:], rejected[shared:]
     if any(side[0]["role"] != "assistant" for side in sides):

@@ -14,7 +14,7 @@ import string
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedReader, TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from itertools import chain, count
 from typing import Any, NamedTuple
 
@@ -105,26 +105,15 @@ def _peekable(stream: Any) -> BufferedReader:
     return stream if isinstance(stream, BufferedReader) else BufferedReader(stream, BUFFER)
 
 
-class _Recoded:
-    """A UTF-16 stream as raw UTF-8, in the words that BufferedReader asks in."""
-
-    closed = False
+class _Recoded(RawIOBase):
+    """A UTF-16 stream as UTF-8."""
 
     def __init__(self, stream: BufferedReader) -> None:
-        self._stream, self._decode, self._left = (
-            stream,
-            codecs.getincrementaldecoder("utf-16")(),
-            b"",
-        )
+        self._stream, self._left = stream, b""
+        self._decode = codecs.getincrementaldecoder("utf-16")()
 
     def readable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return False
 
     def readinto(self, buffer: Any) -> int:
         while not self._left:
@@ -140,8 +129,8 @@ class _Recoded:
         return n
 
     def close(self) -> None:
-        self.closed = True
         self._stream.close()
+        super().close()
 
 
 def kind_of(file: str) -> Kind:
@@ -283,15 +272,14 @@ def _array(stream: BufferedReader) -> Iterator[Read]:
     """The values of an array, read a piece at a time. After a damaged one, goes on where a line
     begins as the first value's does."""
     decode = json.JSONDecoder().raw_decode
-    text = TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-    buffer, line, ended = "", 1, False
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    buffer, line = "", 1
 
     def more() -> bool:
-        nonlocal buffer, ended
-        piece = text.read(max(BUFFER, len(buffer)))
-        ended = not piece
-        buffer += piece
-        return not ended
+        nonlocal buffer
+        data = stream.read(max(BUFFER, len(buffer)))
+        buffer += text.decode(data, not data)
+        return bool(data)
 
     def skip(signs: str) -> None:
         nonlocal buffer, line
