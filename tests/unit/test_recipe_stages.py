@@ -1,5 +1,9 @@
-"""What a stage tells while it works."""
+"""What a stage tells while it works, and what its conversations are rendered with."""
 
+import pytest
+
+from smollm3.errors import UserError
+from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.schema import Recipe
 from smollm3.recipe.stages import StageInputs, _prepare
 
@@ -27,3 +31,25 @@ def test_preparing_data_reports_its_documents(tokenizer, tmp_path):
     told.clear()
     _prepare(inputs, ["web"], tokenizer, lambda *said: told.append(said))  # it is there already
     assert told == [("preparing data", 0, 1, "web: 0 documents")]
+
+
+CHAT = {"name": "t", "stages": {"out": {"kind": "export", "to": ["hf"]}}}
+
+
+@pytest.mark.parametrize("chat", [{}, {"name": "Bo", "maker": "Us"}])
+def test_a_model_is_told_the_recipes_identity(tokenizer, tmp_path, chat):
+    recipe = Recipe.model_validate(CHAT | ({"chat": chat} if chat else {}))
+    asked = [{"role": "user", "content": "Who?"}]
+    tokenizer.save(tmp_path / "ours")
+    text = load_tokenizer(recipe, tmp_path / "ours").render_text(asked)
+    assert ("You are Bo, made by Us." in text) == bool(chat)
+    tokenizer.with_template("{{ messages[0].content }}").save(tmp_path / "theirs")
+    if chat:
+        with pytest.raises(
+            UserError, match="chat: the template of .*theirs has no place for a name"
+        ):
+            load_tokenizer(recipe, tmp_path / "theirs")
+    else:
+        assert load_tokenizer(recipe, tmp_path / "theirs").render_text(asked) == "Who?"
+    tokenizer.with_template("").save(tmp_path / "none")
+    assert "system\n" in load_tokenizer(recipe, tmp_path / "none").render_text(asked)

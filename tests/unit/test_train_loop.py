@@ -112,6 +112,12 @@ def test_a_batch_without_numbers_is_skipped(make_job, tmp_path, numbered_losses)
     assert all(w.isfinite().all() for w in weights(result).values())
 
 
+def test_a_run_in_which_nothing_was_learnt_does_not_end_well(make_job, tmp_path, numbered_losses):
+    numbered_losses(*range(6))
+    with pytest.raises(UserError, match="nothing was learnt: all 6 updates were skipped"):
+        train(make_job(tmp_path), WORLD)
+
+
 def test_a_skipped_step_changes_nothing(make_job, tmp_path, numbered_losses):
     numbered_losses(0)
     trainer = loop.Trainer(make_job(tmp_path), WORLD, print)
