@@ -142,11 +142,6 @@ def _train(
     assert folder is not None  # the recipe's check
     tokenizer = load_tokenizer(inputs.recipe, folder)
     config = _model_config(stage, inputs, tokenizer)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} entries, the model embeddings for "
-            f"{config.vocab_size}; take the added tokens out of tokenizer.json, or extend the model"
-        )
     shards = _prepare(inputs, list(stage.mixture), tokenizer, progress)
     for shard in shards.values():
         for line in notes(shard.meta):
@@ -204,6 +199,12 @@ def _model_config(stage: TrainStage, inputs: StageInputs, tokenizer: Tokenizer) 
         config = inputs.recipe.model.config(tokenizer.vocab_size, stage.context)
     else:
         config = checkpoint.load_config(inputs.parent)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{inputs.parent}: its tokenizer has {tokenizer.vocab_size} entries, the model "
+            f"embeddings for {config.vocab_size}; take the added tokens out of tokenizer.json, "
+            "or extend the model"
+        )
     if stage.context > config.context and stage.rope_theta is None:
         raise UserError(
             f"context: rows of {stage.context} tokens are longer than the "
