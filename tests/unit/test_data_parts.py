@@ -258,7 +258,7 @@ def test_one_bad_file_is_counted_and_the_rest_read(tmp_path, name):
     (tmp_path / name).write_bytes(data)
     other = "c.txt" if "txt" in name else "a.jsonl"
     files = [str(tmp_path / name), str(tmp_path / other)]
-    source = FileSource(kind="text" if "txt" in name else "jsonl", files=files)
+    source = FileSource(kind="text" if "txt" in name else "files", files=files)
     skipped = Skipped()
     assert "one" in {d.text for d in documents(source, 0, skipped)}
     assert any(name in reason for reason in skipped)

@@ -103,6 +103,13 @@ USED = {
         ["A"],
     ),
     "Anthropic's transcripts": ({"text": "\n\nHuman: Q\n\nAssistant: A"}, ["A"]),
+    "a rendered prompt": (
+        {
+            "prompt": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+            "completion": "A<|im_end|>",
+        },
+        ["A"],
+    ),
     "content in parts": (chat(Q, said([{"type": "text", "text": "A"}, "B"])), ["AB"]),
     "a refusal": (chat(Q, said(None, refusal="No.")), ["No."]),
     "reasoning": (chat(Q, said("A", reasoning_content="hm")), ["<think>\nhm\n</think>\nA"]),

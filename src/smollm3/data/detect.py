@@ -111,6 +111,5 @@ def source_of(path: str | Path, **settings: Any) -> FileSource | HubSource:
 
 
 def _first_reads(files: list[str], source: FileSource | HubSource) -> Iterator[readers.Read]:
-    kind = None if source.kind in ("files", "hub") else source.kind
     for number, file in enumerate(files[:FILES]):
-        yield from islice(readers.rows(Span(file, number), None, kind), ROWS)
+        yield from islice(readers.rows(Span(file, number), None, source.read_as), ROWS)

@@ -197,15 +197,24 @@ def _side(value: Any, role: str) -> Messages:
     return normal_messages([{"role": role, "content": value}])
 
 
+def _asked(value: Any) -> Messages:
+    """A prompt's messages; one that was rendered ends with the header of its answer."""
+    if not isinstance(value, str):
+        return _side(value, "user")
+    rendered = transcript(value)
+    if rendered is None:
+        return _side(_without_headers(value), "user")
+    return normal_messages(rendered if rendered[-1]["content"] else rendered[:-1])
+
+
 def _question_and_answer(row: Row, prompt: str, answer: str) -> Messages:
     asked = row[prompt]
     if isinstance(asked, str) and not _is_messages(from_json(asked)):
         more = next((row[k] for k in _INPUTS if k != prompt and not is_absent(row.get(k))), "")
         if not isinstance(more, str):
             raise Damaged("an input that is no text")
-        asked = _without_headers(asked)
         asked = f"{asked}\n\n{more}" if more.strip() else asked
-    before = [*_history(row.get("history")), *_side(asked, "user")]
+    before = [*_history(row.get("history")), *_asked(asked)]
     for message in before:  # trl, too, trains on the completion alone
         if message["role"] == "assistant":
             message["train"] = False
@@ -245,6 +254,8 @@ def _best_path(node: Mapping[str, Any]) -> Messages:
         replies = [r for r in node.get("replies") or () if isinstance(r, Mapping)]
         replies = [r for r in replies if not r.get("deleted") and r.get("text")]
         if not replies:
+            while len(path) > 1 and path[-1]["role"] != "assistant":
+                path.pop()
             return normal_messages(path)
         last = len(replies)
         node = min(replies, key=lambda r: last if r.get("rank") is None else r["rank"])
@@ -258,8 +269,7 @@ def _pair(row: Row, how: str, options: dict[str, Any]) -> Talk:
     chosen, rejected = (_answers(row[key]) for key in ("chosen", "rejected"))
     keys = ("prompt", *_MESSAGES, *_PROMPTS)
     asked = next((row[key] for key in keys if not is_absent(row.get(key))), None)
-    asked = _without_headers(asked) if isinstance(asked, str) else asked
-    prompt = _side(asked, "user") if asked else []
+    prompt = _asked(asked) if asked else []
     shared = 0
     while shared < min(len(chosen), len(rejected)) and _same(chosen[shared], rejected[shared]):
         shared += 1
@@ -277,11 +287,11 @@ def _pair(row: Row, how: str, options: dict[str, Any]) -> Talk:
     if not any(message["role"] == "user" for message in before):
         raise Damaged("a pair without a prompt")
     before = _with_system(row, before)
-    tools = options.get("tools")
     for message in (*before, *sides[0], *sides[1]):
         message.pop("train", None)  # a pair has one answer, which is trained
-    before, *answers = (without_padding(m, tools) for m in (before, *sides))
-    return Talk(how, before, *answers, options)
+    tools = options.get("tools")
+    before, chosen, rejected = (without_padding(m, tools) for m in (before, *sides))
+    return Talk(how, before, chosen, rejected, options)
 
 
 def _answers(value: Any) -> Messages:

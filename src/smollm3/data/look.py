@@ -128,7 +128,8 @@ def _sides(document: Document, tokenizer: Tokenizer) -> list[Side]:
         tokens = len(tokenizer.encode(document.text)) + 1
         return [Side([(document.text, True)], tokens, 0)]
     sides = []
-    for ids, mask in zip(*rendered(document, tokenizer), strict=True):
+    ids_, masks = rendered(document, tokenizer)
+    for ids, mask in zip(ids_, masks or (), strict=True):
         bits = [bool(bit & GENERATED) for bit in mask]
         runs = groupby(zip(ids, bits, strict=True), key=lambda pair: pair[1])
         pieces = [(tokenizer.decode([i for i, _ in run]), trained) for trained, run in runs]

@@ -148,7 +148,8 @@ def _content(value: Any, role: str) -> tuple[str, str | None]:
     parts = [value] if isinstance(value, Mapping) else value
     if not isinstance(parts, Sequence):
         raise Damaged(f"a content that is no text ({type(value).__name__})")
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for part in parts:
         kind, text = _part(part)
         if not isinstance(text, str):

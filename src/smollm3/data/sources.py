@@ -20,7 +20,7 @@ from smollm3.data.blobs import with_texts
 from smollm3.data.hub import hub_files
 from smollm3.data.messages import Damaged, Messages, without_nulls
 from smollm3.data.order import permutation
-from smollm3.data.places import Kind, Span
+from smollm3.data.places import Span
 from smollm3.data.readers import Read, Row, Text
 from smollm3.data.spec import FileSource, HubSource, ProceduralSource, Source, StdlibSource
 from smollm3.errors import UserError
@@ -152,7 +152,7 @@ def _count(source: Source, span: Span, seed: int) -> int:
         if isinstance(source.rows, int):
             return source.rows  # these come shuffled: what is behind the last one is not read
         return sum(1 for _ in _reads(source, span, seed))
-    return readers.count_rows(span, _kind(source))
+    return readers.count_rows(span, source.read_as)
 
 
 def documents(
@@ -269,7 +269,7 @@ def _reads(source: Source, span: Span, seed: int) -> Iterator[tuple[str, Read]]:
 
 
 def _file_reads(source: FileSource | HubSource, span: Span) -> Iterator[Read]:
-    kind = _kind(source) or readers.kind_of(span.file)
+    kind = source.read_as or readers.kind_of(span.file)
     if source.blobs is not None:
         columns = [source.blobs.id, source.blobs.encoding]
         return with_texts(readers.rows(span, columns, kind), source.blobs)
@@ -279,10 +279,6 @@ def _file_reads(source: FileSource | HubSource, span: Span) -> Iterator[Read]:
     if kind != "parquet":
         return reads
     return (read._replace(row=without_nulls(read.row)) for read in reads)
-
-
-def _kind(source: FileSource | HubSource) -> Kind | None:
-    return None if source.kind in ("files", "hub") else source.kind
 
 
 # Rows to documents

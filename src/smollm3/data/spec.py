@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from smollm3.config import StrictModel
+from smollm3.data.places import Kind
 
 Weight = Annotated[float, Field(gt=0)]
 PREFERENCE_LOSSES = ("apo_zero", "apo_down", "dpo")
@@ -112,6 +113,11 @@ class FileSource(_Files):
     kind: Literal["files", "text", "jsonl", "csv", "parquet"]
     blobs: Blobs | None = None
 
+    @property
+    def read_as(self) -> Kind | None:
+        """What every file is; None where each is looked at."""
+        return None if self.kind == "files" else self.kind
+
 
 class HubSource(_Files):
     """Files of a data set on the Hugging Face Hub; without `files`, its data files that are not of
@@ -122,6 +128,10 @@ class HubSource(_Files):
     files: list[str] = Field(default_factory=list)
     revision: str = "main"
     blobs: Blobs | None = None
+
+    @property
+    def read_as(self) -> Kind | None:
+        return None
 
 
 class StdlibSource(_Source):
