@@ -10,19 +10,23 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smollm3.data import places, readers
 from smollm3.data.detect import detect, source_of
+from smollm3.data.formats import COLUMNS
 from smollm3.data.hub import wanted
 from smollm3.data.ledger import notes
-from smollm3.data.look import bytes_tokenizer
+from smollm3.data.look import bytes_tokenizer, look
+from smollm3.data.messages import ROLES
 from smollm3.data.places import Span
 from smollm3.data.preparation import prepare
 from smollm3.data.sources import Skipped, documents
 from smollm3.data.spec import FileSource, HubSource
 from smollm3.errors import UserError
 
+TOKENIZER = bytes_tokenizer()
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 ROWS = [{"messages": [Q | {"content": f"Q{i}"}, A]} for i in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -32,6 +36,13 @@ TABLE = "prompt;completion\r\nQ0;A\r\nQ1;A\r\n\r\nQ2;A\r\n"
 def parquet(rows, path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
+
+
+def zstd(data):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
 
 
 def parquet_bytes():
@@ -52,7 +63,7 @@ FILES = {
     "a.jsonl.gz": gzip.compress(LINES),
     "a.JSONL.GZ": gzip.compress(LINES),
     "array.json.gz": gzip.compress(json.dumps(ROWS).encode()),
-    "a.jsonl.zst": zstandard.compress(LINES),
+    "a.jsonl.zst": zstd(LINES),
     "a.jsonl.bz2": bz2.compress(LINES),
     "compressed without saying so.jsonl": gzip.compress(LINES),
     "[1] #2?.jsonl": LINES,
@@ -378,3 +389,54 @@ def test_many_reasons_are_counted_together():
         skipped.note(f"reason {i}", "")
     assert len(skipped) == 101
     assert (skipped["other reasons"], sum(skipped.values())) == (50, 150)
+
+
+def test_a_data_set_on_the_hub_is_found_by_looking(tmp_path, monkeypatch):
+    """The training files of the cache alone, as without a network."""
+    (tmp_path / "data").mkdir()
+    parquet(ROWS, tmp_path / "data" / "train-0.parquet")
+    parquet([{"a": 1}], tmp_path / "data" / "test-0.parquet")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
+    found = detect("somebody/talks", thinking="no_think")
+    assert (found.format, found.rows, found.source.kind) == ("chat", 3, "hub")
+    assert [d.messages[0]["content"] for d in documents(found.source, 0)] == ["Q0", "Q1", "Q2"]
+
+
+# Whatever a row holds
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+roles = st.sampled_from([*ROLES, "usr", 5])
+contents = scalars | st.lists(
+    st.fixed_dictionaries({"type": st.just("text"), "text": scalars}), max_size=2
+)
+functions = st.fixed_dictionaries(
+    {"name": scalars, "arguments": scalars | st.dictionaries(st.text(max_size=2), scalars)}
+)
+turns = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": roles, "from": roles, "content": contents, "value": contents, "weight": scalars,
+        "tool_calls": scalars | st.lists(functions | st.fixed_dictionaries({"function": functions})),
+        "reasoning_content": scalars, "train": scalars, "tool_call_id": scalars,
+    },
+)  # fmt: skip
+values = (
+    scalars
+    | turns
+    | st.lists(turns, max_size=3)
+    | st.lists(scalars, max_size=2)
+    | st.lists(functions, max_size=2)
+)
+rows_ = st.dictionaries(
+    st.sampled_from([*COLUMNS, "other"]), values | values.map(json.dumps), max_size=5
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows_, st.sampled_from(["chat", "preference"]))
+def test_any_row_is_used_or_left_out(tmp_path_factory, row, form):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text(json.dumps(row))
+    [looked] = look(FileSource(kind="files", files=[str(path)], format=form), TOKENIZER)
+    assert bool(looked.left_out) != bool(looked.sides)
+    json.dumps(looked.to_json())

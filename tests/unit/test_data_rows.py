@@ -103,6 +103,10 @@ USED = {
         ["A"],
     ),
     "Anthropic's transcripts": ({"text": "\n\nHuman: Q\n\nAssistant: A"}, ["A"]),
+    "Llama 2 in text": (
+        {"text": "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A </s><s>[INST] Q [/INST] B </s>"},
+        ["A", "B"],
+    ),
     "a rendered prompt": (
         {
             "prompt": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
@@ -187,6 +191,10 @@ LEFT_OUT = {
         "a tool call without a name",
     ),
     "arguments that are a list": (with_arguments([1]), "arguments of a tool call that are no obj"),
+    "arguments nested deeply": (
+        json.dumps(with_arguments({"x": "?"})).replace('"?"', "[" * 900 + "]" * 900).encode(),
+        "nested too deeply",
+    ),
     "NaN in arguments": (
         json.dumps(with_arguments({"x": float("nan")})).encode(),
         "a number that JSON has not",

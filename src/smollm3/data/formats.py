@@ -330,7 +330,10 @@ _TURNS = (
     re.compile(r"<start_of_turn>(\w+)\n"),
     re.compile(r"<\|(system|user|assistant)\|>\n"),
     re.compile(r"(?:\A|\n\n)(Human|Assistant):[ \t]*"),
+    re.compile(r"\s*(\[/?INST\])[ \t]*"),
 )
+_INST = {"[INST]": "user", "[/INST]": "assistant"}
+_SYS = re.compile(r"\s*<<SYS>>\n(.*?)\n<</SYS>>\s*", re.DOTALL)
 MARKS = (
     *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|system|>"),
     "[INST]",
@@ -360,13 +363,15 @@ def transcript(text: str) -> Messages | None:
         if not start:
             continue
         pieces = turn.split(text[start.start() :])
-        roles, contents = pieces[1::2], pieces[2::2]
-        messages = [
-            {"role": role, "content": without_end_marks(content.strip("\n")).strip("\n")}
-            for role, content in zip(roles, contents, strict=True)
-        ]
-        if any(role.lower() in ("assistant", "model") for role in roles):
-            return messages
+        roles, contents = [_INST.get(role, role) for role in pieces[1::2]], pieces[2::2]
+        if not any(role.lower() in ("assistant", "model") for role in roles):
+            continue
+        contents = [without_end_marks(text.removesuffix("<s>")).strip("\n ") for text in contents]
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        if system := _SYS.match(contents[0]):
+            messages[0]["content"] = contents[0][system.end() :]
+            messages.insert(0, {"role": "system", "content": system[1]})
+        return messages
     return None
 
 

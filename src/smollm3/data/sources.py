@@ -206,6 +206,8 @@ def _entries(source: Source, file: str, identity: str, read: Read) -> Iterator[E
             yield replace(entry, document=replace(document, id=again, place=entry.place))
     except Damaged as e:
         yield replace(entry, fault=str(e))
+    except RecursionError:
+        yield replace(entry, fault="nested too deeply")
 
 
 def nothing_usable(source: Source, skipped: Counter[str]) -> str:
