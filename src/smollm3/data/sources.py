@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,26 +91,19 @@ class Skipped(Counter[str]):
             places.append(place)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A row's document, or why it has none.
 
     file: its name; "" for sources that are made up. row: its number in it, from 1. line: where it
-    begins, where files have lines.
+    begins, where files have lines. place: file and line (or row), for people.
     """
 
     file: str
     row: int
     line: int | None
-    document: Document | None = None
+    place: str
+    document: Document | None
     fault: str = ""
-
-    @property
-    def place(self) -> str:
-        """File and line (or row), for people."""
-        if self.line is not None:
-            return f"{self.file}:{self.line}"
-        return f"{self.file} row {self.row}".strip()
 
 
 @dataclass(frozen=True)
@@ -188,26 +181,28 @@ def entries(
     spans = planned.parts[part] if part is not None else [s for p in planned.parts for s in p]
     kept = _kept(source, seed, planned.rows)
     for span in spans:
+        file = Path(span.file).name
         for offset, (identity, read) in enumerate(_reads(source, span, seed), span.offset):
             if kept is not None and offset >= len(kept):
                 break
             if kept is None or kept[offset]:
-                yield from _entries(source, span.file, identity, read)
+                yield from _entries(source, file, identity, read)
 
 
 def _entries(source: Source, file: str, identity: str, read: Read) -> Iterator[Entry]:
-    entry = Entry(Path(file).name, read.number + 1, read.line)
-    if read.fault is not None:
-        yield replace(entry, fault=read.fault)
-        return
-    try:
-        for i, document in enumerate(_of_row(identity, read.row, source)):
-            again = f"{identity}.{i}" if i else identity
-            yield replace(entry, document=replace(document, id=again, place=entry.place))
-    except Damaged as e:
-        yield replace(entry, fault=str(e))
-    except RecursionError:
-        yield replace(entry, fault="nested too deeply")
+    row, line = read.number + 1, read.line
+    place = f"{file} row {row}".strip() if line is None else f"{file}:{line}"
+    fault = read.fault
+    if fault is None:
+        try:
+            for document in _of_row(identity, place, read.row, source):
+                yield Entry(file, row, line, place, document)
+            return
+        except Damaged as e:
+            fault = str(e)
+        except RecursionError:
+            fault = "nested too deeply"
+    yield Entry(file, row, line, place, None, fault)
 
 
 def nothing_usable(source: Source, skipped: Counter[str]) -> str:
@@ -286,24 +281,26 @@ def _file_reads(source: FileSource | HubSource, span: Span) -> Iterator[Read]:
 # Rows to documents
 
 
-def _of_row(identity: str, row: Any, source: Source) -> Iterator[Document]:
+def _of_row(identity: str, place: str, row: Any, source: Source) -> Iterator[Document]:
     if not isinstance(row, dict):
         raise Damaged("not an object")
     if source.format == "text":
-        yield Document(identity, text=_text(row, source))
+        yield Document(identity, text=_text(row, source), place=place)
         return
-    for talk in formats.talks(formats.named(row, getattr(source, "columns", {}))):
+    talks = formats.talks(formats.named(row, getattr(source, "columns", {})))
+    for number, talk in enumerate(talks):
         if (source.format == "preference") != bool(talk.chosen):
             what = "pair" if source.format == "preference" else "conversation"
             raise Damaged(f"not a {what}: {talk.spelling}")
         options, guessed = _thinking(talk, source)
         yield Document(
-            identity,
+            f"{identity}.{number}" if number else identity,
             messages=talk.messages,
             chosen=talk.chosen,
             rejected=talk.rejected,
             options=options,
             guessed=guessed,
+            place=place,
         )
 
 
