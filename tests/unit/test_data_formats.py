@@ -240,6 +240,11 @@ def test_what_is_found_can_be_overruled(tmp_path):
     found = detect(tmp_path / "a.jsonl", columns=columns, thinking="think")
     assert str(found) == "conversations (prompt and completion) in 1 of the first 3 rows"
     assert found.read == ["frage", "antwort"]
+    path = str(tmp_path / "a.jsonl")
+    assert found.spec == {
+        "kind": "files", "files": [path], "format": "chat", "columns": columns, "thinking": "think",
+    }  # fmt: skip
+    assert FileSource.model_validate(found.spec) == found.source
     [document] = documents(found.source, 0)
     assert [m["content"] for m in document.messages] == ["Q", "A"]
     assert document.options == {"enable_thinking": True}

@@ -48,6 +48,11 @@ class Detected:
     def format(self) -> Format:
         return self.source.format
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The source as a recipe writes it."""
+        return {**self.source.model_dump(mode="json", exclude_defaults=True), "format": self.format}
+
     def __str__(self) -> str:
         words = {"text": "texts", "chat": "conversations", "preference": "preference pairs"}
         how = ", ".join(self.spellings)
