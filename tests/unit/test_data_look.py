@@ -66,6 +66,9 @@ def test_both_sides_of_a_pair_and_texts(write):
     [row] = map(json.loads, run(texts, "--json")[1].splitlines())
     assert (row["text"], row["trained"]) == ("Some plain text.", ["Some plain text."])
     assert "thinking" not in row
+    marks = write("[INST] Q [/INST]", name="b.txt")
+    [row] = map(json.loads, run(marks, "--json", "--format", "text")[1].splitlines())
+    assert row["odd"] == ["begins with a template's marks, which are trained as plain text"]
 
 
 ODD = {
@@ -154,6 +157,13 @@ def test_a_models_tokens_and_context(write, tokenizer, make_job, tmp_path):
     assert "context    32 tokens" in output
     assert "tokens     shortest" in output
     assert "cut at the context" in output or "begin beyond the context" in output
+
+
+def test_keys_that_nobody_reads_are_named(write):
+    shown = run(write({"messages": [Q | {"functions": []}, A | {"id": 1, "name": None}], "x": 1}))[
+        1
+    ]
+    assert "not read   messages.functions, messages.id, x" in shown
 
 
 def test_a_folder_says_what_it_passes_over(write, tmp_path):

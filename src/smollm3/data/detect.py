@@ -12,6 +12,7 @@ from typing import Any
 from smollm3.data import formats, places, readers
 from smollm3.data.formats import Format
 from smollm3.data.hub import hub_files
+from smollm3.data.messages import KEYS
 from smollm3.data.places import Span
 from smollm3.data.readers import Text
 from smollm3.data.spec import FileSource, HubSource
@@ -76,7 +77,7 @@ def detect(path: str | Path, **settings: Any) -> Detected:
         rows += 1
         found = None
         if isinstance(read.row, dict):
-            columns |= dict.fromkeys(map(str, read.row))
+            columns |= dict.fromkeys(_names(read.row))
             found = formats.spelling(formats.named(read.row, source.columns))
         if found is None:
             faults[read.fault or "neither a text nor a conversation"] += 1
@@ -100,6 +101,16 @@ def detect(path: str | Path, **settings: Any) -> Detected:
         update["text"] = next(iter(ways))
     source = type(source).model_validate({**source.model_dump(), **update})
     return Detected(source, rows, by_format[form], ways, dict(faults), list(columns))
+
+
+def _names(row: dict[str, Any]) -> Iterator[str]:
+    """The row's columns, and the keys of its messages that nobody reads: "messages.key"."""
+    for column, value in row.items():
+        yield str(column)
+        messages = value if isinstance(value, list) else []
+        if str(column).lower() in formats.OF_MESSAGES:
+            keys = [key for m in messages if isinstance(m, dict) for key in m if m[key] is not None]
+            yield from (f"{column}.{key}" for key in keys if key not in KEYS)
 
 
 def source_of(path: str | Path, **settings: Any) -> FileSource | HubSource:

@@ -33,6 +33,7 @@ from smollm3.data.messages import (
 Format = Literal["text", "chat", "preference"]
 Row = Mapping[str, Any]
 _MESSAGES = ("messages", "conversations", "conversation")
+OF_MESSAGES = (*_MESSAGES, "prompt", "completion", "chosen", "rejected")
 _PROMPTS = ("prompt", "instruction", "question", "query", "input", "problem")
 _ANSWERS = ("completion", "response", "output", "answer", "solution")
 _INPUTS = ("input", "context")
@@ -118,7 +119,7 @@ def talks(row: Row) -> list[Talk]:
     options = _options(row, tools)
     if form == "preference":
         return [_pair(row, how, options)]
-    if row.get("label") in (False, 0, "false", "False") and "label" in row:
+    if row.get("label") is False or row.get("label") in ("false", "False"):
         raise Damaged("label: false, which marks a bad answer")
     if how in _MESSAGES:
         made = [normal_messages(row[how])]

@@ -17,7 +17,7 @@ import numpy as np
 from smollm3.chat import default_template
 from smollm3.chat.history import SYSTEMS
 from smollm3.chat.tags import END_MARKS
-from smollm3.data.formats import MARKS
+from smollm3.data.formats import MARKS, spells_template
 from smollm3.data.languages import language, script
 from smollm3.data.ledger import MODES
 from smollm3.data.messages import Messages
@@ -111,7 +111,7 @@ def look(
         except UserError as e:
             yield Looked(entry, left_out=f"cannot be rendered: {e}")
             continue
-        odd = [] if document.text is not None else list(_odd(document))
+        odd = list(_odd(document))
         if context is not None:
             odd += _cut(sides, context)
         content = document.content_hash()
@@ -146,7 +146,11 @@ def _mode(document: Document) -> str:
 
 
 def _odd(document: Document) -> Iterator[str]:
-    """What is likely to be a mistake in a conversation that can be rendered."""
+    """What is likely to be a mistake in a document that can be rendered."""
+    if document.text is not None:
+        if spells_template(document.text):
+            yield "begins with a template's marks, which are trained as plain text"
+        return
     messages = [*document.messages, *document.chosen]
     if messages[-1]["role"] != "assistant":
         yield f"ends on a message of the {messages[-1]['role']}"

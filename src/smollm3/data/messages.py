@@ -45,6 +45,11 @@ _CALLERS = {"function_call", "tool_call"}  # ShareGPT's words for an answer that
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CONTENT = ("content", "value", "text")
 _TRAINED = ("train", "training")
+_OTHERS = (
+    *("role", "from", "sender", "refusal", "tool_calls", "function_call", "tool_call_id", "name"),
+    "weight",
+)
+KEYS = frozenset((*_CONTENT, *_REASONING, *_TRAINED, *_OTHERS))  # of a message that are read
 
 
 class Damaged(Exception):
