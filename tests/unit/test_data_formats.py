@@ -142,6 +142,13 @@ def test_a_line_that_is_too_long_is_named(tmp_path, monkeypatch):
     assert first.fault.startswith("a line above")
 
 
+def test_an_object_over_lines_that_is_too_long_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_ROW", 100)
+    (tmp_path / "a.json").write_bytes(b'{\n"a": "' + b"x" * 1000 + b'"}')
+    [read] = readers.rows(Span(str(tmp_path / "a.json"), 0))
+    assert read.fault == "a value above 0 MiB"
+
+
 def test_large_arrays_are_read_a_piece_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BUFFER", 16)
     rows = [{"text": "é" * i, "n": [i]} for i in range(100)]

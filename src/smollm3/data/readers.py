@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 import string
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from smollm3.errors import UserError
 Row = dict[str, Any]
 MAX_ROW = 1 << 28  # bytes of a line or a value; what is longer is no row of a data set
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_BLANK, _BETWEEN = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -220,7 +222,7 @@ def _json_rows(file: str) -> Iterator[Read]:
             if head.startswith(b"["):
                 made = _first_array(stream, head)
             elif head.split(b"\n", 1)[0].strip() == b"{":  # spread over lines
-                made = _spread(stream.read(MAX_ROW))
+                made = _spread(stream.read(MAX_ROW + 1))
             else:
                 made = _json_lines(stream)
             for read in made:
@@ -268,59 +270,76 @@ def _first_array(stream: BufferedReader, head: bytes) -> Iterator[Read]:
     return _array(stream)
 
 
+class _Window:
+    """A stretch of a stream's text; what lies before `at` is forgotten when more is read.
+
+    line: the one that `at` lies in.
+    """
+
+    def __init__(self, stream: BufferedReader) -> None:
+        self._stream, self._text = stream, codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.text, self.at, self.line = "", 0, 1
+
+    def more(self) -> bool:
+        """Read on; False at the end."""
+        kept = self.text[self.at :]
+        data = self._stream.read(max(BUFFER, len(kept)))
+        self.text, self.at = kept + self._text.decode(data, not data), 0
+        return bool(data)
+
+    def go(self, at: int) -> None:
+        self.line += self.text.count("\n", self.at, at)
+        self.at = at
+
+    def sign(self, between: re.Pattern[str] = _BLANK) -> str:
+        """The next sign behind what stands between values; "" at the end."""
+        while True:
+            found = between.match(self.text, self.at)
+            self.go(found.end() if found else self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+
 def _array(stream: BufferedReader) -> Iterator[Read]:
     """The values of an array, read a piece at a time. After a damaged one, goes on where a line
     begins as the first value's does."""
-    decode = json.JSONDecoder().raw_decode
-    text = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    buffer, line = "", 1
-
-    def more() -> bool:
-        nonlocal buffer
-        data = stream.read(max(BUFFER, len(buffer)))
-        buffer += text.decode(data, not data)
-        return bool(data)
-
-    def skip(signs: str) -> None:
-        nonlocal buffer, line
-        while True:
-            rest = buffer.lstrip(signs)
-            line += buffer[: len(buffer) - len(rest)].count("\n")
-            buffer = rest
-            if buffer or not more():
-                return
-
-    skip(" \t\r\n")
-    begin = buffer[1:]
-    indent = begin[: len(begin) - len(begin.lstrip(" \t\r\n"))]
+    window, decode = _Window(stream), json.JSONDecoder().raw_decode
+    window.sign()
+    window.go(window.at + 1)  # the bracket
+    before = window.at
+    window.sign()
+    indent = window.text[before : window.at] if window.at >= before else ""
     resume = f"\n{indent.rpartition(chr(10))[2]}{{" if "\n" in indent else None
-    buffer = begin
     for number in count():
-        skip(" \t\r\n,")
-        if buffer.startswith("]") or not buffer:
-            if not buffer:
-                yield Read(number, line, fault="an array that is cut off")
+        if (sign := window.sign(_BETWEEN)) in ("]", ""):
+            if not sign:
+                yield Read(number, window.line, fault="an array that is cut off")
             return
+        line = window.line
         while True:
             try:
-                value, end = decode(buffer)
+                value, end = decode(window.text, window.at)
             except (ValueError, RecursionError):
-                if len(buffer) <= MAX_ROW and more():
+                if len(window.text) - window.at <= MAX_ROW and window.more():
                     continue
-                end = buffer.find(resume, 1) if resume else -1
+                end = window.text.find(resume, window.at + 1) if resume else -1
                 what = "damaged JSON" if end > 0 else "damaged JSON, and what follows it"
                 yield Read(number, line, fault=what)
                 if end < 0:
                     return
             else:
                 yield Read(number, line, value)
+            window.go(end)
             break
-        line += buffer.count("\n", 0, end)
-        buffer = buffer[end:]
 
 
 def _spread(data: bytes) -> Iterator[Read]:
     """One object over many lines: a row, or what holds the only list of rows."""
+    if len(data) > MAX_ROW:
+        yield Read(0, 1, fault=f"a value above {MAX_ROW >> 20} MiB")
+        return
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
