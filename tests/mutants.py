@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("test splits are trained on", "data/hub.py", "if named_kind(n) and not _HELD_BACK & set(_words(n))]", "if named_kind(n)]", f"{U}data_formats.py"),
     Mutant("the last batch begins the next epoch", "data/loader.py", "return sample if self._samples is None else min(sample, self._samples)", "return sample", LOADER),
     Mutant("lines are counted from 0", "data/readers.py", "yield Read(number, number + 1, json.loads", "yield Read(number, number, json.loads", f"{U}data_rows.py"),
-    Mutant("a late system message is passed over", "data/preparation.py", "        whole=True,\n        **document.options,\n    )\n    bits", "        **document.options,\n    )\n    bits", f"{U}data_rows.py"),
+    Mutant("a late system message is passed over", "data/preparation.py", "        whole=True,\n", "", f"{U}data_rows.py"),
     Mutant("a part depends on who made it", "data/sources.py", "spans = planned.parts[part] if part is not None else", "spans = planned.parts[part - 1] if part is not None else", f"{U}data_parts.py"),
     Mutant("parts in the order of the files", "data/sources.py", 'for i in permutation(len(parts), f"{seed}/parts")', "for i in range(len(parts))", f"{U}data_parts.py"),
     Mutant("a cut-off part counts as whole", "data/shards.py", 'stat().st_size != expected["bytes"]', 'stat().st_size < 0', f"{U}data_parts.py"),

@@ -372,6 +372,23 @@ def test_what_was_left_out_and_guessed_is_said_with_its_lines(tmp_path):
     assert len(list(notes(shard.meta))) == 1  # a template without modes: there is nothing to guess
 
 
+def test_a_guess_that_the_template_contradicts_is_not_held_to(tmp_path):
+    """Some templates write a header for answers without reasoning that they take off later."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+        "{% endif %}"
+    )
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    tokenizer = bytes_tokenizer().with_template(template)
+    source = detect(tmp_path / "a.jsonl").source
+    assert prepare("mine", source, tokenizer, tmp_path / "c", 0).meta["skipped"] == {}
+    said = source.model_copy(update={"thinking": "no_think"})
+    with pytest.raises(UserError, match="3 cannot be rendered: message 1 does not continue"):
+        prepare("mine", said, tokenizer, tmp_path / "c", 0)
+
+
 def test_texts_that_carry_a_template_are_said(tmp_path):
     texts = ["<|im_start|>user\nQ<|im_end|>", "[INST] Q [/INST]", "About <|im_start|>", "plain"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))

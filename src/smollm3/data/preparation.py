@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from smollm3.data import steps
 from smollm3.data.encoder import Encode, text_encoder
 from smollm3.data.ledger import Counts, first_places
+from smollm3.data.messages import Messages
 from smollm3.data.shards import (
     GENERATED,
     PUBLISHED,
@@ -43,7 +44,7 @@ from smollm3.data.sources import (
 from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors, folder_lock, fsync_folder, sha256_json
-from smollm3.tokenizer import Tokenizer
+from smollm3.tokenizer import Rendered, Tokenizer
 
 VERSION = 3  # of what the modules of this package make
 FIRST_DAY = datetime.date(2025, 7, 1)
@@ -345,17 +346,24 @@ def _talks(
 
 def rendered(document: Document, tokenizer: Tokenizer) -> Tokenised:
     """The ids and masks of a conversation, or of both sides of a pair; one without a token to
-    train on is a UserError."""
+    train on is a UserError.
+
+    Where only the guessed mode does not go with the template, the template's own is taken.
+    """
+    try:
+        return _rendered(document, tokenizer)
+    except UserError:
+        if not document.guessed:
+            raise
+        options = {k: v for k, v in document.options.items() if k != "enable_thinking"}
+        return _rendered(replace(document, options=options), tokenizer)
+
+
+def _rendered(document: Document, tokenizer: Tokenizer) -> Tokenised:
     if document.chosen:
         sides = [_side(document, a, tokenizer) for a in (document.chosen, document.rejected)]
         return [ids for ids, _ in sides], [mask for _, mask in sides]
-    made = tokenizer.render(
-        document.messages,
-        add_generation_prompt=False,
-        date=_date(document),
-        whole=True,
-        **document.options,
-    )
+    made = _render(document, document.messages, tokenizer)
     bits = zip(made.generated, made.published, strict=True)
     mask = [GENERATED * g + PUBLISHED * p for g, p in bits]
     if not any(mask):
@@ -363,18 +371,22 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Tokenised:
     return [made.ids], [mask]
 
 
-def _side(
-    document: Document, answer: list[dict[str, object]], tokenizer: Tokenizer
-) -> tuple[list[int], list[int]]:
-    """Prompt and answer up to the answer's last stop token, and the mask of the answer."""
-    rendered = tokenizer.render(
-        [*document.messages, *answer],
+def _render(document: Document, messages: Messages, tokenizer: Tokenizer) -> Rendered:
+    return tokenizer.render(
+        messages,
         add_generation_prompt=False,
         date=_date(document),
         whole=True,
         **document.options,
     )
-    generated = rendered.generated
+
+
+def _side(
+    document: Document, answer: Messages, tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+    """Prompt and answer up to the answer's last stop token, and the mask of the answer."""
+    made = _render(document, [*document.messages, *answer], tokenizer)
+    generated = made.generated
     starts = [i for i, g in enumerate(generated) if g and not (i and generated[i - 1])]
     earlier = sum(message["role"] == "assistant" for message in document.messages)
     if len(starts) <= earlier:
@@ -382,7 +394,7 @@ def _side(
     mask = [0] * starts[earlier]
     mask += [(GENERATED | PUBLISHED) * g for g in generated[starts[earlier] :]]
     end = len(mask) - mask[::-1].index(GENERATED | PUBLISHED)
-    return rendered.ids[:end], mask[:end]
+    return made.ids[:end], mask[:end]
 
 
 def _date(document: Document) -> datetime.date:
