@@ -39,6 +39,7 @@ USED = {
     "white space around": (b" \t" + json.dumps(chat(Q, A)).encode() + b"  ", ["A"]),
     "messages as JSON text": (chat() | {"messages": json.dumps([Q, A])}, ["A"]),
     "JSON text in JSON text": ({"messages": json.dumps(json.dumps([Q, A]))}, ["A"]),
+    "messages as Python text": ({"messages": str([Q, A])}, ["A"]),
     "capital keys": ({"Messages": [Q, A]}, ["A"]),
     "roles in capitals": (chat(said("Q", "USER"), said("A", " Assistant ")), ["A"]),
     "ShareGPT": (
@@ -161,6 +162,11 @@ LEFT_OUT = {
     "empty object": ({}, "without a conversation"),
     "other columns": ({"a": 1, "b": 2}, "without a conversation"),
     "no messages": (chat(), "without messages"),
+    "messages of blanks": ({"messages": "  "}, "without messages"),
+    "messages in words": (
+        {"messages": "[{'role': oh, well"},
+        "messages that are a text and no JSON",
+    ),
     "messages that are no list": ({"messages": 5}, "without messages"),
     "a message that is no object": (chat("Q", "A"), "a message that is no object"),
     "no role": (chat({"content": "Q"}, A), "a message without a role"),

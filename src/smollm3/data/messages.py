@@ -7,6 +7,7 @@ What cannot be read in one way only is `Damaged`, so that its row is counted and
 
 from __future__ import annotations
 
+import ast
 import datetime
 import json
 import math
@@ -44,6 +45,7 @@ ROLES = {
 _CALLERS = {"function_call", "tool_call"}  # ShareGPT's words for an answer that is a call
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CONTENT = ("content", "value", "text")
+_MAX_PYTHON = 1 << 20  # characters; Python's parser takes a hundred times as much memory
 _TRAINED = ("train", "training")
 _OTHERS = (
     *("role", "from", "sender", "refusal", "tool_calls", "function_call", "tool_call_id", "name"),
@@ -61,6 +63,8 @@ def normal_messages(value: Any) -> Messages:
     value = from_json(value)
     if isinstance(value, Mapping):
         value = [value]
+    if isinstance(value, str) and value.strip():
+        raise Damaged("messages that are a text and no JSON")
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise Damaged("without messages")
     messages = [_normal(message) for message in value]
@@ -76,8 +80,18 @@ def from_json(value: Any) -> Any:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return value
+            return _from_python(value)
     return value
+
+
+def _from_python(text: str) -> Any:
+    """Lists and dicts as Python writes them, which is how pandas puts them into CSV files."""
+    if len(text) > _MAX_PYTHON or not text.lstrip().startswith(("[{'", "{'")):
+        return text
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _normal(given: Any) -> dict[str, Any]:
