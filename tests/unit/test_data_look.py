@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from smollm3.checkpoint.config import to_json
 from smollm3.cli import look as view
@@ -172,16 +173,15 @@ def test_a_folder_says_what_it_passes_over(write, tmp_path):
     assert "1 are no data files by their names" in run(tmp_path)[1]
 
 
-def test_examples_are_coloured_and_cut(write, monkeypatch):
-    from rich.console import Console
-
-    monkeypatch.setattr(
-        view, "wide_console", lambda: Console(force_terminal=True, color_system="standard")
-    )
+@pytest.mark.parametrize("without", [False, True])
+def test_examples_are_coloured_and_cut(write, monkeypatch, without):
+    terminal = {"force_terminal": True, "color_system": "standard", "no_color": without}
+    monkeypatch.setattr(view, "wide_console", lambda: Console(**terminal))
     monkeypatch.setattr(view, "LONG", 300)
     with_marks = A | {"content": "\x1b[31mred " + "y" * 300}
     output = run(write({"messages": [Q, with_marks]}))[1]
-    assert "\x1b[32m" in output
+    assert ("\x1b[32m" in output) != without
+    assert ("⟦" in output) == without
     assert "\x1b[31mred" not in output
     assert "y" * 200 not in output
 

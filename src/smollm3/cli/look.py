@@ -101,6 +101,7 @@ def _most(counts: Counter[str]) -> str:
 
 def _example(console: Console, row: Looked) -> None:
     """The rendered text; what is trained on in green, or between marks where there is no colour."""
+    coloured = console.color_system is not None and not console.no_color
     names = [""] if len(row.sides) == 1 else [" chosen", " rejected"]
     for side, name in zip(row.sides, names, strict=False):
         console.print(Text(f"\n{row.entry.place}{name}", "bold"))
@@ -111,7 +112,7 @@ def _example(console: Console, row: Looked) -> None:
             piece = visible(text[:left])
             left -= len(piece)
             if trained:
-                piece = piece if console.color_system else f"\u27e6{piece}\u27e7"
+                piece = piece if coloured else f"\u27e6{piece}\u27e7"
             shown.append(piece, "green" if trained else "dim")
         if len(side.text) > LONG:
             shown.append(" ...", "dim")
