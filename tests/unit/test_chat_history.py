@@ -132,7 +132,7 @@ def test_a_model_without_the_tags_does_not_think_in_them():
 
 
 def test_a_template_that_prints_nothing():
-    reads = Reads(parts=False, calls=None, reasoning=False, results=False)
+    reads = Reads(parts=False, calls=None, reasoning=False, results=False, systems=False)
     assert probe(lambda chat: "") == reads
 
 
@@ -161,3 +161,18 @@ def test_ids_of_a_turn_parse_to_its_message(tok, message, think, python):
     rendered = tok.render([ASK, message], add_generation_prompt=False, **options)
     pairs = zip(rendered.ids, rendered.generated, strict=True)
     assert tok.parse([i for i, on in pairs if on], python_tools=python) == message
+
+
+@pytest.mark.parametrize("tok", [OURS, THEIRS], ids=["ours", "published"])
+def test_a_message_that_is_no_example_is_context(tok):
+    turns = [{"content": "one", "train": False}, {"content": "two"}]
+    chat = [m for turn in turns for m in (ASK, {"role": "assistant", **turn})]
+    made = tok.render(chat, add_generation_prompt=False)
+    plain = [{k: v for k, v in m.items() if k != "train"} for m in chat]
+    whole = tok.render(plain, add_generation_prompt=False)
+    assert made.ids == whole.ids
+    for kept, all_ in ((made.generated, whole.generated), (made.published, whole.published)):
+        trained = tok.decode([i for i, k in zip(made.ids, kept, strict=True) if k])
+        assert "two" in trained
+        assert "one" not in trained
+        assert sum(all_) > sum(kept)

@@ -121,6 +121,20 @@ def test_instructions():
     assert "Be brief" not in later
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_whole_rendering_passes_over_no_system_message(role):
+    first, second = ({"role": role, "content": c} for c in ("Be brief.", "Be kind."))
+    text = TOK.render_text([first, second, user("a")], whole=True)
+    assert "Be brief.\n\nBe kind.<|im_end|>" in text
+    assert TOK.render_text([first, user("a")], whole=True) == TOK.render_text([first, user("a")])
+    with pytest.raises(UserError, match=f"message 2: the template prints no {role} message"):
+        TOK.render([first, user("a"), second], whole=True)
+    every = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    chat = [first, second, user("a"), first]
+    text = TOK.with_template(every).render_text(chat, whole=True, add_generation_prompt=False)
+    assert (text.count("Be brief."), text.count("Be kind.")) == (2, 1)
+
+
 def test_instructions_survive_every_turn():
     chat = []
     for turn in range(50):

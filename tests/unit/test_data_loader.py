@@ -5,6 +5,7 @@ from tests.support.data_shards import make_shard, make_stage
 
 from smollm3.data import Loader
 from smollm3.errors import UserError
+from smollm3.train.forward import slices
 
 PAD = 99
 
@@ -190,3 +191,68 @@ def test_pairs_that_do_not_fit_are_named(tmp_path):
         load({"a": shard})
     with pytest.raises(UserError, match="takes steps or epochs"):
         load({"a": shard}, loss="dpo", context=64, tokens=100)
+
+
+def seen(loader):
+    """{source: how often each row came} and how many rows counted, over all steps."""
+    found, real = {}, 0
+    for k in range(loader.steps):
+        batch = loader.batch(k)
+        assert len(batch.ids_BT) == loader.stage.batch
+        rows = batch.weights_BT.any(-1)
+        real += int(rows.sum())
+        for ids in batch.ids_BT[rows]:
+            found[tuple(ids.tolist())] = found.get(tuple(ids.tolist()), 0) + 1
+    return found, real
+
+
+@pytest.mark.parametrize("packing", ["concat_and_chunk", "bfd"])
+def test_an_epoch_is_every_row_once(tmp_path, packing):
+    """39 rows in batches of 32 are 39 rows, not 64; 200 and 10 rows are 210, not 106 of each."""
+    long = make_shard(tmp_path / "a", [[i] * 9 for i in range(200)])
+    short = make_shard(tmp_path / "b", [[1000 + i] * 9 for i in range(10)])
+    some = make_shard(tmp_path / "c", [[i] * 9 for i in range(39)])
+    if packing == "concat_and_chunk":
+        assert load({"c": some}, epochs=1, batch=32, mixture={"c": 5}).used(99) == {"c": 43 * 8}
+        return
+    for epochs in (1, 2):
+        loader = load({"c": some}, epochs=epochs, batch=32, packing=packing, mixture={"c": 5})
+        counts, real = seen(loader)
+        assert set(counts.values()) == {epochs}
+        assert (len(counts), real) == (39, 39 * epochs)
+        assert loader.used(loader.steps) == {"c": 39 * epochs * 8}
+    for weights in ((1, 1), (0.5, 0.5), (7, 7)):
+        mixture = dict(zip("ab", weights, strict=True))
+        loader = load({"a": long, "b": short}, epochs=1, packing=packing, mixture=mixture)
+        counts, real = seen(loader)
+        assert (set(counts.values()), len(counts), real) == ({1}, 210, 210)
+    loader = load({"a": long, "b": short}, epochs=1, packing=packing, mixture={"a": 1, "b": 4})
+    assert loader.used(loader.steps) == {"a": 50 * 8, "b": 10 * 8}
+
+
+def test_the_last_batch_of_pairs_is_filled_with_blank_ones(tmp_path):
+    shard = pair_shard(tmp_path, [(3, 4), (2, 2), (5, 3), (1, 2), (2, 1)])
+    loader = load({"a": shard}, loss="dpo", epochs=1, batch=3, context=12)
+    first, last = loader.batch(0), loader.batch(1)
+    assert (first.blank, last.blank, last.used) == (0, 1, {"a": 2})
+    assert sorted(first.pairs + last.pairs[:2]) == [("a", i) for i in range(5)]
+    assert last.weights_BT.any(-1).tolist() == [True, True, False] * 2
+    parts = list(slices(last, 1))
+    assert [(len(part.pairs), part.blank) for part in parts] == [(1, 0), (1, 0), (1, 1)]
+
+
+def test_conversations_whose_answers_are_cut_off_are_left_out(tmp_path):
+    documents = [[i] * n for i, n in enumerate((6, 12, 12))]
+    masks = [[0] * start + [1] * (n - start) for n, start in ((6, 2), (12, 4), (12, 10))]
+    shard = make_shard(tmp_path / "a", documents, masks, form="chat")
+    chat = {"loss": "assistant", "packing": "bfd"}
+    loader = load({"a": shard}, **chat)
+    assert (loader.truncated, loader.untrained) == ({"a": 1}, {"a": 1})
+    assert {int(i) for k in range(9) for i in loader.batch(k).ids_BT.unique()} == {0, 1, PAD}
+    assert load({"a": shard}, packing="bfd").untrained == {}
+    late = make_shard(tmp_path / "b" / "a", documents[1:], [[0] * 11 + [1]] * 2, form="chat")
+    with pytest.raises(UserError, match="a: the answers of all 2 conversations begin beyond a row"):
+        load({"a": late}, **chat)
+    late.meta["trained"] = {"generated": 1}
+    with pytest.raises(UserError, match="a: mask: published marks no token of it"):
+        load({"a": late}, mask="published", **chat)

@@ -34,7 +34,7 @@ def test_fullest_row_that_fits():
 def test_index_is_kept_and_mended(tmp_path):
     lengths = np.array([3, 5, 2, 8])
     first = packing_index(tmp_path, "train", lengths, 8)
-    path = tmp_path / "train.bfd-8.npy"
+    path = tmp_path / "train.npy"
     good = path.read_bytes()
     kept = packing_index(tmp_path, "train", lengths, 8)
     assert [a.tolist() for a in kept] == [a.tolist() for a in first]

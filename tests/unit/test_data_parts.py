@@ -3,7 +3,6 @@
 import gzip
 import json
 import sys
-from collections import Counter
 
 import numpy as np
 import pyarrow
@@ -15,11 +14,12 @@ from tests.support.data_shards import make_shard, make_stage
 from smollm3.data import Loader, Shard, documents, prepare
 from smollm3.data import shards as shards_module
 from smollm3.data.distribute import Distributed
+from smollm3.data.places import Span, split
 from smollm3.data.preparation import Here, make
-from smollm3.data.readers import Span, Text, split
+from smollm3.data.readers import Text
 from smollm3.data.shards import verify
-from smollm3.data.sources import plan
-from smollm3.data.spec import HubSource, JsonlSource, ParquetSource, TextSource
+from smollm3.data.sources import Skipped, plan
+from smollm3.data.spec import FileSource, HubSource
 from smollm3.errors import UserError
 
 
@@ -29,7 +29,7 @@ def source(tmp_path):
     for i in range(6):
         rows = (json.dumps({"text": f"Row {i}.{j}: " + "word " * 40}) for j in range(250))
         (tmp_path / f"{i}.jsonl").write_text("\n".join(rows))
-    return JsonlSource(kind="jsonl", files=[str(tmp_path / "*.jsonl")], part=0.05)
+    return FileSource(kind="jsonl", files=[str(tmp_path / "*.jsonl")], part=0.05)
 
 
 def contents(folder):
@@ -229,7 +229,7 @@ def test_parquet_is_cut_between_row_groups(parquet):
     assert [(s.first, s.last, s.row) for [s] in parts] == [
         (i, min(i + 2, 10), 10 * i) for i in range(0, 10, 2)
     ]
-    source = ParquetSource(kind="parquet", files=[str(parquet)])
+    source = FileSource(kind="parquet", files=[str(parquet)])
     found = [
         d for [s] in parts for d in documents(source, 0, None, type(plan(source, 0))([[s]]), 0)
     ]
@@ -237,14 +237,14 @@ def test_parquet_is_cut_between_row_groups(parquet):
 
 
 def test_one_bad_row_group_is_counted_and_the_rest_read(parquet):
-    source = ParquetSource(kind="parquet", files=[str(parquet)])
+    source = FileSource(kind="parquet", files=[str(parquet)])
     with pyarrow.parquet.ParquetFile(parquet) as file:
         column = file.metadata.row_group(4).column(0)
         start = column.dictionary_page_offset or column.data_page_offset
     data = bytearray(parquet.read_bytes())
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     parquet.write_bytes(data)
-    skipped = Counter()
+    skipped = Skipped()
     found = [d.id for d in documents(source, 0, skipped)]
     assert found == [f"0:{i}" for i in range(100) if not 40 <= i < 50]
     assert [k.partition(" (")[0] for k in skipped] == [f"{parquet}: row group 4 cannot be read"]
@@ -257,10 +257,9 @@ def test_one_bad_file_is_counted_and_the_rest_read(tmp_path, name):
     data = b"PAR1 nothing" if "parquet" in name else gzip.compress(b'{"text": "b"}\n' * 999)[:-30]
     (tmp_path / name).write_bytes(data)
     other = "c.txt" if "txt" in name else "a.jsonl"
-    kind = TextSource if "txt" in name else JsonlSource
     files = [str(tmp_path / name), str(tmp_path / other)]
-    source = kind(kind=kind.model_fields["kind"].annotation.__args__[0], files=files)
-    skipped = Counter()
+    source = FileSource(kind="text" if "txt" in name else "files", files=files)
+    skipped = Skipped()
     assert "one" in {d.text for d in documents(source, 0, skipped)}
     assert any(name in reason for reason in skipped)
 
@@ -271,7 +270,7 @@ def test_urls_are_read_like_files(tmp_path):
     system = fsspec.filesystem("memory")
     system.pipe("/set/a.jsonl", b'{"text": "one"}\n')
     system.pipe("/set/b.jsonl.gz", gzip.compress(b'{"text": "two"}\n'))
-    source = JsonlSource(kind="jsonl", files=["memory://set/*"])
+    source = FileSource(kind="jsonl", files=["memory://set/*"])
     assert [d.text for d in documents(source, 0)] == ["one", "two"]
     with pytest.raises(UserError, match="memory://set/none: no such file"):
         list(documents(source.model_copy(update={"files": ["memory://set/none"]}), 0))
@@ -287,7 +286,7 @@ def test_steps_are_for_texts():
 def test_spans_know_their_rows_for_a_share_of_them(parquet, tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n' * 50)
     files = [str(parquet), str(tmp_path / "b.jsonl")]
-    source = ParquetSource(kind="parquet", files=files, rows=30)
+    source = FileSource(kind="files", files=files, rows=30)
     planned = plan(source, 0)
     assert planned.rows == 150
     assert {(s.file, s.offset) for part in planned.parts for s in part} == {

@@ -6,7 +6,7 @@ import pytest
 from smollm3.chat import default_template
 from smollm3.data import Shard, documents, prepare
 from smollm3.data.shards import verify
-from smollm3.data.spec import JsonlSource, ProceduralSource, TextSource
+from smollm3.data.spec import FileSource, ProceduralSource
 from smollm3.errors import UserError
 from smollm3.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ def source(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": f"Document {i} says {i * i}."} for i in range(200)] + [{"text": 0}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    return JsonlSource(kind="jsonl", files=[str(path)], holdout=0.1)
+    return FileSource(kind="jsonl", files=[str(path)], holdout=0.1)
 
 
 def texts_of(shard, tokenizer):
@@ -165,20 +165,20 @@ def test_conversations_that_cannot_be_rendered_are_counted(tmp_path, tokenizer):
         {"messages": [{"role": "nobody", "content": ""}, thought]},
     ]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = JsonlSource(kind="jsonl", files=[str(tmp_path / "c.jsonl")], format="chat")
+    source = FileSource(kind="jsonl", files=[str(tmp_path / "c.jsonl")], format="chat")
     shard = prepare("c", source, tokenizer, tmp_path / "cache", 0)
     assert shard.documents == 1
     assert sum(shard.meta["skipped"].values()) == 2
 
 
 def test_errors_name_the_source(tmp_path, tokenizer):
-    source = TextSource(kind="text", files=[str(tmp_path / "none.txt")])
+    source = FileSource(kind="text", files=[str(tmp_path / "none.txt")])
     with pytest.raises(UserError, match=r"sources\.mine: .*none\.txt: no such file"):
         prepare("mine", source, tokenizer, tmp_path, 0)
     (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "assistant", "content": 1}]}')
-    source = JsonlSource(kind="jsonl", files=[str(tmp_path / "c.jsonl")], format="chat")
+    source = FileSource(kind="jsonl", files=[str(tmp_path / "c.jsonl")], format="chat")
     with pytest.raises(
-        UserError, match=r"sources\.chat: .*no usable documents in it \(1 cannot be"
+        UserError, match=r"sources\.chat: .*no usable documents in it \(1 a content that is no text"
     ):
         prepare("chat", source, tokenizer, tmp_path / "cache", 0)
     assert not [p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]
@@ -220,7 +220,7 @@ def test_only_the_last_answer_of_a_pair_counts(tmp_path, tokenizer):
         },
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = JsonlSource(kind="jsonl", files=[str(tmp_path / "p.jsonl")], format="preference")
+    source = FileSource(kind="jsonl", files=[str(tmp_path / "p.jsonl")], format="preference")
     shard = prepare("p", source, tokenizer, tmp_path / "cache", 0)
     assert shard.masks is not None
     answers = [
@@ -229,4 +229,4 @@ def test_only_the_last_answer_of_a_pair_counts(tmp_path, tokenizer):
     ]
     assert answers == ["Four.<|im_end|>", "Five, no.<|im_end|>"]
     assert sum(shard.meta["skipped"].values()) == 2
-    assert "cannot be rendered: without an answer" in shard.meta["skipped"]
+    assert "the sides of the pair answer different prompts" in shard.meta["skipped"]

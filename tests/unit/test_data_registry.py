@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from smollm3.cli import cli
 from smollm3.data import blobs as blobs_module
 from smollm3.data import documents
-from smollm3.data.spec import Blobs, HubSource, ParquetSource
+from smollm3.data.readers import Read
+from smollm3.data.sources import Skipped
+from smollm3.data.spec import Blobs, FileSource, HubSource
 from smollm3.errors import UserError
 from smollm3.recipe import load_recipe
 from smollm3.recipe.data import tokens_needed
@@ -174,7 +176,7 @@ def test_ten_rows_of_each_schema(tmp_path, monkeypatch, name, row, expected):
     with bucket() as (url, _):
         if source.blobs:
             source = source.model_copy(update={"blobs": Blobs(url=url)})
-        skipped = Counter()
+        skipped = Skipped()
         found = list(documents(source, 0, skipped))
     assert not skipped
     assert len(found) == 10
@@ -255,7 +257,7 @@ def test_texts_by_id_come_in_order_and_so_many_at_once(tmp_path):
     Bucket.most_at_once = 0
     with bucket() as (url, handler):
         blobs = Blobs(url=url, requests=3)
-        source = ParquetSource(kind="parquet", files=[stack(tmp_path, range(60))], blobs=blobs)
+        source = FileSource(kind="parquet", files=[stack(tmp_path, range(60))], blobs=blobs)
         assert [d.text for d in documents(source, 0)] == [f"text {i}" for i in range(60)]
     assert max(handler.log.values()) == 1
     assert 1 <= Bucket.most_at_once <= 3
@@ -265,8 +267,8 @@ def test_what_the_bucket_does_not_have_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(blobs_module, "MAX_BYTES", 50_000)
     with bucket() as (url, _):
         files = [stack(tmp_path, [1, 90, 91, 92, 93, 2])]
-        source = ParquetSource(kind="parquet", files=files, blobs=Blobs(url=url))
-        skipped = Counter()
+        source = FileSource(kind="parquet", files=files, blobs=Blobs(url=url))
+        skipped = Skipped()
         assert [d.text for d in documents(source, 0, skipped)] == ["text 1", "text 2"]
     assert skipped == {
         "not in the bucket": 1,
@@ -279,9 +281,7 @@ def test_what_the_bucket_does_not_have_is_counted(tmp_path, monkeypatch):
 def test_a_bucket_that_fails_is_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(blobs_module.time, "sleep", lambda s: None)
     with bucket(fails=2) as (url, handler):
-        source = ParquetSource(
-            kind="parquet", files=[stack(tmp_path, range(5))], blobs=Blobs(url=url)
-        )
+        source = FileSource(kind="parquet", files=[stack(tmp_path, range(5))], blobs=Blobs(url=url))
         assert len(list(documents(source, 0))) == 5
         assert set(handler.log.values()) == {3}
     with bucket(fails=99) as (url, _):
@@ -294,7 +294,6 @@ def test_ids_that_are_none_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"blob_id": "../secret"}\n{"other": 1}\n[]\n')
     source = HubSource(kind="hub", repo="a/b", blobs={})
-    skipped = Counter()
-    rows = blobs_module.with_texts(enumerate([{"blob_id": "../x"}, {}, []]), source.blobs, skipped)
-    assert list(rows) == []
-    assert skipped == {"without the field 'blob_id'": 2, "not an object": 1}
+    reads = [Read(i, None, row) for i, row in enumerate([{"blob_id": "../x"}, {}, []])]
+    found = list(blobs_module.with_texts(reads, source.blobs))
+    assert [read.fault for read in found] == ["without the field 'blob_id'"] * 2 + [None]

@@ -1,30 +1,27 @@
 import gzip
 import json
-from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from smollm3.data import documents, sources
-from smollm3.data.sources import fingerprint
+from smollm3.data import documents, stdlib
+from smollm3.data.sources import Skipped, fingerprint
 from smollm3.data.spec import (
+    FileSource,
     HubSource,
-    JsonlSource,
-    ParquetSource,
     ProceduralSource,
     StdlibSource,
-    TextSource,
 )
 from smollm3.errors import UserError
 
 
 def text_source(*files, **more):
-    return TextSource(kind="text", files=[str(f) for f in files], **more)
+    return FileSource(kind="text", files=[str(f) for f in files], **more)
 
 
 def jsonl_source(*files, **more):
-    return JsonlSource(kind="jsonl", files=[str(f) for f in files], **more)
+    return FileSource(kind="jsonl", files=[str(f) for f in files], **more)
 
 
 def test_text_files_in_order_and_what_is_skipped(tmp_path):
@@ -32,7 +29,7 @@ def test_text_files_in_order_and_what_is_skipped(tmp_path):
     (tmp_path / "a.txt").write_text("erste Zeile, größer", encoding="utf-8")
     (tmp_path / "c.txt").write_bytes(b"caf\xe9")
     (tmp_path / "d.txt").write_text(" \n")
-    skipped = Counter()
+    skipped = Skipped()
     found = list(documents(text_source(tmp_path / "*.txt"), 0, skipped))
     assert [d.text for d in found] == ["erste Zeile, größer", "second"]
     assert skipped == {"not UTF-8": 1, "empty": 1}
@@ -69,7 +66,7 @@ def test_jsonl_counts_damaged_lines(tmp_path, opener):
     with opener(path, "wb") as f:
         f.write(b'{"text": "one"}\n{"text": 1}\n{"text": "\xe9"}\n{"te\n\n')
         f.write(b'{"text": "\\ud800"}\n{"text": "two"}\n')
-    skipped = Counter()
+    skipped = Skipped()
     found = list(documents(jsonl_source(path), 0, skipped))
     assert [(d.id, d.text) for d in found] == [("0:0", "one"), ("0:6", "two")]
     assert skipped == {
@@ -102,10 +99,10 @@ def test_smoltalk2_rows_from_jsonl_and_parquet(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(CHAT) + "\n" + '{"messages": []}\n')
     table = pyarrow.Table.from_pylist([CHAT, CHAT | {"chat_template_kwargs": None}])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    skipped = Counter()
+    skipped = Skipped()
     (one,) = documents(jsonl_source(tmp_path / "a.jsonl", format="chat"), 0, skipped)
     assert skipped == {"without messages": 1}
-    parquet = ParquetSource(kind="parquet", files=[str(tmp_path / "*.parquet")], format="chat")
+    parquet = FileSource(kind="parquet", files=[str(tmp_path / "*.parquet")], format="chat")
     two, plain = documents(parquet, 0)
     assert one.messages == two.messages == CHAT["messages"]
     assert one.options == two.options
@@ -114,14 +111,14 @@ def test_smoltalk2_rows_from_jsonl_and_parquet(tmp_path):
         "custom_instructions": "Be short.",
         "enable_thinking": False,
     }
-    assert plain.options == {}
+    assert (plain.options, plain.guessed) == ({"enable_thinking": False}, True)
     assert list(one.texts()) == ['{"name": "f"}', "Hi", "Hello"]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(UserError, match=r"a\.parquet: not a whole Parquet file"):
-        list(documents(ParquetSource(kind="parquet", files=[str(tmp_path / "a.parquet")]), 0))
+        list(documents(FileSource(kind="parquet", files=[str(tmp_path / "a.parquet")]), 0))
 
 
 USER = {"role": "user", "content": "Q"}
@@ -147,7 +144,7 @@ def test_spellings_of_a_pair(tmp_path, row):
 def test_equal_sides_are_no_pair(tmp_path):
     rows = [{"prompt": "Q", "chosen": "a", "rejected": b} for b in "ab"]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    skipped = Counter()
+    skipped = Skipped()
     assert list(documents(jsonl_source(tmp_path / "p.jsonl", format="preference"), 0, skipped))
     assert skipped == {"both answers are the same": 1}
 
@@ -214,8 +211,8 @@ def test_fingerprint_changes_with_the_file(tmp_path):
 def test_a_few_rows_of_the_library_read_a_few_files(monkeypatch):
     """Its thousand files take seconds to parse; they come shuffled, so the first rows are enough."""
     parsed = []
-    parse = sources.ast.parse
-    monkeypatch.setattr(sources.ast, "parse", lambda code: parsed.append(1) or parse(code))
+    parse = stdlib.ast.parse
+    monkeypatch.setattr(stdlib.ast, "parse", lambda code: parsed.append(1) or parse(code))
     source = StdlibSource(kind="stdlib", part="code", rows=10)
     assert len(list(documents(source, seed=0))) == 10
     assert len(parsed) <= 10

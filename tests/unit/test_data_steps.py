@@ -8,7 +8,7 @@ import pytest
 from smollm3.data import documents, prepare
 from smollm3.data.preparation import Preparation
 from smollm3.data.sources import plan
-from smollm3.data.spec import JsonlSource
+from smollm3.data.spec import FileSource
 from smollm3.data.steps import BLOCKS, Ledger, apply
 from smollm3.errors import UserError
 
@@ -26,7 +26,7 @@ def source_of(folder, texts, steps, **more):
     folder.mkdir(exist_ok=True)
     path = folder / "texts.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return JsonlSource(kind="jsonl", files=[str(path)], steps=steps, **more)
+    return FileSource(kind="jsonl", files=[str(path)], steps=steps, **more)
 
 
 def through(tmp_path, texts, *steps):
@@ -218,7 +218,7 @@ def test_near_duplicates_are_dropped_across_parts(tmp_path, tokenizer):
     for i in range(3):
         rows = "\n".join(json.dumps({"text": text}) for text in texts[i::3])
         (tmp_path / f"{i}.jsonl").write_text(rows)
-    source = JsonlSource(
+    source = FileSource(
         kind="jsonl", files=[str(tmp_path / "*.jsonl")], part=0.001, steps=[{"kind": "minhash"}]
     )
     shard = prepare("s", source, tokenizer, tmp_path / "cache", 0)

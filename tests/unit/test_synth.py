@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from smollm3.data import documents
-from smollm3.data.spec import JsonlSource
+from smollm3.data.languages import language
+from smollm3.data.spec import FileSource
 from smollm3.errors import UserError
 from smollm3.synth import checks
 from smollm3.synth import teacher as teacher_module
@@ -154,7 +155,7 @@ def test_answers_are_kept_as_smoltalk2_has_them(tmp_path):
     assert rows[0]["messages"][1]["reasoning_content"] == "I add."
     assert "reasoning_content" not in rows[1]["messages"][1]
     assert [row["chat_template_kwargs"]["enable_thinking"] for row in rows[:2]] == [True, False]
-    source = JsonlSource(kind="jsonl", files=[str(tmp_path / "out" / "made.jsonl")], format="chat")
+    source = FileSource(kind="jsonl", files=[str(tmp_path / "out" / "made.jsonl")], format="chat")
     assert len(list(documents(source, 0))) == 10
     assert set(handler.asked.values()) == {1}
     cost = outcome.ledger["teacher"]
@@ -287,7 +288,7 @@ def test_preference_pairs(tmp_path):
     assert outcome.dropped == {"both right": 10 - len(even), "identical answers": 1}
     assert set(handler.asked.values()) == {1}
     path = tmp_path / "out" / "made.jsonl"
-    pairs = list(documents(JsonlSource(kind="jsonl", files=[str(path)], format="preference"), 0))
+    pairs = list(documents(FileSource(kind="jsonl", files=[str(path)], format="preference"), 0))
     assert len(pairs) == len(even)
     assert pairs[0].messages == [{"role": "user", "content": even[0]["prompt"]}]
     assert pairs[0].options == {"enable_thinking": True}
@@ -378,14 +379,14 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_languages(name):
-    assert checks.language(TEXTS[name]) == name
+    assert language(TEXTS[name]) == name
     other = "fr" if name == "en" else "en"
     assert checks.other_language({"language": name}, TEXTS[name]) is None
     assert (
         checks.other_language({"language": other}, TEXTS[name]) == f"in {name} instead of {other}"
     )
     assert checks.other_language({"language": "ja"}, TEXTS[name]) is None
-    assert checks.language("12 34") is None
+    assert language("12 34") is None
 
 
 def test_code_needs_a_block():

@@ -3,6 +3,7 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,22 @@ def test_a_batch_without_numbers_is_skipped(make_job, tmp_path, numbered_losses)
     assert result.metrics["skipped"] == 1
     assert float(result.optimizer["step"]) == 5
     assert all(w.isfinite().all() for w in weights(result).values())
+
+
+def test_a_run_in_which_nothing_was_learnt_does_not_end_well(make_job, tmp_path, numbered_losses):
+    numbered_losses(*range(6))
+    with pytest.raises(UserError, match="nothing was learnt: all 6 updates were skipped"):
+        train(make_job(tmp_path), WORLD)
+
+
+def test_batches_without_a_token_to_train_on_end_the_run(make_job, tmp_path, monkeypatch):
+    nothing = lambda self, where: np.zeros(where.stop - where.start, np.bool_)  # noqa: E731
+    monkeypatch.setattr("smollm3.data.loader._Source._trained", nothing)
+    job = {"mixture": {"chat": 1}, "loss": "assistant"}
+    with pytest.raises(UserError, match="step 20: in 20 batches in a row no token is trained on"):
+        train(make_job(tmp_path / "long", steps=30, **job), WORLD)
+    with pytest.raises(UserError, match="nothing was learnt: all 3 updates were skipped, as no ba"):
+        train(make_job(tmp_path / "short", steps=3, **job), WORLD)
 
 
 def test_a_skipped_step_changes_nothing(make_job, tmp_path, numbered_losses):

@@ -95,6 +95,18 @@ def test_every_preference_loss_of_a_recipe_is_there():
     assert set(losses.PREFERENCES) == set(PREFERENCE_LOSSES)
 
 
+def test_blank_pairs_count_nothing(model):
+    batch = make_batch(rows=6, pairs=(("x", 0), ("x", 1), ("x", 2)))
+    batch.weights_BT[[2, 5]] = 0
+    h_BTE, zeros = model.hidden(batch.ids_BT), torch.zeros(6)
+    rows = [0, 1, 3, 4]
+    two = replace(batch, **{k: getattr(batch, k)[rows] for k in ("targets_BT", "weights_BT")})
+    made = losses.preference(model, h_BTE, replace(batch, blank=1), zeros, loss="dpo", beta=0.1)
+    plain = losses.preference(model, h_BTE[rows], two, zeros[:4], loss="dpo", beta=0.1)
+    assert made.weight == plain.weight == 2
+    torch.testing.assert_close(made.total, plain.total)
+
+
 def test_preference_at_the_reference_is_one_and_slices_add_up(model):
     batch = make_batch(rows=6, pairs=(("x", 0), ("x", 1), ("x", 2)))
     with torch.no_grad():

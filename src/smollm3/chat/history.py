@@ -21,6 +21,7 @@ from smollm3.chat.message import Message
 from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 from smollm3.errors import UserError
 
+SYSTEMS = ("system", "developer")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _MARK = "smollm3marker"
@@ -31,12 +32,14 @@ Chat = list[dict[str, Any]]
 @dataclass(frozen=True)
 class Reads:
     """What a template prints: contents as texts, or only as lists of parts; calls with arguments
-    as objects, as JSON text, or not at all; reasoning; results of tools."""
+    as objects, as JSON text, or not at all; reasoning; results of tools; system messages behind
+    the first message."""
 
     parts: bool
     calls: Literal["object", "text"] | None
     reasoning: bool
     results: bool
+    systems: bool
 
 
 def probe(run: Callable[[Chat], str]) -> Reads:
@@ -69,7 +72,13 @@ def probe(run: Callable[[Chat], str]) -> Reads:
     caller = {"object": as_object, "text": as_text, None: answer | {"content": "!"}}[calls]
     result = {"role": "tool", "tool_call_id": "call00001", "name": "f", "content": _MARK}
     thought = {"role": "assistant", "content": "!", **dict.fromkeys(_REASONING, _MARK)}
-    return Reads(parts, calls, reasoning=prints(thought), results=prints(caller, result))
+    return Reads(
+        parts,
+        calls,
+        reasoning=prints(thought),
+        results=prints(caller, result),
+        systems=prints({"role": "assistant", "content": "!"}, {"role": "system", "content": _MARK}),
+    )
 
 
 def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
@@ -100,6 +109,21 @@ def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]
         if key in given:
             return {"thinking": given[key], **given, "reasoning_content": given[key]}
     return given
+
+
+def one_system(chat: Chat) -> Chat:
+    """The same conversation with its first system messages as one, for templates that print no
+    more than one; one that comes later is a UserError, as it would be passed over in silence."""
+    first = next((i for i, m in enumerate(chat) if m["role"] not in SYSTEMS), len(chat))
+    for index, message in enumerate(chat[first:], first):
+        if message["role"] in SYSTEMS:
+            raise UserError(
+                f"message {index}: the template prints no {message['role']} message in this place"
+            )
+    if first < 2:
+        return chat
+    content = "\n\n".join(message["content"] for message in chat[:first])
+    return [{**chat[0], "content": content}, *chat[first:]]
 
 
 def rewrite(chat: Chat, reads: Reads, python: bool) -> Chat:

@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypedDict
 
-from smollm3.chat.history import Chat, Reads, as_given, normal, probe, rewrite
+from smollm3.chat.history import Chat, Reads, as_given, normal, one_system, probe, rewrite
 from smollm3.chat.message import Message
 from smollm3.chat.sandbox import Overrun, render_apart
 from smollm3.chat.tags import THINK
@@ -40,6 +40,7 @@ class RenderOptions(TypedDict, total=False):
     custom_instructions: str | None
     date: datetime.date | None
     exact: bool
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ class Renderer:
         custom_instructions: str | None = None,
         date: datetime.date | None = None,
         exact: bool = False,
+        whole: bool = False,
     ) -> Rendering:
-        """Run the template over the messages.
+        """Run the template over the messages. One with `train: False` is context: it is no part of
+        `published` and `generated`.
 
         tools: called as JSON; python_tools: called as code. Dicts, or texts shown as they are.
         enable_thinking: unless the system message says /think or /no_think.
@@ -114,6 +117,8 @@ class Renderer:
         date: told to the model, by ours beside a cutoff. If None, other templates tell today's.
         exact: what `transformers` renders. Messages reach the template as they are, and what they
             spell like control tokens becomes some.
+        whole: nothing is passed over: where the template prints one system message, the first ones
+            are joined and a later one is a UserError.
         """
         if not self.template:
             raise UserError("this model has no chat template (chat_template.jinja)")
@@ -126,7 +131,9 @@ class Renderer:
         }
         inputs = {key: value for key, value in optional.items() if value is not None}
         try:
-            chat = self._chat(messages, python=bool(inputs.get("python_tools")), exact=exact)
+            python = bool(inputs.get("python_tools"))
+            chat = self._chat(messages, python=python, exact=exact, whole=whole)
+            trained = [m.pop("train", True) for m in chat if m.get("role") == "assistant"]
             start, end, *stand_ins = _unused([self.template, chat, inputs], len(self._firsts) + 2)
             table = {} if exact else dict(zip(self._firsts, stand_ins, strict=True))
             chat, inputs = self._guard(chat, inputs, table)
@@ -150,7 +157,9 @@ class Renderer:
         problem = None
         if not add_generation_prompt:
             try:
-                generated = self._completions(text, chat, run, (start, end))
+                spans = self._completions(text, chat, run, (start, end))
+                generated = [span for span, kept in zip(spans, trained, strict=True) if kept]
+                published = _without(published, set(spans) - set(generated))
             except UserError as e:
                 problem = str(e)
         restore = {ord(stand_in): first for first, stand_in in table.items()}
@@ -189,12 +198,19 @@ class Renderer:
         return reads if THINK in self._control else replace(reads, reasoning=True)
 
     def _chat(
-        self, messages: Sequence[Mapping[str, Any] | Message], *, python: bool, exact: bool
+        self,
+        messages: Sequence[Mapping[str, Any] | Message],
+        *,
+        python: bool,
+        exact: bool,
+        whole: bool,
     ) -> Chat:
         """The messages as the template gets them."""
         if exact:
             return [as_given(index, message) for index, message in enumerate(messages)]
         chat = [normal(index, message) for index, message in enumerate(messages)]
+        if whole and (self._ours or not self._reads.systems):
+            chat = one_system(chat)
         return chat if self._ours else rewrite(chat, self._reads, python)
 
     def _guard(
@@ -303,6 +319,11 @@ def _unmark(text: str, start: str, end: str) -> tuple[str, list[_Span]]:
             plain.append(part)
             position += len(part)
     return "".join(plain), spans
+
+
+def _without(spans: list[_Span], others: set[_Span]) -> list[_Span]:
+    """The spans that touch none of the others."""
+    return [(a, b) for a, b in spans if not any(a < end and start < b for start, end in others)]
 
 
 def _cut(text: str, published: list[_Span], generated: list[_Span]) -> list[Piece]:

@@ -49,6 +49,7 @@ def prepare(
     smollm3 data prepare smollm3-3b --source fineweb-edu --executor slurm --workers 200 \\
         --option partition=cpu --option time=24:00:00
     """
+    from smollm3.data.ledger import notes
     from smollm3.data.preparation import Executor, Here
     from smollm3.recipe import load_recipe
     from smollm3.recipe.data import prepare_sources
@@ -68,8 +69,8 @@ def prepare(
             continue
         made = f"{count(shard.documents)} documents, {count(shard.n_tokens)} tokens"
         click.echo(f"{name}: {made} in {len(shard.meta['parts'])} parts ({shard.folder})")
-        for reason, n in shard.meta["skipped"].items():
-            click.echo(f"  {n} skipped: {reason}")
+        for line in notes(shard.meta):
+            click.echo(f"  {line}")
         for step, reasons in shard.meta["dropped"].items():
             for reason, lost in reasons.items():
                 click.echo(f"  {lost['documents']} dropped by {step}: {reason}")
@@ -78,8 +79,68 @@ def prepare(
 def _pair(option: str) -> tuple[str, Any]:
     key, equals, value = option.partition("=")
     if not equals:
-        raise UserError(f"--option {option}: write it as key=value")
+        raise UserError(f"{option}: write it as key=value")
     return key, int(value) if value.isdigit() else value
+
+
+@data.command()
+@click.argument("path", metavar="FILE")
+@click.option("--model", metavar="MODEL", help="Whose tokenizer and template are used.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "chat", "preference"]),
+    help="What a row is. [default: found by looking]",
+)
+@click.option("--text", metavar="COLUMN", help="The column of the text, or a template of columns.")
+@click.option(
+    "--column", "columns", multiple=True, metavar="OURS=THEIRS",
+    help="A column's name in the file, e.g. prompt=frage; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--thinking",
+    type=click.Choice(["think", "no_think"]),
+    help="The mode of conversations that say nothing about it. [default: by their answers]",
+)
+@click.option(
+    "--context", type=click.IntRange(8), metavar="TOKENS",
+    help="Tokens of a training row. [default: the model's context]",
+)  # fmt: skip
+@click.option(
+    "--against", multiple=True, type=click.Path(path_type=Path, exists=True), metavar="FILE",
+    help="Evaluation items that must not be in the data; repeatable.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row instead.")
+def look(
+    path: str,
+    model: str | None,
+    form: str | None,
+    text: str | None,
+    columns: tuple[str, ...],
+    thinking: str | None,
+    context: int | None,
+    against: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Say what is in FILE before anything is trained on it.
+
+    FILE is a file, a folder, a pattern, a URL or the id of a data set on the Hub: JSON lines or
+    arrays, CSV, Parquet or texts, plain or compressed. Every row is read and rendered as training
+    would, and what would be left out is named by its line, with the reason.
+
+    With --json each row is an object: its line, the rendered text, the trained texts, and what is
+    odd about it; or why it is left out.
+
+    \b
+    smollm3 data look talks.jsonl --model smollm3-3b
+    smollm3 data look pairs.parquet --json | jq 'select(.left_out)'
+    """
+    from smollm3.cli.look import show
+
+    pairs = dict(_pair(column) for column in columns)
+    settings = {"format": form, "text": text, "thinking": thinking, "columns": pairs or None}
+    given = {key: value for key, value in settings.items() if value is not None}
+    show(path, given, model, context, against, as_json)
 
 
 @data.command()

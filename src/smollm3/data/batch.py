@@ -17,6 +17,8 @@ class Batch:
     For preference data rows come as pairs: the first half of the rows are the chosen answers,
     the second half the rejected ones in the same order, right-padded with weight 0, one document
     a row; `pairs` holds (source, pair number) for each. Else `pairs` is empty.
+    blank: how many pairs at the end are there for their place alone and count nothing; blank rows
+    of text have no weight anyway.
     used: tokens taken from each source by the whole batch, all ranks together.
     """
 
@@ -26,3 +28,4 @@ class Batch:
     documents_BT: Tensor
     used: dict[str, int]
     pairs: tuple[tuple[str, int], ...] = ()
+    blank: int = 0

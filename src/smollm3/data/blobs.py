@@ -10,12 +10,11 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
-from smollm3.data.readers import Row
+from smollm3.data.readers import Read, Row
 from smollm3.data.spec import Blobs
 from smollm3.errors import UserError
 
@@ -29,36 +28,36 @@ class Missing(Exception):
     """The bucket has no such text, or not one that can be read; the message is the reason."""
 
 
-def with_texts(
-    rows: Iterable[tuple[int, Any]], blobs: Blobs, skipped: Counter[str]
-) -> Iterator[tuple[int, Row]]:
+def with_texts(reads: Iterable[Read], blobs: Blobs) -> Iterator[Read]:
     """The rows with what their ids name as the column `text`, in order.
 
     `blobs.requests` are under way at a time and as many answers are kept, no more. What the bucket
-    does not have is counted; a bucket that does not answer after ATTEMPTS tries is a UserError.
+    does not have is a fault; a bucket that does not answer after ATTEMPTS tries is a UserError.
     """
     with ThreadPoolExecutor(blobs.requests) as pool:
-        asked: deque[tuple[int, Row, Future[str]]] = deque()
+        asked: deque[tuple[Read, Future[str] | None]] = deque()
 
-        def taken() -> Iterator[tuple[int, Row]]:
-            number, row, answer = asked.popleft()
+        def taken() -> Read:
+            read, answer = asked.popleft()
             try:
-                yield number, {**row, "text": answer.result()}
+                return read if answer is None else _with_text(read, answer.result())
             except Missing as e:
-                skipped[str(e)] += 1
+                return read._replace(row=None, fault=str(e))
 
         try:
-            for number, row in rows:
-                if not isinstance(row, dict):
-                    skipped["not an object"] += 1
-                    continue
-                asked.append((number, row, pool.submit(_text, row, blobs)))
+            for read in reads:
+                is_row = isinstance(read.row, dict)
+                asked.append((read, pool.submit(_text, read.row, blobs) if is_row else None))
                 if len(asked) >= 2 * blobs.requests:
-                    yield from taken()
+                    yield taken()
             while asked:
-                yield from taken()
+                yield taken()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _with_text(read: Read, text: str) -> Read:
+    return read._replace(row={**read.row, "text": text})
 
 
 def _text(row: Row, blobs: Blobs) -> str:

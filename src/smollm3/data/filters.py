@@ -4,7 +4,6 @@ why it is not."""
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import chain
@@ -15,8 +14,8 @@ import numpy as np
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from numpy.typing import NDArray
 
-from smollm3.data import readers
-from smollm3.data.readers import Span
+from smollm3.data import places, readers
+from smollm3.data.places import Span
 from smollm3.data.sources import hash64
 from smollm3.errors import UserError
 
@@ -96,16 +95,14 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
         """{words: {their checksum: where they stand}}, items, items without enough words."""
         tables: dict[int, dict[int, str]] = {}
         items = too_short = 0
-        for file, _ in readers.find(patterns):
-            skipped: Counter[str] = Counter()
-            for number, row in readers.rows(Span(file, 0), None, skipped):
+        for file, _ in places.find(patterns):
+            for read in readers.rows(Span(file, 0)):
+                if read.fault is not None:
+                    raise UserError(f"steps: decontaminate: {file}: {read.fault}")
                 items += 1
-                lengths = [
-                    self._add(text, f"{Path(file).name}:{number}", tables) for text in _texts(row)
-                ]
+                place = f"{Path(file).name}:{read.number}"
+                lengths = [self._add(text, place, tables) for text in _texts(read.row)]
                 too_short += not any(lengths)
-            for reason in skipped:
-                raise UserError(f"steps: decontaminate: {file}: {reason}")
         return tables, items, too_short
 
     def _add(self, text: str, place: str, tables: dict[int, dict[int, str]]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -32,15 +33,20 @@ class _Row:
     trained: NDArray[np.bool_]
 
 
+_BLANK = _Row(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+
+
 class _Source(ABC):
     """The rows of one source. `rows`: how many make an epoch; row i >= rows goes on in the next.
 
-    left_out, truncated: documents (pairs) that do not fit into a row.
+    left_out, truncated: documents (pairs) that do not fit into a row. untrained: of those, what is
+    left out as the row would end before the first token that is trained on.
     """
 
     rows: int
     left_out = 0
     truncated = 0
+    untrained = 0
 
     def __init__(self, shard: Shard, mask_bit: int | None) -> None:
         """mask_bit: of `shard.masks`, None to train on every token."""
@@ -96,18 +102,31 @@ class _BestFitDecreasing(_Source):
         super().__init__(shard, mask_bit)
         self.context, self.seed = context, seed
         lengths = shard.lengths()
-        self._documents, self._ends = packing_index(shard.folder, shard.split, lengths, context + 1)
+        cut = np.flatnonzero(lengths > context + 1)
+        idle = [i for i in cut.tolist() if not self._trained(self._place(i))[1:].any()]
+        kept = np.delete(np.arange(len(lengths)), idle)
+        self.truncated, self.untrained = len(cut) - len(idle), len(idle)
+        if not len(kept):
+            raise UserError(
+                f"{shard.name}: the answers of all {len(lengths)} conversations begin beyond a row "
+                f"of {context} tokens; raise the stage's context"
+            )
+        name = f"{shard.split}.bfd-{context + 1}{f'-{mask_bit}' if idle else ''}"
+        documents, self._ends = packing_index(shard.folder, name, lengths[kept], context + 1)
+        self._documents = kept[documents]
         self.rows = len(self._ends)
-        self.truncated = int((lengths > context + 1).sum())
+
+    def _place(self, document: int) -> slice:
+        """Where the part of a document that fits into a row lies."""
+        where = self.shard.document(document)
+        return slice(where.start, min(where.stop, where.start + self.context + 1))
 
     def row(self, i: int) -> _Row:
         epoch, place = divmod(i, self.rows)
         row = int(_order(self.rows, f"{self.seed}/{self.shard.name}/{epoch}")[place])
         start = int(self._ends[row - 1]) if row else 0
-        places = []
-        for document in self._documents[start : self._ends[row]].tolist():
-            where = self.shard.document(document)
-            places.append(slice(where.start, min(where.stop, where.start + self.context + 1)))
+        documents = self._documents[start : self._ends[row]].tolist()
+        places = [self._place(document) for document in documents]
         lengths = [place.stop - place.start for place in places]
         return _Row(
             np.concatenate([self.shard.tokens[place] for place in places]).astype(np.int64),
@@ -167,7 +186,11 @@ class Loader:
     count by their mask; text sources count every token.
 
     steps: optimizer steps of the stage.
-    left_out, truncated: by source, pairs and documents that are longer than a row.
+    left_out, truncated, untrained: by source, pairs and documents that are longer than a row; of
+        the last kind no token would be trained on, so they are left out.
+
+    With `epochs` each source gives its rows that often: the source with the largest weight all of
+    them, the others in proportion to their weights. The last batch is filled up with blank rows.
     """
 
     def __init__(
@@ -182,12 +205,21 @@ class Loader:
         cannot be used in this stage is a UserError that names it."""
         self.stage = stage
         self.pad_id = pad_id
-        self.mixture = Mixture(stage.mixture)
-        self._sources: dict[str, _Source] = {}
-        for name in self.mixture.names:
-            self._sources[name] = _source(shards[name], stage, start.get(name, 0), seed)
+        self._sources = {
+            name: _source(shards[name], stage, start.get(name, 0), seed)
+            for name in sorted(stage.mixture)
+        }
+        weights = {name: Fraction(repr(float(w))) for name, w in stage.mixture.items()}
+        self._samples: int | None = None
+        if stage.epochs is not None:
+            most = max(weights.values())
+            weights = {n: self._sources[n].rows * w / most for n, w in weights.items()}
+            total = Fraction(repr(float(stage.epochs))) * sum(weights.values())
+            self._samples = max(1, math.ceil(total))
+        self.mixture = Mixture(weights)
         self.left_out = {n: s.left_out for n, s in self._sources.items() if s.left_out}
         self.truncated = {n: s.truncated for n, s in self._sources.items() if s.truncated}
+        self.untrained = {n: s.untrained for n, s in self._sources.items() if s.untrained}
         self.steps = self._count_steps()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")  # so: one batch at a time
         self._asked: tuple[int, int, int] | None = None
@@ -197,9 +229,8 @@ class Loader:
         stage = self.stage
         if stage.steps is not None:
             return stage.steps
-        if stage.epochs is not None:
-            rows = sum(source.rows for source in self._sources.values())
-            return max(1, math.ceil(stage.epochs * rows / stage.batch))
+        if self._samples is not None:
+            return math.ceil(self._samples / stage.batch)
         if stage.is_preference:
             raise UserError(f"tokens: a stage with loss: {stage.loss} takes steps or epochs")
         assert stage.tokens is not None  # the stage's check
@@ -214,8 +245,11 @@ class Loader:
     def used(self, k: int) -> dict[str, int]:
         """Tokens (pairs) taken from each source by batches 0..k-1; in bfd rows with padding."""
         each = 1 if self.stage.is_preference else self.stage.context
-        counts = self.mixture.counts(k * self.stage.batch)
+        counts = self.mixture.counts(self._upto(k * self.stage.batch))
         return {name: n * each for name, n in counts.items()}
+
+    def _upto(self, sample: int) -> int:
+        return sample if self._samples is None else min(sample, self._samples)
 
     def batch(self, k: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Rank's part of batch k: rows rank * B // world_size to (rank + 1) * B // world_size.
@@ -236,21 +270,30 @@ class Loader:
         before, after = self.used(k), self.used(k + 1)
         used = {name: after[name] - before[name] for name in after if after[name] > before[name]}
         first, last = (k * size + r * size // world_size for r in (rank, rank + 1))
-        samples = self.mixture.samples(first, last)
+        samples = self.mixture.samples(self._upto(first), self._upto(last))
+        blank = last - first - len(samples)
         if self.stage.is_preference:
-            return self._pairs(samples, used)
+            return self._pairs(samples, blank, used)
         rows = [self._sources[name].row(i) for name, i in samples]
-        return self._stack(rows, self.stage.context, used, ())
+        return self._stack(rows + [_BLANK] * blank, self.stage.context, used, ())
 
-    def _pairs(self, samples: list[tuple[str, int]], used: dict[str, int]) -> Batch:
+    def _pairs(self, samples: list[tuple[str, int]], blank: int, used: dict[str, int]) -> Batch:
+        """A blank pair stands for the first of all, which a reference knows, without its tokens."""
+        samples = samples + self.mixture.samples(0, 1) * blank
         pairs = []
         for name, i in samples:
             source = self._sources[name]
             assert isinstance(source, _Pairs)
             pairs.append((name, source.pair(i)))
-        rows = [self._sources[n].row(2 * pair + side) for side in (0, 1) for n, pair in pairs]
+        real = pairs[: len(pairs) - blank]
+        rows = [
+            row
+            for side in (0, 1)
+            for row in [*(self._sources[n].row(2 * p + side) for n, p in real), *[_BLANK] * blank]
+        ]
         longest = max((len(row.tokens) - 1 for row in rows), default=0)
-        return self._stack(rows, -(-longest // 8) * 8, used, tuple(pairs))
+        width = max(8, -(-longest // 8) * 8)
+        return replace(self._stack(rows, width, used, tuple(pairs)), blank=blank)
 
     def _stack(
         self, rows: list[_Row], width: int, used: dict[str, int], pairs: tuple[tuple[str, int], ...]
@@ -263,6 +306,8 @@ class Loader:
         trained = np.zeros(shape, np.bool_)
         for r, row in enumerate(rows):
             n = len(row.tokens)
+            if not n:
+                continue
             tokens[r, :n] = row.tokens
             documents[r, :n] = row.documents - row.documents[0]
             documents[r, n:] = 0 if pairs else documents[r, n - 1] + 1
@@ -287,6 +332,12 @@ def _source(shard: Shard, stage: BatchSpec, start: int, seed: int) -> _Source:
         )
     bit = GENERATED if stage.mask == "generated" else PUBLISHED
     mask_bit = None if stage.loss == "all" else bit
+    trained = shard.meta.get("trained", {stage.mask: 1})
+    if mask_bit is not None and shard.masks is not None and not trained.get(stage.mask):
+        raise UserError(
+            f"{shard.name}: mask: {stage.mask} marks no token of it; the chat template has no "
+            "generation blocks: take mask: generated"
+        )
     if stage.is_preference:
         return _Pairs(shard, mask_bit, stage.context, seed)
     if stage.packing == "bfd":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from math import gcd, lcm
 
@@ -18,10 +19,10 @@ class Mixture:
     of sources: 1/2 for its own rounding, w * S / 2 as n is t only up to everyone's rounding.
     """
 
-    def __init__(self, weights: dict[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float | Fraction]) -> None:
         """Weights count as the decimal fractions they are written as: 0.1 is one tenth."""
         self.names = sorted(weights)
-        exact = [Fraction(repr(float(weights[name]))) for name in self.names]
+        exact = [Fraction(str(weights[name])) for name in self.names]
         denominator = lcm(*(weight.denominator for weight in exact))
         integers = [int(weight * denominator) for weight in exact]
         divisor = gcd(*integers)

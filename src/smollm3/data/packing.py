@@ -51,9 +51,9 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     return documents, np.cumsum([len(row) for row in rows], dtype=np.int64)
 
 
-def packing_index(folder: Path, split: str, lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
+def packing_index(folder: Path, name: str, lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     """`best_fit_decreasing` of a shard's documents, computed by the first who asks and kept."""
-    path = folder / f"{split}.bfd-{capacity}.npy"
+    path = folder / f"{name}.npy"
     with FileLock(folder / ".packing.lock"):  # the other processes of this run wait
         if path.exists():
             try:

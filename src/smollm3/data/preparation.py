@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 from smollm3.data import steps
 from smollm3.data.encoder import Encode, text_encoder
+from smollm3.data.ledger import Counts, first_places
+from smollm3.data.messages import Messages
 from smollm3.data.shards import (
     GENERATED,
     PUBLISHED,
@@ -32,6 +34,7 @@ from smollm3.data.shards import (
 from smollm3.data.sources import (
     Document,
     Plan,
+    Skipped,
     documents,
     fingerprint,
     hash64,
@@ -41,15 +44,14 @@ from smollm3.data.sources import (
 from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors, folder_lock, fsync_folder, sha256_json
-from smollm3.tokenizer import Tokenizer
+from smollm3.tokenizer import Rendered, Tokenizer
 
-VERSION = 2  # of what the modules of this package make
+VERSION = 3  # of what the modules of this package make
 FIRST_DAY = datetime.date(2025, 7, 1)
 _BATCH = 64  # documents tokenised at once
-_MODES = {True: "think", False: "no_think", None: "not said"}
 
 # Token ids and masks of a document; two of each for a pair.
-_Tokenised = tuple[list[list[int]], list[list[int]] | None]
+Tokenised = tuple[list[list[int]], list[list[int]] | None]
 Step = Callable[[Any, int, int], Any]  # (documents, rank, world size): datatrove's convention
 
 
@@ -184,8 +186,9 @@ class Preparation:
             "seed": self.seed,
             "read": _sums(part["read"] for part in parts),
             "skipped": skipped,
+            "places": first_places(part["places"] for part in parts),
             "dropped": _sums(part["dropped"] for part in parts),
-            "tokens_by_mode": _sums(part["tokens_by_mode"] for part in parts),
+            **{key: _sums(part[key] for part in parts) for key in Counts.SUMS},
         }
         write_meta(self.work, meta, parts)
         for folder in (*SPLITS, "parts"):  # of parts that lie beyond the budget, or of a killed run
@@ -251,13 +254,13 @@ class MakePart:
 
     def _make(self, rank: int, tokenizer: Tokenizer) -> None:
         source = self.job.source
-        skipped: Counter[str] = Counter()
+        skipped = Skipped()
         kept = steps.Ledger()
         stream = steps.apply(
             source, documents(source, self.job.seed, skipped, self.job.plan, rank), self.job, rank,
             kept,
         )  # fmt: skip
-        tokenise = {"text": _texts, "chat": _chats, "preference": _pairs}[source.format]
+        tokenise = _texts if source.format == "text" else _talks
         encode = _encoder(tokenizer) if source.format == "text" else tokenizer.encode_batch
         writer = PartWriter(
             self.job.work,
@@ -270,7 +273,7 @@ class MakePart:
             tokenizer=tokenizer.digest,
         )
         budget = getattr(source, "tokens", None)
-        by_mode: Counter[str] = Counter()
+        counts = Counts(thinks="enable_thinking" in tokenizer.template)
         with closing(writer):
             while batch := list(islice(stream, _BATCH)):
                 made = tokenise(batch, tokenizer, encode, skipped)
@@ -278,10 +281,7 @@ class MakePart:
                     if tokens is not None:
                         key = hash64(f"{self.job.seed}/{document.id}")
                         writer.add(*tokens, key=key, content=document.content_hash())
-                        if source.format != "text":
-                            by_mode[_MODES[document.options.get("enable_thinking")]] += sum(
-                                map(len, tokens[0])
-                            )
+                        counts.add(document, *tokens)
                 if self.done:
                     self.done.add(len(batch))
                 if budget is not None and writer.tokens >= budget:
@@ -292,8 +292,9 @@ class MakePart:
                     "token_bytes": writer.token_bytes,
                     "read": kept.read,
                     "skipped": dict(sorted(skipped.items())),
+                    "places": skipped.places,
                     "dropped": kept.dropped,
-                    "tokens_by_mode": dict(by_mode),
+                    **counts.sums(),
                 }
             )
 
@@ -325,60 +326,67 @@ def _encoder(tokenizer: Tokenizer) -> Encode:
 
 
 def _texts(
-    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
-) -> Iterator[_Tokenised | None]:
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Skipped
+) -> Iterator[Tokenised | None]:
     for ids in encode([document.text or "" for document in batch]):
         ids.append(tokenizer.end_of_text_id)
         yield [ids], None
 
 
-def _chats(
-    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
-) -> Iterator[_Tokenised | None]:
+def _talks(
+    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Skipped
+) -> Iterator[Tokenised | None]:
     for document in batch:
         try:
-            rendered = tokenizer.render(
-                document.messages,
-                add_generation_prompt=False,
-                date=_date(document),
-                **document.options,
-            )
-            generated = rendered.generated
+            yield rendered(document, tokenizer)
         except UserError as e:
-            skipped[f"cannot be rendered: {e}"] += 1
+            skipped.note(f"cannot be rendered: {e}", document.place)
             yield None
-            continue
-        bits = zip(generated, rendered.published, strict=True)
-        yield [rendered.ids], [[GENERATED * g + PUBLISHED * p for g, p in bits]]
 
 
-def _pairs(
-    batch: list[Document], tokenizer: Tokenizer, encode: Encode, skipped: Counter[str]
-) -> Iterator[_Tokenised | None]:
-    for document in batch:
-        try:
-            sides = [
-                _side(document, answer, tokenizer)
-                for answer in (document.chosen, document.rejected)
-            ]
-        except UserError as e:
-            skipped[f"cannot be rendered: {e}"] += 1
-            yield None
-            continue
-        yield [ids for ids, _ in sides], [mask for _, mask in sides]
+def rendered(document: Document, tokenizer: Tokenizer) -> Tokenised:
+    """The ids and masks of a conversation, or of both sides of a pair; one without a token to
+    train on is a UserError.
+
+    Where only the guessed mode does not go with the template, the template's own is taken.
+    """
+    try:
+        return _rendered(document, tokenizer)
+    except UserError:
+        if not document.guessed:
+            raise
+        options = {k: v for k, v in document.options.items() if k != "enable_thinking"}
+        return _rendered(replace(document, options=options), tokenizer)
+
+
+def _rendered(document: Document, tokenizer: Tokenizer) -> Tokenised:
+    if document.chosen:
+        sides = [_side(document, a, tokenizer) for a in (document.chosen, document.rejected)]
+        return [ids for ids, _ in sides], [mask for _, mask in sides]
+    made = _render(document, document.messages, tokenizer)
+    bits = zip(made.generated, made.published, strict=True)
+    mask = [GENERATED * g + PUBLISHED * p for g, p in bits]
+    if not any(mask):
+        raise UserError("no token of it is trained on")
+    return [made.ids], [mask]
+
+
+def _render(document: Document, messages: Messages, tokenizer: Tokenizer) -> Rendered:
+    return tokenizer.render(
+        messages,
+        add_generation_prompt=False,
+        date=_date(document),
+        whole=True,
+        **document.options,
+    )
 
 
 def _side(
-    document: Document, answer: list[dict[str, object]], tokenizer: Tokenizer
+    document: Document, answer: Messages, tokenizer: Tokenizer
 ) -> tuple[list[int], list[int]]:
     """Prompt and answer up to the answer's last stop token, and the mask of the answer."""
-    rendered = tokenizer.render(
-        [*document.messages, *answer],
-        add_generation_prompt=False,
-        date=_date(document),
-        **document.options,
-    )
-    generated = rendered.generated
+    made = _render(document, [*document.messages, *answer], tokenizer)
+    generated = made.generated
     starts = [i for i, g in enumerate(generated) if g and not (i and generated[i - 1])]
     earlier = sum(message["role"] == "assistant" for message in document.messages)
     if len(starts) <= earlier:
@@ -386,7 +394,7 @@ def _side(
     mask = [0] * starts[earlier]
     mask += [(GENERATED | PUBLISHED) * g for g in generated[starts[earlier] :]]
     end = len(mask) - mask[::-1].index(GENERATED | PUBLISHED)
-    return rendered.ids[:end], mask[:end]
+    return made.ids[:end], mask[:end]
 
 
 def _date(document: Document) -> datetime.date:

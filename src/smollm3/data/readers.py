@@ -1,45 +1,44 @@
-"""Rows out of files: text, JSON lines and Parquet, plain or compressed, on this machine or behind a
-URL that fsspec knows (s3://, gs://, hf://, https://).
+"""Rows out of files: texts, JSON lines and arrays, CSV and Parquet, plain or compressed, on this
+machine or behind a URL that fsspec knows (s3://, gs://, hf://, https://).
 
 A source is read in spans: some files, or some row groups of one Parquet file. A row, a block or a
-file that cannot be read is counted by reason and left out; the rest goes on.
+file that cannot be read is a `Read` with the fault, and the rest goes on.
 """
 
 from __future__ import annotations
 
-import glob
+import codecs
+import csv
 import json
+import re
 import string
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedReader
-from pathlib import Path
-from typing import Any, BinaryIO
+from io import BufferedReader, RawIOBase, TextIOWrapper
+from itertools import chain, count
+from typing import Any, NamedTuple
 
+from smollm3.data.places import BUFFER, Kind, Span, named_kind, open_file, row_counts, unreadable
 from smollm3.errors import UserError
 
 Row = dict[str, Any]
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
-_BUFFER = 1 << 20
+MAX_ROW = 1 << 28  # bytes of a line or a value; what is longer is no row of a data set
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_BLANK, _BETWEEN = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-@dataclass(frozen=True)
-class Span:
-    """A stretch of a source: a file, or the row groups first..last-1 of a Parquet file.
+class Read(NamedTuple):
+    """A row, or why there is none.
 
-    file: path or URL. number: of the file in its source. row: number in the file of the span's
-    first row. offset: number in the source of that row, where a source keeps a share of its rows.
-    A source that is made up has no files: there, first..last-1 are documents.
+    number: in its file, from 0. line: where it begins, from 1; None where a file has no lines.
     """
 
-    file: str
     number: int
-    first: int = 0
-    last: int | None = None
-    row: int = 0
-    offset: int = 0
+    line: int | None
+    row: Any = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,203 +83,328 @@ class Text:
         return pieces[1] if len(pieces) == 2 and not pieces[0] else "".join(pieces)
 
 
-# Files
+# Bytes
 
 
-def find(patterns: Sequence[str]) -> list[tuple[str, int]]:
-    """(file, bytes) of what the patterns match, in order, each once."""
-    found: dict[str, int] = {}
-    for pattern in patterns:
-        matches = _find_url(pattern) if "://" in pattern else _find_here(pattern)
-        if not matches:
-            raise UserError(f"{pattern}: no such file; check the path (or pattern) in the recipe")
-        found |= matches
-    return list(found.items())
-
-
-def _find_here(pattern: str) -> dict[str, int]:
-    paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-    return {path: Path(path).stat().st_size for path in paths if Path(path).is_file()}
-
-
-def _find_url(pattern: str) -> dict[str, int]:
-    from fsspec.core import url_to_fs
-
-    try:
-        system, path = url_to_fs(pattern)
-        names = sorted(system.glob(path))
-        sizes = [system.info(name) for name in names]
-    except (OSError, ImportError, ValueError) as e:
-        raise UserError(f"{pattern}: cannot be listed ({e})") from None
-    return {
-        system.unstrip_protocol(info["name"]): int(info.get("size") or 0)
-        for info in sizes
-        if info["type"] == "file"
-    }
-
-
-def open_file(file: str) -> BinaryIO:
-    """The bytes of a file or URL as they are stored."""
-    if "://" not in file:
-        return open(file, "rb", _BUFFER)
-    import fsspec
-
-    opened: BinaryIO = fsspec.open(file, "rb").open()
-    return opened
-
-
-def _open_text(file: str) -> Any:
-    """The bytes of a file, uncompressed as its name says."""
+def _open_text(file: str) -> BufferedReader:
+    """The text of a file in UTF-8, uncompressed and without a byte order mark; what it is is seen
+    in its first bytes."""
     from pyarrow.lib import CompressedInputStream, PythonFile
 
-    compression = COMPRESSED.get(Path(file).suffix)
-    if compression is None:
-        return open_file(file)
-    stream = CompressedInputStream(PythonFile(open_file(file), "r"), compression)
-    return BufferedReader(stream, _BUFFER)
+    stream = _peekable(open_file(file))
+    compression = next((c for m, c in _MAGIC.items() if stream.peek(4).startswith(m)), None)
+    if compression is not None:
+        stream = _peekable(CompressedInputStream(PythonFile(stream, "r"), compression))
+    head = stream.peek(3)[:3]
+    if head.startswith(_UTF16):
+        return _peekable(_Recoded(stream))
+    if head == codecs.BOM_UTF8:
+        stream.read(3)
+    return stream
 
 
-def is_parquet(file: str) -> bool:
-    return file.endswith(".parquet")
+def _peekable(stream: Any) -> BufferedReader:
+    return stream if isinstance(stream, BufferedReader) else BufferedReader(stream, BUFFER)
 
 
-def split(files: Sequence[tuple[str, int]], part_bytes: int) -> list[list[Span]]:
-    """The spans of each part: about `part_bytes` of input, the same whoever asks.
+class _Recoded(RawIOBase):
+    """A UTF-16 stream as UTF-8."""
 
-    Small files go together; a Parquet file above that is cut between row groups. A compressed or
-    plain text file is never cut.
-    """
-    parts: list[list[Span]] = []
-    room = 0
-    for number, (file, size) in enumerate(files):
-        if is_parquet(file) and size > part_bytes:
-            parts += [[span] for span in _row_groups(file, number, size, part_bytes)]
-            room = 0
-        elif parts and size <= room:
-            parts[-1].append(Span(file, number))
-            room -= size
-        else:
-            parts.append([Span(file, number)])
-            room = part_bytes - size
-    return parts
+    def __init__(self, stream: BufferedReader) -> None:
+        self._stream, self._left = stream, b""
+        self._decode = codecs.getincrementaldecoder("utf-16")()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            data = self._stream.read(len(buffer))
+            try:
+                self._left = self._decode.decode(data, not data).encode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as e:
+                raise OSError(f"not UTF-16: {e.reason}") from None
+            if not data:
+                break
+        n = min(len(buffer), len(self._left))
+        buffer[:n], self._left = self._left[:n], self._left[n:]
+        return n
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
-def _row_groups(file: str, number: int, size: int, part_bytes: int) -> Iterator[Span]:
+def kind_of(file: str) -> Kind:
+    """What a file holds, by its name; where that says nothing, by its first bytes."""
+    if kind := named_kind(file):
+        return kind
     try:
-        rows = _row_counts(file)
-    except _unreadable():
-        yield Span(file, number)  # named where it is read
-        return
-    each = max(1, len(rows) * part_bytes // size)
-    for first in range(0, len(rows), each):
-        yield Span(file, number, first, min(first + each, len(rows)), sum(rows[:first]))
-
-
-def _row_counts(file: str) -> list[int]:
-    """Rows of each row group, from the footer alone."""
-    from pyarrow.parquet import ParquetFile
-
-    with open_file(file) as f, ParquetFile(f) as parquet:  # type: ignore[no-untyped-call]
-        footer = parquet.metadata
-        return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
-
-
-def count_rows(span: Span) -> int:
-    """Rows of a span; 0 where it cannot be read."""
-    try:
-        if is_parquet(span.file):
-            return sum(_row_counts(span.file)[span.first : span.last])
-        if not _is_json(span.file):
-            return 1
-        with _open_text(span.file) as lines:
-            return sum(1 for line in lines if line.strip())
-    except _unreadable():
-        return 0
-
-
-def _is_json(file: str) -> bool:
-    name = Path(file)
-    stem = name.stem if name.suffix in COMPRESSED else name.name
-    return Path(stem).suffix != ".txt"
+        with open_file(file) as f:
+            if f.read(4) == b"PAR1":
+                return "parquet"
+        with _open_text(file) as text:
+            return "jsonl" if text.peek(64).lstrip()[:1] in (b"{", b"[") else "text"
+    except unreadable():
+        return "jsonl"  # named where it is read
 
 
 # Rows
 
 
 def rows(
-    span: Span, columns: list[str] | None, skipped: Counter[str], *, text: bool = False
-) -> Iterator[tuple[int, Any]]:
-    """(number in the file, row) of a span. columns: of a Parquet file that are read, None for all.
-    text: the file is one document."""
-    if text:
-        return _text_row(span, skipped)
-    if is_parquet(span.file):
-        return _parquet_rows(span, columns, skipped)
-    return _json_rows(span, skipped)
+    span: Span, columns: Collection[str] | None = None, kind: Kind | None = None
+) -> Iterator[Read]:
+    """The rows of a span. columns: of a Parquet file that are read if they are there, in whatever
+    letters; None for all. kind: of the file, where its name is not to be asked."""
+    kind = kind or kind_of(span.file)
+    if kind == "parquet":
+        return _parquet_rows(span, columns)
+    return {"text": _text_row, "csv": _csv_rows, "jsonl": _json_rows}[kind](span.file)
 
 
-def _text_row(span: Span, skipped: Counter[str]) -> Iterator[tuple[int, Row]]:
+def count_rows(span: Span, kind: Kind | None = None) -> int:
+    """How many rows and faults `rows` gives; 0 where a file cannot be read."""
+    kind = kind or kind_of(span.file)
     try:
-        with _open_text(span.file) as f:
-            yield 0, {"text": f.read().decode("utf-8").replace("\r\n", "\n")}
+        if kind == "parquet":
+            return sum(row_counts(span.file)[span.first : span.last])
+        if kind == "text":
+            return 1
+    except unreadable():
+        return 0
+    return sum(1 for _ in rows(span, (), kind))
+
+
+def _text_row(file: str) -> Iterator[Read]:
+    try:
+        with _open_text(file) as f:
+            yield Read(0, 1, {"text": f.read().decode("utf-8").replace("\r\n", "\n")})
     except UnicodeDecodeError:
-        skipped["not UTF-8"] += 1
-    except _unreadable() as e:
-        skipped[f"{span.file}: cannot be read ({_reason(e)})"] += 1
+        yield Read(0, None, fault="not UTF-8")
+    except unreadable() as e:
+        yield Read(0, None, fault=f"{file}: cannot be read ({_reason(e)})")
 
 
-def _json_rows(span: Span, skipped: Counter[str]) -> Iterator[tuple[int, Any]]:
+def _csv_rows(file: str) -> Iterator[Read]:
+    csv.field_size_limit(MAX_ROW)
+    number = line = 0
     try:
-        with _open_text(span.file) as lines:
-            for number, line in enumerate(lines):
-                if line.isspace():
+        with TextIOWrapper(_open_text(file), "utf-8", errors="surrogateescape", newline="") as text:
+            first = text.readline()
+            separator = max("\t;,", key=first.count)
+            table = csv.reader(chain([first], text), delimiter=separator)
+            names = [name.strip() for name in next(table, [])]
+            if len(set(names)) < len(names):
+                yield Read(0, 1, fault=f"{file}: two columns of one name")
+                return
+            line = table.line_num
+            for number, cells in enumerate(cells for cells in table if cells):
+                at, line = line + 1, table.line_num
+                if len(cells) > len(names):
+                    yield Read(number, at, fault="more cells than the table has columns")
+                else:
+                    yield Read(number, at, dict(zip(names, cells, strict=False)))
+    except csv.Error as e:
+        yield Read(number + 1, line + 1, fault=f"damaged CSV, and what follows it ({e})")
+    except unreadable() as e:
+        yield Read(number + 1, None, fault=f"{file}: cannot be read to its end ({_reason(e)})")
+
+
+# JSON
+
+
+def _json_rows(file: str) -> Iterator[Read]:
+    number = -1
+    try:
+        with _open_text(file) as stream:
+            head = stream.peek(BUFFER).lstrip()
+            if head.startswith(b"["):
+                made = _first_array(stream, head)
+            elif head.split(b"\n", 1)[0].strip() == b"{":  # spread over lines
+                made = _spread(stream.read(MAX_ROW + 1))
+            else:
+                made = _json_lines(stream)
+            for read in made:
+                number = read.number
+                yield read
+    except unreadable() as e:
+        fault = f"{file}: cannot be read to its end ({_reason(e)})"
+        yield Read(number + 1, None, fault=fault)
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    """The lines of a stream; of one that is too long, MAX_ROW + 1 bytes."""
+    while line := stream.readline(MAX_ROW + 1):
+        yield line
+        rest = line if len(line) > MAX_ROW else b"\n"
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_ROW)
+
+
+def _json_lines(stream: Any) -> Iterator[Read]:
+    for number, line in enumerate(_lines(stream)):
+        if line.isspace():
+            continue
+        if len(line) > MAX_ROW:
+            yield Read(number, number + 1, fault=f"a line above {MAX_ROW >> 20} MiB")
+            continue
+        try:
+            yield Read(number, number + 1, json.loads(line.decode("utf-8")))
+        except UnicodeDecodeError:
+            yield Read(number, number + 1, fault="not UTF-8")
+        except (ValueError, RecursionError):
+            yield Read(number, number + 1, fault="damaged JSON")
+
+
+def _first_array(stream: BufferedReader, head: bytes) -> Iterator[Read]:
+    """An array of rows; or lines, if the first line is a whole value and there are more."""
+    first, more, rest = head.partition(b"\n")
+    if more and rest.strip():
+        try:
+            json.loads(first)
+        except ValueError:
+            pass
+        else:
+            return _json_lines(stream)
+    return _array(stream)
+
+
+class _Window:
+    """A stretch of a stream's text; what lies before `at` is forgotten when more is read.
+
+    line: the one that `at` lies in.
+    """
+
+    def __init__(self, stream: BufferedReader) -> None:
+        self._stream, self._text = stream, codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.text, self.at, self.line = "", 0, 1
+
+    def more(self) -> bool:
+        """Read on; False at the end."""
+        kept = self.text[self.at :]
+        data = self._stream.read(max(BUFFER, len(kept)))
+        self.text, self.at = kept + self._text.decode(data, not data), 0
+        return bool(data)
+
+    def go(self, at: int) -> None:
+        self.line += self.text.count("\n", self.at, at)
+        self.at = at
+
+    def sign(self, between: re.Pattern[str] = _BLANK) -> str:
+        """The next sign behind what stands between values; "" at the end."""
+        while True:
+            found = between.match(self.text, self.at)
+            self.go(found.end() if found else self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+
+def _array(stream: BufferedReader) -> Iterator[Read]:
+    """The values of an array, read a piece at a time. After a damaged one, goes on where a line
+    begins as the first value's does."""
+    window, decode = _Window(stream), json.JSONDecoder().raw_decode
+    window.sign()
+    window.go(window.at + 1)  # the bracket
+    before = window.at
+    window.sign()
+    indent = window.text[before : window.at] if window.at >= before else ""
+    resume = f"\n{indent.rpartition(chr(10))[2]}{{" if "\n" in indent else None
+    for number in count():
+        if (sign := window.sign(_BETWEEN)) in ("]", ""):
+            if not sign:
+                yield Read(number, window.line, fault="an array that is cut off")
+            return
+        line = window.line
+        while True:
+            try:
+                value, end = decode(window.text, window.at)
+            except (ValueError, RecursionError):
+                if len(window.text) - window.at <= MAX_ROW and window.more():
                     continue
-                try:
-                    yield number, json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError:
-                    skipped["not UTF-8"] += 1
-                except (ValueError, RecursionError):
-                    skipped["damaged JSON"] += 1
-    except _unreadable() as e:
-        skipped[f"{span.file}: cannot be read to its end ({_reason(e)})"] += 1
+                end = window.text.find(resume, window.at + 1) if resume else -1
+                what = "damaged JSON" if end > 0 else "damaged JSON, and what follows it"
+                yield Read(number, line, fault=what)
+                if end < 0:
+                    return
+            else:
+                yield Read(number, line, value)
+            window.go(end)
+            break
 
 
-def _parquet_rows(
-    span: Span, columns: list[str] | None, skipped: Counter[str]
-) -> Iterator[tuple[int, Any]]:
+def _spread(data: bytes) -> Iterator[Read]:
+    """One object over many lines: a row, or what holds the only list of rows."""
+    if len(data) > MAX_ROW:
+        yield Read(0, 1, fault=f"a value above {MAX_ROW >> 20} MiB")
+        return
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        yield from _json_lines(_Lines(data))
+        return
+    lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if len(lists) == 1 and not {"messages", "conversations"} & value.keys():
+        yield from (Read(number, None, row) for number, row in enumerate(lists[0]))
+    else:
+        yield Read(0, 1, value)
+
+
+class _Lines:
+    def __init__(self, data: bytes) -> None:
+        self._lines = iter(data.splitlines(keepends=True))
+
+    def readline(self, size: int) -> bytes:
+        return next(self._lines, b"")
+
+
+# Parquet
+
+
+def _parquet_rows(span: Span, columns: Collection[str] | None) -> Iterator[Read]:
     from pyarrow.parquet import ParquetFile
 
     number = span.row
     try:
         with open_file(span.file) as f, ParquetFile(f) as parquet:  # type: ignore[no-untyped-call]
-            here = set(parquet.schema_arrow.names)
-            wanted = None if columns is None else [c for c in columns if c in here]
+            here = parquet.schema_arrow.names
+            wanted = None if columns is None else [c for c in here if c in columns]
+            if columns and not wanted:
+                wanted = [c for c in here if c.lower() in columns]
             groups = range(span.first, span.last or parquet.metadata.num_row_groups)
             for group in groups:
-                n = parquet.metadata.row_group(group).num_rows
-                yield from _group_rows(parquet, group, number, wanted, skipped, span.file)
-                number += n
-    except _unreadable() as e:
-        skipped[f"{span.file}: not a whole Parquet file ({_reason(e)})"] += 1
+                yield from _group_rows(parquet, group, number, wanted, span.file)
+                number += parquet.metadata.row_group(group).num_rows
+    except unreadable() as e:
+        yield Read(number, None, fault=f"{span.file}: not a whole Parquet file ({_reason(e)})")
 
 
 def _group_rows(
-    parquet: Any, group: int, number: int, columns: list[str] | None, skipped: Counter[str],
-    file: str,
-) -> Iterator[tuple[int, Row]]:  # fmt: skip
+    parquet: Any, group: int, number: int, columns: list[str] | None, file: str
+) -> Iterator[Read]:
     try:
         for batch in parquet.iter_batches(256, row_groups=[group], columns=columns):
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
-    except _unreadable() as e:
-        skipped[f"{file}: row group {group} cannot be read ({_reason(e)})"] += 1
+            yield from _batch_rows(batch, number)
+            number += len(batch)
+    except unreadable() as e:
+        fault = f"{file}: row group {group} cannot be read ({_reason(e)})"
+        yield Read(number, None, fault=fault)
 
 
-def _unreadable() -> tuple[type[Exception], ...]:
-    from pyarrow.lib import ArrowException
-
-    return (ArrowException, OSError, EOFError, ImportError)
+def _batch_rows(batch: Any, number: int) -> Iterator[Read]:
+    """Row by row where a value is none of Python's: a time to the nanosecond, say."""
+    try:
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
+            yield Read(number, None, row)
+            number += 1
+    except (ValueError, KeyError, OverflowError, TypeError) as e:
+        if len(batch) == 1:
+            yield Read(number, None, fault=f"a value that cannot be read ({_reason(e)})")
+            return
+        for i in range(len(batch)):
+            yield from _batch_rows(batch.slice(i, 1), number + i)
 
 
 def _reason(error: Exception) -> str:

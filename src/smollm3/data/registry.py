@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from smollm3.data import readers
-from smollm3.data.sources import hub_files
-from smollm3.data.spec import HubSource, ProceduralSource, Source, StdlibSource
+from smollm3.data import places
+from smollm3.data.hub import hub_files
+from smollm3.data.spec import FileSource, HubSource, ProceduralSource, Source, StdlibSource
 from smollm3.errors import UserError
 
 
@@ -57,9 +57,9 @@ def _look(name: str, source: Source, needed: float) -> Finding:
             case HubSource():
                 where = source.repo
                 files = hub_files(source)[1]
-            case _:
+            case FileSource():
                 where = ", ".join(source.files)
-                files = readers.find(source.files)
+                files = places.find(source.files)
     except UserError as e:
         problem = str(e).removeprefix(f"{where}@").partition(": ")[2] or str(e)
     return Finding(

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import ast
-import fnmatch
 import hashlib
-import inspect
 import json
-import os
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from smollm3.data import procedural, readers, synthetic, words
+from smollm3.chat.tags import THINK
+from smollm3.data import formats, places, procedural, readers, stdlib, synthetic, words
 from smollm3.data.blobs import with_texts
+from smollm3.data.hub import hub_files
+from smollm3.data.messages import Damaged, Messages, without_nulls
 from smollm3.data.order import permutation
-from smollm3.data.readers import Row, Span, Text
-from smollm3.data.spec import (
-    HubSource,
-    ParquetSource,
-    ProceduralSource,
-    Source,
-    StdlibSource,
-    TextSource,
-)
+from smollm3.data.places import Span
+from smollm3.data.readers import Read, Row, Text
+from smollm3.data.spec import FileSource, HubSource, ProceduralSource, Source, StdlibSource
 from smollm3.errors import UserError
 
-Messages = list[dict[str, Any]]
 _MADE_DOCUMENTS = 1_000_000  # a part of a source that is made up
 
 
@@ -45,6 +35,7 @@ class Document:
     id: place in its source, the same wherever the files lie.
     messages: the conversation; of a pair, the prompt, which chosen and rejected go on from.
     options: what the renderer is told (enable_thinking, tools, python_tools, ...).
+    guessed: whether its mode was. place: file and line, for people.
     """
 
     id: str
@@ -53,6 +44,8 @@ class Document:
     chosen: Messages = field(default_factory=list)
     rejected: Messages = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    guessed: bool = False
+    place: str = ""
 
     def texts(self) -> Iterator[str]:
         """All running text in it, e.g. to train a tokenizer on."""
@@ -80,8 +73,37 @@ def hash64(text: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-class _Damaged(Exception):
-    """A row that cannot be used; the message is the reason it is counted under."""
+class Skipped(Counter[str]):
+    """What was left out, by reason, and the first few places of each."""
+
+    PLACES, REASONS = 5, 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, list[str]] = {}
+
+    def note(self, reason: str, place: str) -> None:
+        if reason not in self and len(self) >= self.REASONS:
+            reason = "other reasons"
+        self[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if place and len(places) < self.PLACES:
+            places.append(place)
+
+
+class Entry(NamedTuple):
+    """A row's document, or why it has none.
+
+    file: its name; "" for sources that are made up. row: its number in it, from 1. line: where it
+    begins, where files have lines. place: file and line (or row), for people.
+    """
+
+    file: str
+    row: int
+    line: int | None
+    place: str
+    document: Document | None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,9 +126,9 @@ def plan(source: Source, seed: int) -> Plan:
             ends = [*range(0, source.documents, _MADE_DOCUMENTS), source.documents]
             parts = [[Span("", 0, first, last, first)] for first, last in pairwise(ends)]
         case HubSource():
-            parts = readers.split(hub_files(source)[1], int(source.part * 2**20))
-        case _:
-            parts = readers.split(readers.find(source.files), int(source.part * 2**20))
+            parts = places.split(hub_files(source)[1], int(source.part * 2**20))
+        case FileSource():
+            parts = places.split(_found(source), int(source.part * 2**20))
     total = 0
     if source.rows is not None:
         for part in parts:
@@ -117,21 +139,19 @@ def plan(source: Source, seed: int) -> Plan:
 
 
 def _count(source: Source, span: Span, seed: int) -> int:
-    if isinstance(source, TextSource):
-        return 1
     if isinstance(source, ProceduralSource):
         return (span.last or source.documents) - span.first
     if isinstance(source, StdlibSource):
         if isinstance(source.rows, int):
             return source.rows  # these come shuffled: what is behind the last one is not read
-        return sum(1 for _ in _rows(source, span, seed, Counter()))
-    return readers.count_rows(span)
+        return sum(1 for _ in _reads(source, span, seed))
+    return readers.count_rows(span, source.read_as)
 
 
 def documents(
     source: Source,
     seed: int,
-    skipped: Counter[str] | None = None,
+    skipped: Skipped | None = None,
     planned: Plan | None = None,
     part: int | None = None,
 ) -> Iterator[Document]:
@@ -141,26 +161,48 @@ def documents(
     What cannot be used is left out and counted in `skipped` by reason. A missing file, a pattern
     without a match, and a source in which nothing is left are UserErrors.
     """
-    skipped = Counter() if skipped is None else skipped
+    skipped = Skipped() if skipped is None else skipped
+    found = 0
+    for entry in entries(source, seed, planned, part):
+        if entry.document is None:
+            skipped.note(entry.fault, entry.place)
+        else:
+            found += 1
+            yield entry.document
+    if not found and part is None:
+        raise UserError(nothing_usable(source, skipped))
+
+
+def entries(
+    source: Source, seed: int, planned: Plan | None = None, part: int | None = None
+) -> Iterator[Entry]:
+    """What `documents` reads, with the rows that cannot be used."""
     planned = planned or plan(source, seed)
     spans = planned.parts[part] if part is not None else [s for p in planned.parts for s in p]
     kept = _kept(source, seed, planned.rows)
-    found = 0
     for span in spans:
-        for place, (identity, row) in enumerate(_rows(source, span, seed, skipped), span.offset):
-            if kept is not None and place >= len(kept):
+        file = Path(span.file).name
+        for offset, (identity, read) in enumerate(_reads(source, span, seed), span.offset):
+            if kept is not None and offset >= len(kept):
                 break
-            if kept is not None and not kept[place]:
-                continue
-            try:
-                document = _document(identity, row, source)
-            except _Damaged as e:
-                skipped[str(e)] += 1
-                continue
-            found += 1
-            yield document
-    if not found and part is None:
-        raise UserError(nothing_usable(source, skipped))
+            if kept is None or kept[offset]:
+                yield from _entries(source, file, identity, read)
+
+
+def _entries(source: Source, file: str, identity: str, read: Read) -> Iterator[Entry]:
+    row, line = read.number + 1, read.line
+    place = f"{file} row {row}".strip() if line is None else f"{file}:{line}"
+    fault = read.fault
+    if fault is None:
+        try:
+            for document in _of_row(identity, place, read.row, source):
+                yield Entry(file, row, line, place, document)
+            return
+        except Damaged as e:
+            fault = str(e)
+        except RecursionError:
+            fault = "nested too deeply"
+    yield Entry(file, row, line, place, None, fault)
 
 
 def nothing_usable(source: Source, skipped: Counter[str]) -> str:
@@ -193,230 +235,95 @@ def fingerprint(source: Source) -> Any:
         case HubSource():
             return hub_files(source)[0]
         case _:
-            stats = [(f, size, _modified(f)) for f, size in readers.find(source.files)]
+            stats = [(f, size, _modified(f)) for f, size in _found(source)]
             return [list(entry) for entry in stats]
+
+
+def _found(source: FileSource) -> list[tuple[str, int]]:
+    return places.find(source.files, every=source.kind == "text")
 
 
 def _modified(file: str) -> int:
     return 0 if "://" in file else Path(file).stat().st_mtime_ns
 
 
-def _rows(
-    source: Source, span: Span, seed: int, skipped: Counter[str]
-) -> Iterator[tuple[str, Row]]:
+def _reads(source: Source, span: Span, seed: int) -> Iterator[tuple[str, Read]]:
     """(id in the source, row)."""
     match source:
         case StdlibSource():
-            yield from _stdlib_rows(source.part, seed)
+            for number, (identity, row) in enumerate(stdlib.rows(source.part, seed)):
+                yield identity, Read(number, None, row)
         case ProceduralSource():
             indices = range(span.first, span.last or source.documents)
             made = procedural.rows(
                 source.generator, source.format, indices.stop, seed, source.options, indices.start
             )
-            yield from ((str(i), row) for i, row in zip(indices, made, strict=True))
+            for i, row in zip(indices, made, strict=True):
+                yield str(i), Read(i, None, row)
         case _:
-            whole = isinstance(source, TextSource)
-            blobs = source.blobs if isinstance(source, HubSource | ParquetSource) else None
-            columns = Text(source.text).columns if source.format == "text" else None
-            if blobs is not None:
-                columns = [blobs.id, blobs.encoding]
-            rows = readers.rows(span, columns, skipped, text=whole)
-            for number, row in rows if blobs is None else with_texts(rows, blobs, skipped):
-                yield f"{span.number}:{number}", row
+            for read in _file_reads(source, span):
+                yield f"{span.number}:{read.number}", read
+
+
+def _file_reads(source: FileSource | HubSource, span: Span) -> Iterator[Read]:
+    kind = source.read_as or readers.kind_of(span.file)
+    if source.blobs is not None:
+        columns = [source.blobs.id, source.blobs.encoding]
+        return with_texts(readers.rows(span, columns, kind), source.blobs)
+    if source.format == "text":
+        return readers.rows(span, Text(source.text).columns, kind)
+    reads = readers.rows(span, [*formats.COLUMNS, *source.columns.values()], kind)
+    if kind != "parquet":
+        return reads
+    return (read._replace(row=without_nulls(read.row)) for read in reads)
 
 
 # Rows to documents
 
 
-def _document(identity: str, row: Any, source: Source) -> Document:
+def _of_row(identity: str, place: str, row: Any, source: Source) -> Iterator[Document]:
     if not isinstance(row, dict):
-        raise _Damaged("not an object")
+        raise Damaged("not an object")
     if source.format == "text":
-        spec = getattr(source, "text", "text")
-        text = Text(spec).of(row)
-        if text is None:
-            raise _Damaged(f"without the field {spec!r}")
-        if not text.strip():
-            raise _Damaged("empty")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise _Damaged("a lone surrogate, which is no character") from None
-        return Document(identity, text=text)
-    options = _render_options(row.get("chat_template_kwargs") or {})
-    if source.format == "chat":
-        messages = _messages(row.get("messages"))
-        if not any(message["role"] == "assistant" for message in messages):
-            raise _Damaged("without an answer")
-        return Document(identity, messages=messages, options=options)
-    return _pair(identity, row, options)
+        yield Document(identity, text=_text(row, source), place=place)
+        return
+    talks = formats.talks(formats.named(row, getattr(source, "columns", {})))
+    for number, talk in enumerate(talks):
+        if (source.format == "preference") != bool(talk.chosen):
+            what = "pair" if source.format == "preference" else "conversation"
+            raise Damaged(f"not a {what}: {talk.spelling}")
+        options, guessed = _thinking(talk, source)
+        yield Document(
+            f"{identity}.{number}" if number else identity,
+            messages=talk.messages,
+            chosen=talk.chosen,
+            rejected=talk.rejected,
+            options=options,
+            guessed=guessed,
+            place=place,
+        )
 
 
-def _render_options(kwargs: Any) -> dict[str, Any]:
-    """SmolTalk2's `chat_template_kwargs` as arguments of Tokenizer.render."""
-    if not isinstance(kwargs, dict):
-        raise _Damaged("chat_template_kwargs is not an object")
-    options = {
-        "tools": kwargs.get("xml_tools") or kwargs.get("tools"),
-        "python_tools": kwargs.get("python_tools"),
-        "custom_instructions": kwargs.get("custom_instructions"),
-        "enable_thinking": kwargs.get("enable_thinking"),
-    }
-    return {key: value for key, value in options.items() if value not in (None, [], "")}
-
-
-def _messages(value: Any) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise _Damaged("without messages")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _Damaged("a message without a role")
-    # Parquet spells what a message does not have as None.
-    return [{k: v for k, v in message.items() if v is not None} for message in value]
-
-
-def _pair(identity: str, row: Row, options: dict[str, Any]) -> Document:
-    """chosen and rejected are answers (texts or messages) or whole conversations."""
-    chosen, rejected = (_answer(row.get(key)) for key in ("chosen", "rejected"))
-    prompt = row.get("prompt")
-    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    if shared == min(len(chosen), len(rejected)):
-        raise _Damaged("both answers are the same")
-    if any(message["role"] == "user" for message in chosen[:shared]):
-        before = chosen[:shared]
-    else:
-        before = _messages(prompt) + chosen[:shared]
-    return Document(
-        identity,
-        messages=before,
-        chosen=chosen[shared:],
-        rejected=rejected[shared:],
-        options=options,
-    )
-
-
-def _answer(value: Any) -> Messages:
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
-    return _messages(value)
-
-
-# The Hub
-
-
-def hub_files(source: HubSource) -> tuple[str, list[tuple[str, int]]]:
-    """(commit, [(path or hf:// URL, bytes)]) of a Hub data set: what is in the cache is read there,
-    the rest is streamed at that commit. Without the network, what the cache holds."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
+def _text(row: Row, source: Source) -> str:
+    spec = getattr(source, "text", "text")
+    text = Text(spec).of(row)
+    if text is None:
+        raise Damaged(f"without the field {spec!r}")
+    if not text.strip():
+        raise Damaged("empty")
     try:
-        info = HfApi().dataset_info(source.repo, revision=source.revision, files_metadata=True)
-    except (HfHubHTTPError, OSError, ValueError) as e:
-        reached = isinstance(e, HfHubHTTPError) and not isinstance(e, ConnectionError)
-        reason = str(e).strip().splitlines()[0] if reached else "it cannot be reached"
-        return _snapshot(source, reason)
-    files = []
-    for sibling in sorted(info.siblings or (), key=lambda s: s.rfilename):
-        name = sibling.rfilename
-        if not _matches(name, source.files):
-            continue
-        here = try_to_load_from_cache(
-            source.repo, name, repo_type="dataset", revision=str(info.sha)
-        )
-        url = f"hf://datasets/{source.repo}@{info.sha}/{name}"
-        files.append((here if isinstance(here, str) else url, sibling.size or 0))
-    if not files:
-        raise UserError(
-            f"{source.repo}@{source.revision}: no file matches {', '.join(source.files)}"
-        )
-    return str(info.sha), files
+        text.encode()
+    except UnicodeEncodeError:
+        raise Damaged("a lone surrogate, which is no character") from None
+    return text
 
 
-def _snapshot(source: HubSource, reason: str) -> tuple[str, list[tuple[str, int]]]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(
-            source.repo, repo_type="dataset", revision=source.revision, local_files_only=True
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
-        raise UserError(
-            f"{source.repo}@{source.revision}: cannot be had from the Hub ({reason}); "
-            "check the name, the revision and the connection"
-        ) from None
-    folder = Path(found)
-    files = [
-        (str(path), path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and _matches(path.relative_to(folder).as_posix(), source.files)
-    ]
-    return str(folder), files  # the folder is named by the commit
-
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    """As the Hub matches: `*` crosses `/`; `**/` may also be nothing."""
-    return any(
-        fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, p.removeprefix("**/")) for p in patterns
-    )
-
-
-# The standard library
-
-_LINES = 60  # a document of code is a function or class, or about this much of it
-_LEFT_OUT = {  # tests, other people's packages, tables
-    *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"),
-    *("encodings", "pydoc_data", "entities.py", "lib2to3", "turtledemo"),
-}
-
-
-@cache
-def _stdlib_files() -> tuple[Path, ...]:
-    found = []
-    for folder, folders, files in os.walk(sysconfig.get_paths()["stdlib"]):
-        folders[:] = [name for name in folders if name not in _LEFT_OUT]
-        found += [Path(folder, name) for name in files if name.endswith(".py")]
-    return tuple(
-        sorted(p for p in found if p.name not in _LEFT_OUT and "_sysconfigdata" not in p.name)
-    )
-
-
-def _stdlib_rows(part: str, seed: int) -> Iterator[tuple[str, Row]]:
-    """Files in a seeded order, so that the first documents are a sample of all."""
-    files = _stdlib_files()
-    for number in permutation(len(files), f"{seed}/stdlib"):
-        try:
-            code = files[number].read_text(encoding="utf-8")
-            tree = ast.parse(code)
-        except (UnicodeDecodeError, SyntaxError):
-            continue  # kept by Python as examples of just that
-        pieces = _code(code, tree) if part == "code" else _docstrings(tree)
-        for place, text in enumerate(pieces):
-            yield f"{number}:{place}", {"text": text}
-
-
-def _code(code: str, tree: ast.Module) -> Iterator[str]:
-    """A file cut before each top-level function and class, and then every 60 lines."""
-    lines = code.splitlines(keepends=True)
-    starts = {0, len(lines)}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            starts |= {first - 1, node.end_lineno or first}
-    for start, end in pairwise(sorted(starts)):
-        for cut in range(start, end, _LINES):
-            text = "".join(lines[cut : min(cut + _LINES, end)]).strip("\n")
-            if len(text) >= 80:
-                yield text + "\n"
-
-
-def _docstrings(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
-            if len(text) >= 80:
-                yield text + "\n"
+def _thinking(talk: formats.Talk, source: Source) -> tuple[dict[str, Any], bool]:
+    """The renderer's options with a mode, and whether that was guessed."""
+    said = [m["content"] for m in talk.messages[:1] if m["role"] in ("system", "developer")]
+    if "enable_thinking" in talk.options or any("/think" in t or "/no_think" in t for t in said):
+        return talk.options, False
+    thinks = any(m.get("reasoning_content") for m in (*talk.messages, *talk.chosen))
+    thinks |= any(m["content"].lstrip().startswith(THINK) for m in (*talk.messages, *talk.chosen))
+    mode = thinks if source.thinking is None else source.thinking == "think"
+    return {**talk.options, "enable_thinking": mode}, source.thinking is None

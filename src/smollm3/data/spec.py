@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from smollm3.config import StrictModel
+from smollm3.data.places import Kind
 
 Weight = Annotated[float, Field(gt=0)]
 PREFERENCE_LOSSES = ("apo_zero", "apo_down", "dpo")
@@ -16,6 +17,8 @@ class _Source(StrictModel):
     """Common to all sources.
 
     format: what a row is: a text, a conversation, or a preference pair.
+    thinking: the mode of conversations that say nothing about it; None: /think for those with
+        reasoning, /no_think for the others.
     rows: keep the first n rows (int), or that share of them (float <= 1), after one seeded
         shuffle; how alignment-handbook weighs SmolTalk2's splits.
     holdout: share of documents never trained on, chosen by a hash of their content.
@@ -24,6 +27,13 @@ class _Source(StrictModel):
     format: Literal["text", "chat", "preference"] = "text"
     rows: Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, le=1)] | None = None
     holdout: float = Field(default=0.01, ge=0, lt=1)
+    thinking: Literal["think", "no_think"] | None = None
+
+    @model_validator(mode="after")
+    def _only_conversations_think(self) -> _Source:
+        if self.thinking and self.format == "text":
+            raise ValueError("thinking is for conversations, not for format: text")
+        return self
 
 
 class Step(StrictModel):
@@ -49,10 +59,11 @@ class Step(StrictModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class _FileSource(_Source):
+class _Files(_Source):
     """Common to sources that are files.
 
     text: the column that holds the text, or a template such as "{problem}\\n\\n{solution}".
+    columns: of conversations and pairs, where they have other names: {prompt: frage}.
     tokens: stop when it holds so many. part: MB of input that one part is made from.
     steps: filters and formatters, in order (text only).
     license, status, published_tokens, note: what is known of it, for `smollm3 data check`; they
@@ -61,6 +72,7 @@ class _FileSource(_Source):
 
     files: list[str]
     text: str = "text"
+    columns: dict[str, str] = Field(default_factory=dict)
     tokens: float | None = Field(default=None, gt=0)
     part: float = Field(default=256, gt=0)
     steps: list[Step] = Field(default_factory=list)
@@ -72,22 +84,10 @@ class _FileSource(_Source):
     note: str | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
-    def _only_texts_are_filtered(self) -> _FileSource:
+    def _only_texts_are_filtered(self) -> _Files:
         if self.steps and self.format != "text":
             raise ValueError(f"steps work on texts, not on format: {self.format}")
         return self
-
-
-class TextSource(_FileSource):
-    """Plain text files, one document each, UTF-8."""
-
-    kind: Literal["text"]
-
-
-class JsonlSource(_FileSource):
-    """JSON lines. Text rows have the field `text`; chat rows SmolTalk2's `messages`."""
-
-    kind: Literal["jsonl"]
 
 
 class Blobs(StrictModel):
@@ -103,21 +103,35 @@ class Blobs(StrictModel):
     requests: int = Field(default=64, gt=0)
 
 
-class ParquetSource(_FileSource):
-    """Parquet files with the same columns as JsonlSource."""
+class FileSource(_Files):
+    """Files, folders, patterns and URLs.
 
-    kind: Literal["parquet"]
+    kind: how they are read: `files`: as their names or first bytes say; `text`: one document each;
+        `jsonl`: JSON lines, or arrays; `csv`; `parquet`, whatever their names say.
+    """
+
+    kind: Literal["files", "text", "jsonl", "csv", "parquet"]
     blobs: Blobs | None = None
 
+    @property
+    def read_as(self) -> Kind | None:
+        """What every file is; None where each is looked at."""
+        return None if self.kind == "files" else self.kind
 
-class HubSource(_FileSource):
-    """Parquet or JSONL files of a data set on the Hugging Face Hub."""
+
+class HubSource(_Files):
+    """Files of a data set on the Hugging Face Hub; without `files`, its data files that are not of
+    a split for testing."""
 
     kind: Literal["hub"]
     repo: str
-    files: list[str] = Field(default=["**/*.parquet"])
+    files: list[str] = Field(default_factory=list)
     revision: str = "main"
     blobs: Blobs | None = None
+
+    @property
+    def read_as(self) -> Kind | None:
+        return None
 
 
 class StdlibSource(_Source):
@@ -137,7 +151,7 @@ class ProceduralSource(_Source):
 
 
 Source = Annotated[
-    TextSource | JsonlSource | ParquetSource | HubSource | StdlibSource | ProceduralSource,
+    FileSource | HubSource | StdlibSource | ProceduralSource,
     Field(discriminator="kind"),
 ]
 
@@ -146,6 +160,8 @@ class BatchSpec(StrictModel):
     """The part of a training stage that decides its batches.
 
     mixture: source -> weight, in tokens (in pairs for preference losses); divided by their sum.
+        With `epochs` an epoch is all rows of the source with the largest weight, and of the others
+        in proportion to theirs: with equal weights, every row once.
     loss, mask: which tokens are trained on; mask is which of a conversation's `assistant` counts.
     packing: concat_and_chunk cuts rows from one stream of tokens; bfd (best fit decreasing) puts
         whole documents into rows. Documents never attend to each other.

@@ -6,14 +6,14 @@ epoch) is estimated and marked with ≈.
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smollm3 import checkpoint
-from smollm3.data.spec import JsonlSource, ParquetSource, ProceduralSource, Source, TextSource
+from smollm3.data import places
+from smollm3.data.spec import FileSource, ProceduralSource, Source
 from smollm3.errors import UserError
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig
@@ -272,8 +272,10 @@ class _Planner:
         missing = [source for source, size in sizes.items() if size is None]
         if missing:
             return None, True, f"size of {', '.join(missing)}: known when the data are prepared"
-        documents = sum(size[0] for size in sizes.values() if size)
-        tokens = sum(size[1] for size in sizes.values() if size)
+        most = max(stage.mixture.values())  # the source with this weight is read whole
+        known_sizes = [(stage.mixture[s] / most, size) for s, size in sizes.items() if size]
+        documents = sum(share * size[0] for share, size in known_sizes)
+        tokens = sum(share * size[1] for share, size in known_sizes)
         if not tokens:
             return None, True, f"no file of {', '.join(stage.mixture)} is there yet"
         rows = documents if stage.is_preference else tokens / stage.context
@@ -296,6 +298,9 @@ class _Planner:
 
 def _files(source: Source) -> list[Path] | None:
     """The local files of a source that is made of such."""
-    if not isinstance(source, TextSource | JsonlSource | ParquetSource):
+    if not isinstance(source, FileSource):
         return None
-    return [Path(f) for pattern in source.files for f in glob.glob(pattern, recursive=True)]
+    try:
+        return [Path(file) for file, _ in places.find(source.files)]
+    except UserError:
+        return []  # they are named where they are read

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from smollm3 import checkpoint, data
-from smollm3.chat import default_template
+from smollm3 import data
 from smollm3.data.preparation import Executor, make
 from smollm3.errors import UserError
 from smollm3.recipe.graph import model_parents, tokenizer_of
+from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.runner import Events, Run
 from smollm3.recipe.schema import Recipe
 from smollm3.tokenizer import Tokenizer
@@ -57,10 +57,7 @@ def _tokenizer(recipe: Recipe, out: Path, root: str) -> Tokenizer:
     if root in recipe.stages:
         quiet = Events(*(lambda *_: None for _ in range(5)))
         Run(recipe, out, quiet).execute(only=root)
-    tokenizer = checkpoint.load_tokenizer(out / root if root in recipe.stages else root)
-    if not tokenizer.template:
-        tokenizer = tokenizer.with_template(default_template(**recipe.chat.model_dump()))
-    return tokenizer
+    return load_tokenizer(recipe, out / root if root in recipe.stages else root)
 
 
 def tokens_needed(recipe: Recipe) -> dict[str, float]:

@@ -195,7 +195,8 @@ class Run:
         config["sources"] = {s: _plain(recipe.sources[s]) for s in used}
         if isinstance(stage, TrainStage) and not self.parents[name]:
             config["model"] = _plain(recipe.model)
-        if isinstance(stage, TokenizerStage):
+        told = isinstance(stage, TrainStage) and recipe.chat.model_fields_set
+        if isinstance(stage, TokenizerStage) or told:
             config["chat"] = _plain(recipe.chat)
         return config
 

@@ -12,12 +12,14 @@ from typing import Any
 from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
 from smollm3.checkpoint.export import export
+from smollm3.data.ledger import notes
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
 from smollm3.files import read_json, write_json
 from smollm3.model import ModelConfig
 from smollm3.recipe.graph import sources_of
+from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.report import model_card
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
@@ -138,15 +140,12 @@ def _train(
 ) -> StageResult:
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None  # the recipe's check
-    tokenizer = checkpoint.load_tokenizer(folder)
-    if not tokenizer.template:
-        tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
+    tokenizer = load_tokenizer(inputs.recipe, folder)
     config = _model_config(stage, inputs, tokenizer)
     shards = _prepare(inputs, list(stage.mixture), tokenizer, progress)
     for shard in shards.values():
-        for reason, count in shard.meta["skipped"].items():
-            if count:
-                warn(f"{shard.name}: {count} documents skipped ({reason})")
+        for line in notes(shard.meta):
+            warn(f"{shard.name}: {line}")
 
     digests = {name: shard.digest for name, shard in shards.items()}
     positions: dict[str, int] = {}
@@ -200,6 +199,12 @@ def _model_config(stage: TrainStage, inputs: StageInputs, tokenizer: Tokenizer) 
         config = inputs.recipe.model.config(tokenizer.vocab_size, stage.context)
     else:
         config = checkpoint.load_config(inputs.parent)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{inputs.parent}: its tokenizer has {tokenizer.vocab_size} entries, the model "
+            f"embeddings for {config.vocab_size}; take the added tokens out of tokenizer.json, "
+            "or extend the model"
+        )
     if stage.context > config.context and stage.rope_theta is None:
         raise UserError(
             f"context: rows of {stage.context} tokens are longer than the "

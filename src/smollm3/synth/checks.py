@@ -9,23 +9,13 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from smollm3.data.languages import LANGUAGES, language
+
 Row = dict[str, Any]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _BLOCK = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 _WORD = re.compile(r"\w+")
-# The commonest words of SmolLM3's languages, most of which no other of them has.
-_COMMON = {
-    name: frozenset(words.split())
-    for name, words in {
-        "en": "the of and to in is that it for was on are with as be this by not from or have",
-        "fr": "le la les des et est une dans qui pour pas sur au avec ce il sont du vous nous",
-        "de": "der die das und ist nicht ein eine zu den mit von auf für dem sich auch es wird",
-        "es": "el los las y en que del por una con para es como más pero sus le está son muy",
-        "it": "il di che è per non una sono con del della le gli anche più come nel alla ma si",
-        "pt": "o os as e que do da em um uma não para com é por mais como dos no na ao são",
-    }.items()
-}
 
 
 def final_answer(content: str) -> str | None:
@@ -117,20 +107,9 @@ _CONSTRAINTS: dict[str, Callable[[str, Any], bool]] = {
 }
 
 
-def language(text: str) -> str | None:
-    """The one of SmolLM3's six languages whose commonest words a text uses most; None for too few
-    words to tell."""
-    words = Counter(_WORD.findall(text.lower()))
-    scores = {name: sum(words[w] for w in common) for name, common in _COMMON.items()}
-    best, second = sorted(scores, key=lambda name: -scores[name])[:2]
-    if scores[best] < 3 or scores[best] <= scores[second]:
-        return None
-    return best
-
-
 def other_language(row: Row, content: str) -> str | None:
     wanted = row.get("language")
-    if wanted not in _COMMON:
+    if wanted not in LANGUAGES:
         return None
     found = language(content)
     return None if found in (None, wanted) else f"in {found} instead of {wanted}"

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from smollm3.data import readers
+from smollm3.data import places, readers
 from smollm3.data.order import permutation
-from smollm3.data.readers import Span
+from smollm3.data.places import Span
 from smollm3.errors import UserError
 from smollm3.files import disk_errors, folder_lock, write_atomic, write_json
 from smollm3.synth.checks import CHECKS, NearDuplicates, agreed, final_answer, value
@@ -65,11 +65,13 @@ class Run:
     @cached_property
     def prompts(self) -> list[Row]:
         skipped: Counter[str] = Counter()
-        rows = [
-            row
-            for number, (file, _) in enumerate(readers.find(self.spec.prompts))
-            for _, row in readers.rows(Span(file, number), None, skipped)
+        reads = [
+            read
+            for number, (file, _) in enumerate(places.find(self.spec.prompts))
+            for read in readers.rows(Span(file, number))
         ]
+        skipped.update(read.fault for read in reads if read.fault is not None)
+        rows = [read.row for read in reads if read.fault is None]
         good = [row for row in rows if isinstance(row, dict) and _messages(row)]
         skipped["without a prompt"] += len(rows) - len(good)
         for reason, n in (+skipped).items():

@@ -114,7 +114,9 @@ def _pairs(batch: Batch, start: int, stop: int) -> Batch:
     rows = torch.cat([torch.arange(start, stop), torch.arange(start, stop) + len(batch.pairs)])
     used_T = batch.weights_BT[rows].any(0).nonzero()
     length = int(used_T[-1]) + 1 if len(used_T) else 1
-    return replace(_rows(batch, rows, length), pairs=batch.pairs[start:stop])
+    real = len(batch.pairs) - batch.blank
+    blank = max(0, stop - max(start, real))
+    return replace(_rows(batch, rows, length), pairs=batch.pairs[start:stop], blank=blank)
 
 
 def _rows(batch: Batch, rows: slice | Tensor, length: int) -> Batch:

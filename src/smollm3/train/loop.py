@@ -118,6 +118,11 @@ class Trainer:
             warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
         for name, n in self.loader.left_out.items():
             warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
+        for name, n in self.loader.untrained.items():
+            warn(
+                f"{name}: {n} conversations are left out, as their answers begin beyond a row of "
+                f"{context} tokens"
+            )
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
@@ -160,6 +165,11 @@ class Trainer:
                     self.checkpoints.finish()
                     raise Stopped(k + 1, signals.received or signal.SIGTERM)
             self.checkpoints.finish()
+        if self.progress.loss_spike_guard.skipped >= self.progress.step:
+            raise UserError(
+                f"nothing was learnt: all {steps} updates were skipped, as no batch had a finite "
+                "loss on tokens to train on; look at the sources with `smollm3 data look`"
+            )
 
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
         """Batch k and its update; also whether any rank was asked to stop."""
@@ -185,7 +195,7 @@ class Trainer:
         if not skipped:
             self._update(lr, weight, grad_norm)
         elif self.progress.loss_spike_guard.gives_up:
-            raise UserError(self._given_up(k, loss, grad_norm))
+            raise UserError(self._given_up(k, loss, grad_norm) if weight else _idle(k))
 
         seconds = time.perf_counter() - started
         self.progress.step = k + 1
@@ -252,3 +262,10 @@ class Trainer:
         progress = deepcopy(self.progress)  # it changes while the checkpoint is being written
         description = checkpoints.Description(progress, self.digest, self.environment)
         self.checkpoints.save(description, tensors)
+
+
+def _idle(k: int) -> str:
+    return (
+        f"step {k + 1}: in {PATIENCE} batches in a row no token is trained on, as their rows hold "
+        "prompts alone; raise the context, or take packing: bfd"
+    )

@@ -70,7 +70,7 @@ def preference(
     """
     sums_B = add_columns(log_probs(model, h_BTE, batch).sum(-1))
     rewards_B = beta * (sums_B - reference_B)
-    chosen_P, rejected_P = rewards_B.chunk(2)
+    chosen_P, rejected_P = (side[: len(side) - batch.blank] for side in rewards_B.chunk(2))
     margin_P = (chosen_P - rejected_P).detach()
     return LossSums(
         PREFERENCES[loss](chosen_P, rejected_P).sum(),
