@@ -87,6 +87,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({e})") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; errors as of `read_json`."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    return value
+
+
 def read_text(path: Path) -> str:
     """The UTF-8 text in `path`; errors as of `read_json`."""
     try:

@@ -9,10 +9,12 @@ from smollm3.checkpoint.hf import (
     published_name,
     save_model,
     save_settings,
+    stored_dtypes,
 )
-from smollm3.checkpoint.locate import locate
+from smollm3.checkpoint.locate import SHORT_NAMES, locate
 
 __all__ = [
+    "SHORT_NAMES",
     "digest",
     "load_config",
     "load_model",
@@ -22,4 +24,5 @@ __all__ = [
     "published_name",
     "save_model",
     "save_settings",
+    "stored_dtypes",
 ]

@@ -180,7 +180,7 @@ def _train(
     )
 
     def save(out: Path) -> None:
-        result.save(tokenizer, out)
+        result.save(tokenizer, out, parent=inputs.parent, base=_name_of_base(inputs))
         shutil.copyfile(inputs.work / "metrics.jsonl", out / "metrics.jsonl")
 
     used = result.used
@@ -191,6 +191,14 @@ def _train(
         tokens=used,
         positions=positions | {s: positions.get(s, 0) + n for s, n in used.items()},
     )
+
+
+def _name_of_base(inputs: StageInputs) -> str | None:
+    """What an adapter says it is for: the Hub's name, or else the parent's folder."""
+    name = next(iter(inputs.parents), "")
+    if name in inputs.recipe.stages or name not in checkpoint.SHORT_NAMES:
+        return str(inputs.parent and inputs.parent.resolve())
+    return checkpoint.SHORT_NAMES[name]
 
 
 def _model_config(stage: TrainStage, inputs: StageInputs, tokenizer: Tokenizer) -> ModelConfig:

@@ -8,18 +8,24 @@ from smollm3.errors import UserError
 from smollm3.train.spec import LearningRate
 
 
+def warmup_steps(lr: LearningRate, steps: int) -> int:
+    """How many of the first steps rise; a share of the stage is rounded up."""
+    return lr.warmup if isinstance(lr.warmup, int) else math.ceil(lr.warmup * steps)
+
+
 def decay_steps(lr: LearningRate, steps: int) -> int:
     """How many of the last steps fall; without `decay_steps`, all after the warm-up."""
     if lr.decay == "none":
         return 0
-    return steps - lr.warmup if lr.decay_steps is None else lr.decay_steps
+    return steps - warmup_steps(lr, steps) if lr.decay_steps is None else lr.decay_steps
 
 
 def check(lr: LearningRate, steps: int) -> None:
     """UserError where warm-up and decay do not fit into the stage's `steps`."""
-    falling = decay_steps(lr, steps) if lr.warmup <= steps else 0
-    if lr.warmup + falling > steps:
-        what = f"warmup {lr.warmup}" + (f" and decay_steps {falling}" if falling else "")
+    rising = warmup_steps(lr, steps)
+    falling = decay_steps(lr, steps) if rising <= steps else 0
+    if rising + falling > steps:
+        what = f"warmup {rising}" + (f" and decay_steps {falling}" if falling else "")
         raise UserError(
             f"lr: {what} do not fit into the stage's {steps} steps; lower them or train longer"
         )
@@ -32,8 +38,9 @@ def learning_rate(lr: LearningRate, step: int, steps: int) -> float:
     has the peak. Decay over the last d: step steps-d-1 still has the peak, the last step has
     end·peak; between them it falls along a line or half a cosine wave.
     """
-    if step < lr.warmup:
-        return lr.peak * (step + 1) / lr.warmup
+    rising = warmup_steps(lr, steps)
+    if step < rising:
+        return lr.peak * (step + 1) / rising
     falling = decay_steps(lr, steps)
     fallen = step + 1 - (steps - falling)  # 1 .. falling within the decay
     if fallen <= 0:
