@@ -118,7 +118,9 @@ def publish(temporary: Path, final: Path) -> None:
     """Rename the finished folder `temporary` to `final`, replacing what is there.
 
     An old `final` is moved aside first and deleted last, so one good folder exists throughout.
+    A `final` that is a link stays one: the folder it leads to is replaced.
     """
+    final = final.resolve()
     with disk_errors(final):
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -136,6 +138,7 @@ def publish(temporary: Path, final: Path) -> None:
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `final` if the block ends without an error."""
+    final = final.resolve()  # beside what a link leads to, on the same disk
     temporary = final.with_name(f".{final.name}{PARTIAL}")
     with disk_errors(final):
         shutil.rmtree(temporary, ignore_errors=True)

@@ -11,9 +11,10 @@ from smollm3.checkpoint.hf import (
     save_settings,
     stored_dtypes,
 )
-from smollm3.checkpoint.locate import SHORT_NAMES, locate
+from smollm3.checkpoint.locate import NAMES, SHORT_NAMES, locate
 
 __all__ = [
+    "NAMES",
     "SHORT_NAMES",
     "digest",
     "load_config",

@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor
 
 from smollm3.checkpoint.hf import BLOCK_NAMES, EMBEDDING, HEAD, published_name
+from smollm3.checkpoint.locate import ADAPTER
 from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
 from smollm3.files import read_object, write_json
 from smollm3.tensors import write_tensors
 
-CONFIG, STEM = "adapter_config.json", "adapter_model"
+STEM = "adapter_model"
 _PREFIX = "base_model.model."
 _PARTS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 _ENDINGS = {part: ending for ending, part in _PARTS.items()}
@@ -104,10 +105,6 @@ def scale(kind: str, rank: int, alpha: float) -> float:
     return alpha / (math.sqrt(rank) if kind == "rslora" else rank)
 
 
-def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
-
-
 def write_adapter(folder: Path, adapter: AdapterWeights) -> None:
     """Write the files that PEFT reads; the same adapter gives the same bytes."""
     tensors: dict[str, Tensor] = {}
@@ -122,7 +119,7 @@ def write_adapter(folder: Path, adapter: AdapterWeights) -> None:
         tensors[_PREFIX + published_name(name)] = tensor
     write_tensors(folder / f"{STEM}.safetensors", tensors, {"format": "pt"})
     write_json(
-        folder / CONFIG,
+        folder / ADAPTER,
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -148,7 +145,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     Raises UserError, naming the file and the key, for what is damaged and what this network could
     not apply (other methods than LoRA, biases, ranks that differ by layer).
     """
-    file = folder / CONFIG
+    file = folder / ADAPTER
     config = read_object(file)
     for key, only in _PLAIN.items():
         if config.get(key, only) not in (only, None):

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path as FilePath
 from typing import Any
 
+from smollm3 import checkpoint
 from smollm3.checkpoint.export import check_format
 from smollm3.config import Path, read_document, suggestion
 from smollm3.errors import UserError
@@ -88,7 +89,11 @@ def _parent_problems(
         elif parent in recipe.stages:
             which = "itself" if parent == name else f"'{parent}', which comes later"
             yield at, f"starts from {which}; a parent comes before"
-        elif isinstance(stage, EvalStage | MergeStage) and "/" not in parent:
+        elif (
+            isinstance(stage, EvalStage | MergeStage)
+            and "/" not in parent
+            and parent not in checkpoint.NAMES
+        ):
             yield at, f"'{parent}' is not a stage above{suggestion(parent, earlier)}"
     if not parents and not isinstance(stage, TrainStage | TokenizerStage):
         yield at, "has no model to read; put a train stage above it"

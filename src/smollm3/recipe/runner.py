@@ -28,10 +28,10 @@ from smollm3.recipe.graph import (
     tokenizer_of,
 )
 from smollm3.recipe.schema import Recipe, Stage, TokenizerStage
-from smollm3.recipe.stages import StageInputs, run_stage
+from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
 from smollm3.report import write_report
 from smollm3.train import WorkerGroup
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import MANNER, TrainStage
 
 BEGUN = "recipe.json"
 
@@ -81,7 +81,8 @@ class Run:
         inputs = self._inputs(name, stage)
         if self._is_done(name):
             record = read_json(folder / "stage.json")
-            if record["key"] == self._key(name, stage, record["inputs"]["sources"], inputs):
+            sources = record["inputs"]["sources"] | self._changed_data(stage, inputs, record)
+            if record["key"] == self._key(name, stage, sources, inputs):
                 shutil.rmtree(self._work(name), ignore_errors=True)
                 self.events.stage_skipped(name)
                 return
@@ -105,7 +106,11 @@ class Run:
                 "key": self._key(name, stage, result.sources, inputs),
                 "config": _plain(stage),
                 "recipe": self._config(name, stage),
-                "inputs": {"parents": inputs.digests, "sources": result.sources},
+                "inputs": {
+                    "parents": inputs.digests,
+                    "sources": result.sources,
+                    "revisions": result.revisions,
+                },
                 "digest": checkpoint.digest(temporary) if _is_read_by_stages(stage) else None,
                 "metrics": result.metrics,
                 "tokens": result.tokens,
@@ -120,6 +125,19 @@ class Run:
         shutil.rmtree(self._work(name), ignore_errors=True)
         self._publish_results()
         self.events.stage_finished(name, record)
+
+    def _changed_data(
+        self, stage: Stage, inputs: StageInputs, record: dict[str, Any]
+    ) -> dict[str, str]:
+        """Checksums of the sources whose files are not those that the finished stage has read, by
+        their sizes and times; files that are gone are not asked for again."""
+        known = record["inputs"].get("revisions", {})
+        changed = [
+            source
+            for source, revision in known.items()
+            if file_revision(self.recipe.sources[source]) not in (None, revision)
+        ]
+        return digests(stage, inputs, changed, self.events.progress) if changed else {}
 
     def _inputs(self, name: str, stage: Stage) -> StageInputs:
         """Parents as folders, with their checksums and lineage as recorded when they were made."""
@@ -188,9 +206,10 @@ class Run:
         )
 
     def _config(self, name: str, stage: Stage) -> dict[str, Any]:
-        """Everything in the recipe that this stage's result depends on."""
+        """Everything in the recipe that this stage's result depends on: not how it is computed."""
         recipe = self.recipe
-        config: dict[str, Any] = {"stages": {name: _plain(stage)}, "seed": recipe.seed}
+        own = {key: value for key, value in _plain(stage).items() if key not in MANNER}
+        config: dict[str, Any] = {"stages": {name: own}, "seed": recipe.seed}
         used = sources_of(stage, recipe)
         config["sources"] = {s: _plain(recipe.sources[s]) for s in used}
         if isinstance(stage, TrainStage) and not self.parents[name]:
@@ -218,11 +237,14 @@ class Run:
                 )
 
     def _made_by(self, name: str) -> Any:
-        """What the recipe said when this stage was made or begun; None if it was not."""
+        """What the recipe said when this stage was made, or begun and left with steps that count;
+        else None."""
         if self._is_done(name):
             return read_json(self.out / name / "stage.json")["recipe"]
-        begun = self._work(name) / BEGUN
-        return read_json(begun) if begun.exists() else None
+        work = self._work(name)
+        if not (work / BEGUN).exists() or not any(work.glob("checkpoints/step-*")):
+            return None
+        return read_json(work / BEGUN)
 
     def _write_run_json(self) -> None:
         write_json(

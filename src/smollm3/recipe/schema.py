@@ -81,11 +81,14 @@ class MergeStage(StrictModel):
 
 
 class ExportStage(StrictModel):
-    """Writes a model in formats that other programs read: hf:bfloat16, gguf:q8_0, mlx:4bit ..."""
+    """Writes a model in formats that other programs read: hf:bfloat16, gguf:q8_0, mlx:4bit ...
+
+    license: that the model card states, as the Hub spells it (apache-2.0)."""
 
     kind: Literal["export"]
     from_: str | None = Field(default=None, alias="from")
     to: list[str] = Field(min_length=1)
+    license: str | None = None
 
 
 Stage = Annotated[

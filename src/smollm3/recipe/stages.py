@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
 from smollm3.checkpoint.export import export
+from smollm3.data.sources import fingerprint
+from smollm3.data.spec import JsonlSource, ParquetSource, Source, TextSource
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
@@ -50,12 +52,14 @@ class StageInputs:
 class StageResult:
     """`save` fills the stage's (temporary) folder; the rest goes into stage.json.
 
-    sources: checksum of each source read. tokens: tokens taken from each source. positions:
-    where the next stage that carries `data` continues in each.
+    sources: checksum of each source read; revisions: what its files were, where it has any.
+    tokens: tokens taken from each source. positions: where the next stage that carries `data`
+    continues in each.
     """
 
     save: Callable[[Path], None]
     sources: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
@@ -133,14 +137,46 @@ def _prepare(
     return shards
 
 
+def digests(
+    stage: Stage, inputs: StageInputs, sources: list[str], progress: Progress
+) -> dict[str, str]:
+    """Checksums of what `sources` of a finished stage hold now."""
+    folder = inputs.parent or inputs.tokenizer
+    assert folder is not None
+    shards = _prepare(inputs, sources, _tokenizer_in(folder, inputs), progress)
+    return {name: shard.digest for name, shard in shards.items()}
+
+
+def file_revision(source: Source) -> Any:
+    """Sizes and times of a source's files; None where it is none of files, or they are gone."""
+    if not isinstance(source, TextSource | JsonlSource | ParquetSource):
+        return None
+    try:
+        return fingerprint(source)
+    except UserError:
+        return None
+
+
+def _revisions(inputs: StageInputs, sources: Iterable[str]) -> dict[str, Any]:
+    found = {name: file_revision(inputs.recipe.sources[name]) for name in sources}
+    return {name: revision for name, revision in found.items() if revision is not None}
+
+
+def _tokenizer_in(folder: Path, inputs: StageInputs) -> Tokenizer:
+    """A model's tokenizer, with the recipe's template where it has none."""
+    tokenizer = checkpoint.load_tokenizer(folder)
+    if not tokenizer.template:
+        tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
+    return tokenizer
+
+
 def _train(
     stage: TrainStage, inputs: StageInputs, workers: WorkerGroup, progress: Progress, warn: Warn
 ) -> StageResult:
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None  # the recipe's check
-    tokenizer = checkpoint.load_tokenizer(folder)
-    if not tokenizer.template:
-        tokenizer = tokenizer.with_template(default_template(**inputs.recipe.chat.model_dump()))
+    tokenizer = _tokenizer_in(folder, inputs)
+    revisions = _revisions(inputs, stage.mixture)
     config = _model_config(stage, inputs, tokenizer)
     shards = _prepare(inputs, list(stage.mixture), tokenizer, progress)
     for shard in shards.values():
@@ -148,7 +184,6 @@ def _train(
             if count:
                 warn(f"{shard.name}: {count} documents skipped ({reason})")
 
-    digests = {name: shard.digest for name, shard in shards.items()}
     positions: dict[str, int] = {}
     optimizer = None
     if stage.carry:
@@ -186,7 +221,8 @@ def _train(
     used = result.used
     return StageResult(
         save=save,
-        sources=digests,
+        sources={name: shard.digest for name, shard in shards.items()},
+        revisions=revisions,
         metrics=result.metrics,
         tokens=used,
         positions=positions | {s: positions.get(s, 0) + n for s, n in used.items()},
@@ -228,29 +264,63 @@ def _merge(stage: MergeStage, inputs: StageInputs) -> StageResult:
 def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageResult:
     sources = sources_of(stage, inputs.recipe)
     any_model = next(iter(inputs.parents.values()))
-    shards = _prepare(inputs, sources, checkpoint.load_tokenizer(any_model), progress)
+    revisions = _revisions(inputs, sources)
+    shards = _prepare(inputs, sources, _tokenizer_in(any_model, inputs), progress)
     heldout = {
         name: data.Shard.open(shard.folder, split="heldout") for name, shard in shards.items()
     }
     card = evaluate(stage, inputs.parents, heldout, inputs.recipe.seed, progress)
-    samples = card.pop("samples")
+    samples, answers = card.pop("samples"), card.pop("answers")
 
     def save(out: Path) -> None:
         write_json(out / "scorecard.json", card)
         write_json(out / "samples.json", samples)
+        write_json(out / "answers.json", answers)
 
     held = sum(claim["verdict"] == "holds" for claim in card["claims"])
     return StageResult(
         save=save,
         sources={name: shard.digest for name, shard in shards.items()},
+        revisions=revisions,
         metrics={"claims": len(card["claims"]), "hold": held},
     )
+
+
+def _base_of(inputs: StageInputs) -> str | None:
+    """The model from outside that the first ancestor is, by its Hub name where it has one."""
+    first = inputs.lineage[0]["stage"] if inputs.lineage else ""
+    return None if first in inputs.recipe.stages else checkpoint.SHORT_NAMES.get(first, first)
+
+
+def _trained_on(inputs: StageInputs) -> dict[str, Source]:
+    """The sources of the ancestors that are train stages."""
+    ancestors = {step["stage"] for step in inputs.lineage}
+    return {
+        source: inputs.recipe.sources[source]
+        for name, stage in inputs.recipe.stages.items()
+        if isinstance(stage, TrainStage) and name in ancestors
+        for source in stage.mixture
+    }
+
+
+def _claims(inputs: StageInputs) -> list[dict[str, Any]]:
+    """What the run's finished eval stages have found."""
+    folders = [inputs.data.parent / name for name in inputs.recipe.stages]
+    cards = [f / "scorecard.json" for f in folders if (f / "scorecard.json").exists()]
+    return [claim for card in cards for claim in read_json(card)["claims"]]
 
 
 def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
     parent = inputs.parent
     assert parent is not None
-    card = model_card(inputs.recipe.name, inputs.lineage)
+    card = model_card(
+        inputs.recipe.name,
+        inputs.lineage,
+        license=stage.license,
+        base=_base_of(inputs),
+        sources=_trained_on(inputs),
+        claims=_claims(inputs),
+    )
 
     def save(out: Path) -> None:
         for to in stage.to:
