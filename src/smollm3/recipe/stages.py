@@ -13,7 +13,7 @@ from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
 from smollm3.checkpoint.export import export
 from smollm3.data.sources import fingerprint
-from smollm3.data.spec import JsonlSource, ParquetSource, Source, TextSource
+from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
@@ -149,7 +149,7 @@ def digests(
 
 def file_revision(source: Source) -> Any:
     """Sizes and times of a source's files; None where it is none of files, or they are gone."""
-    if not isinstance(source, TextSource | JsonlSource | ParquetSource):
+    if not hasattr(source, "files") or hasattr(source, "repo"):
         return None
     try:
         return fingerprint(source)

@@ -20,6 +20,7 @@ from smollm3.checkpoint import load_tokenizer
 from smollm3.data import Loader, Shard
 from smollm3.data.batch import Batch
 from smollm3.errors import UserError
+from smollm3.machine import has_bfloat16_units
 from smollm3.model import Transformer
 from smollm3.train import optimizer as optimizers
 from smollm3.train import schedule, validation
@@ -102,6 +103,8 @@ class Trainer:
         schedule.check(job.stage.lr, self.loader.steps)
         if group.is_main_process:
             self._warn_of_lengths(warn)
+            if job.stage.precision == "bfloat16" and group.device.type == "cpu":
+                self._warn_of_bfloat16(warn)
 
         self.parallel = parallelism(job, group)
         self.stage = self.parallel.stage
@@ -133,6 +136,10 @@ class Trainer:
             warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
         for name, n in self.loader.left_out.items():
             warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
+
+    def _warn_of_bfloat16(self, warn: Warn) -> None:
+        if not has_bfloat16_units():
+            warn("this CPU has no units for bfloat16; precision: float32 is several times as fast")
 
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
