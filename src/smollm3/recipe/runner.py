@@ -81,13 +81,16 @@ class Run:
         inputs = self._inputs(name, stage)
         if self._is_done(name):
             record = read_json(folder / "stage.json")
-            sources = record["inputs"]["sources"] | self._changed_data(stage, inputs, record)
+            known = record["inputs"]["sources"]
+            sources = known | self._changed_data(stage, inputs, record)
             if record["key"] == self._key(name, stage, sources, inputs):
                 shutil.rmtree(self._work(name), ignore_errors=True)
                 self.events.stage_skipped(name)
                 return
+            new = [source for source in known if sources[source] != known[source]]
+            which = f" (the data of {', '.join(new)} have changed)" if new else ""
             raise UserError(
-                f"{folder}: made from other inputs than the recipe's now; "
+                f"{folder}: made from other inputs than the recipe's now{which}; "
                 f"--redo {name} makes it again, --out OTHER keeps it"
             )
         self._check_parents(inputs)
