@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from smollm3 import checkpoint, data
 from smollm3.chat import default_template
+from smollm3.checkpoint.gguf.write import architecture
 from smollm3.config.yaml import parse_yaml
 from smollm3.data import readers
 from smollm3.data.sources import plan as plan_of
@@ -169,11 +170,11 @@ class _Planner:
                 raise UserError(f"--preferences {wish.pairs}: no pairs of chosen and rejected")
         self._set(("name",), wish.name, "")
         self._set(("threads",), self.machine.threads, f"this machine: {self.machine.name}")
+        self._after(sources)
         for looked, stage in (("mine", "sft"), ("pairs", "apo")):
             if looked not in [source.name for source in sources]:
                 self.text.remove(("sources", looked))
                 self.text.remove(("stages", stage))
-        self._after(sources)
         for source in sources:
             self.said.append(f"{source.name}: {source}")
             for key in source.spec:
@@ -330,7 +331,7 @@ class _Planner:
                 ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
             )
             self._set(("stages", "compare", "answers"), 4, "written in a minute here")
-        if find_spec("gguf") is not None:
+        if find_spec("gguf") is not None and _fits_gguf(self.config):
             why = "for transformers and vLLM; for llama.cpp"
             self._set(("stages", "export", "to"), ["hf:bfloat16", "gguf:q8_0"], why)
 
@@ -386,6 +387,14 @@ class _Planner:
         for part in key:
             value = value.get(part) if isinstance(value, dict) else value[part]
         return value
+
+
+def _fits_gguf(config: ModelConfig) -> bool:
+    try:
+        architecture(config)
+    except UserError:
+        return False
+    return config.hidden % 32 == config.ffn % 32 == 0  # a block of q8_0
 
 
 def _shipped() -> str:
