@@ -38,5 +38,5 @@ def has_bfloat16_units() -> bool:
     as long with it as with float32."""
     import torch
 
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return any("bf16" in str(name) and bool(there) for name, there in known.items())
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any("bf16" in name and there for name, there in known.items())

@@ -144,6 +144,12 @@ def test_what_is_set_is_a_line_of_the_recipe(base, file, tmp_path):
     stage = recipe.stages["sft"]
     assert (stage.lr.peak, stage.clip, stage.adapter.rank, recipe.seed) == (5e-4, 0.5, 3, 4)
     assert "clip: 0.5  # said by --set" in text
+    steps, *_ = plan(tmp_path, CPU, str(base), file(), overrides=("stages.sft.steps=7",))
+    assert (steps.stages["sft"].steps, steps.stages["sft"].epochs) == (7, None)
+    full, _, said = plan(tmp_path, CPU, str(base), file(), overrides=("stages.sft.adapter=",))
+    assert full.stages["sft"].adapter is None
+    assert full.stages["sft"].lr.peak == pytest.approx(1e-3)
+    assert not any(line.startswith("stages.sft.adapter") for line in said)
 
 
 def test_a_cpu_is_not_kept_for_hours(base, file, tmp_path, monkeypatch):
@@ -178,6 +184,7 @@ def test_data_that_cannot_be_used(base, tmp_path, rows, problem):
         ({"adapter": "lore"}, "--adapter lore: take one of auto, lora"),
         ({"overrides": ("stages.sft.lr",)}, "write it as key.path=value"),
         ({"overrides": ("stages.sft.leer=1",)}, "unknown key"),
+        ({"overrides": ("stagges.sft.lr=1",)}, "there is no 'stagges'"),
         ({"pairs": "chat"}, "no pairs of chosen and rejected"),
     ],
 )
@@ -268,7 +275,7 @@ def finished(base, tmp_path_factory):
     outcome = CliRunner().invoke(
         cli,
         ["finetune", str(base), str(place / "talks.jsonl"), "--out", str(place / "mine"),
-         "--set", "stages.sft.steps=12", "--set", "stages.sft.epochs=", "--set", "stages.sft.lr.peak=0.02",
+         "--set", "stages.sft.steps=12", "--set", "stages.sft.lr.peak=0.02",
          "--set", "stages.compare.max_tokens=8"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output + str(outcome.exception)

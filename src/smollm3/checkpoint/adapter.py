@@ -57,10 +57,11 @@ class AdapterLayer:
         LoRA: W + s·B·A. DoRA (Liu et al. 2024, arXiv:2402.09353 eq. 5): its rows scaled to the
         lengths that magnitude says.
         """
-        whole = weight.float() + scale * (self.b.float() @ self.a.float())
+        whole: Tensor = weight.float() + scale * (self.b.float() @ self.a.float())
         if self.magnitude is None:
             return whole
-        return whole * (self.magnitude.float() / whole.norm(dim=1))[:, None]
+        lengths: Tensor = self.magnitude.float() / whole.norm(dim=1)
+        return whole * lengths[:, None]
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 
-from smollm3 import checkpoint, data
+from smollm3 import checkpoint
 from smollm3.chat import default_template
 from smollm3.checkpoint.gguf.write import architecture
 from smollm3.config.yaml import parse_yaml
-from smollm3.data import readers
-from smollm3.data.sources import plan as plan_of
-from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.infer.backends.memory import free_bytes
 from smollm3.machine import has_bfloat16_units
+from smollm3.model import ModelConfig
 from smollm3.plan import stage_costs
 from smollm3.portable import usable_cpus
 from smollm3.recipe.edit import Path as Key
 from smollm3.recipe.edit import RecipeText
 from smollm3.recipe.load import load_recipe_text
+from smollm3.recipe.own_data import Looked, look, source_of
 from smollm3.recipe.schema import ChatIdentity, Recipe
-from smollm3.tokenizer import Tokenizer
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
@@ -47,15 +44,6 @@ RANK = 16
 LONGEST = 480.0  # seconds of training on a CPU that are planned for, where nobody says otherwise
 STEPS = 120  # that a small set of data should at least come to
 SHARE = 0.8  # of the free memory that is planned for
-# (conversations, of them held out at most): enough for an interval, and most is trained on.
-HELD_OUT = 200
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "text",
-}
 
 
 @dataclass(frozen=True)
@@ -88,32 +76,6 @@ class Decision:
 
     def __str__(self) -> str:
         return f"{'.'.join(map(str, self.key))}: {self.value}: {self.why}"
-
-
-@dataclass(frozen=True)
-class Looked:
-    """A source that was prepared to see what it is. lengths: in tokens, of what is trained on (of a
-    pair the longer side). held: documents (pairs) held out. skipped: reason -> rows left out."""
-
-    name: str
-    spec: dict[str, Any]
-    lengths: np.ndarray[Any, np.dtype[np.int64]]
-    tokens: int
-    held: int
-    skipped: dict[str, int]
-
-    @property
-    def is_pairs(self) -> bool:
-        return self.spec["format"] == "preference"
-
-    def __str__(self) -> str:
-        what = {"chat": "conversations", "preference": "pairs", "text": "documents"}
-        found = (
-            f"{len(self.lengths) + self.held:,} {what[self.spec['format']]}, {count(self.tokens)} "
-            f"tokens to train on, median length {int(np.median(self.lengths)):,}"
-        )
-        lost = ", ".join(f"{n:,} left out ({reason})" for reason, n in self.skipped.items() if n)
-        return f"{found}; {lost}" if lost else found
 
 
 @dataclass(frozen=True)
@@ -159,18 +121,19 @@ class _Planner:
         tokenizer = checkpoint.load_tokenizer(wish.model)
         if not tokenizer.template:
             tokenizer = tokenizer.with_template(default_template(**ChatIdentity().model_dump()))
-        sources = [_look("mine", wish.data, tokenizer, cache)]
+        sources = [look("mine", wish.data, tokenizer, cache)]
         if sources[0].is_pairs and wish.pairs:
             raise UserError(f"{wish.data}: holds preference pairs; give it as --preferences alone")
         if sources[0].is_pairs:
-            sources = [_look("pairs", wish.data, tokenizer, cache)]
+            sources = [look("pairs", wish.data, tokenizer, cache)]
         elif wish.pairs:
-            sources.append(_look("pairs", wish.pairs, tokenizer, cache))
+            sources.append(look("pairs", wish.pairs, tokenizer, cache))
             if not sources[1].is_pairs:
                 raise UserError(f"--preferences {wish.pairs}: no pairs of chosen and rejected")
         self._set(("name",), wish.name, "")
         self._set(("threads",), self.machine.threads, f"this machine: {self.machine.name}")
         self._after(sources)
+        self._override()  # what is asked for is not decided again, but decided by
         for looked, stage in (("mine", "sft"), ("pairs", "apo")):
             if looked not in [source.name for source in sources]:
                 self.text.remove(("sources", looked))
@@ -180,20 +143,30 @@ class _Planner:
             for key in source.spec:
                 self.text.set(("sources", source.name, key), source.spec[key])
             self._stage("apo" if source.is_pairs else "sft", source, sources[0])
-        for override in wish.overrides:
-            key, equals, value = override.partition("=")
-            if not equals or not key:
-                raise UserError(f"--set {override}: write it as key.path=value")
-            path = tuple(int(p) if p.isdigit() else p for p in key.split("."))
-            self.text.set(path, parse_yaml(value or "null", f"--set {key}")[0], "said by --set")
         if self.machine.is_cpu:
             self._shorten(sources)
         self._pace(sources)
+        self._override()  # where a decision was about the mapping around it
         load_recipe_text(self.text.text, FILE)  # whatever was set is checked before it is written
         return self.text.text, self.said
 
+    def _override(self) -> None:
+        """What --set says, each on its line."""
+        for override in self.wish.overrides:
+            name, equals, value = override.partition("=")
+            if not equals or not name:
+                raise UserError(f"--set {override}: write it as key.path=value")
+            key: Key = tuple(int(p) if p.isdigit() else p for p in name.split("."))
+            if key[:-1] and self._value(key[:1]) is None:
+                raise UserError(f"--set {name}: there is no '{key[0]}'")
+            self.text.set(key, parse_yaml(value or "null", f"--set {name}")[0], "said by --set")
+            if key[-1] in ("steps", "tokens") and self._value((*key[:-1], "epochs")) is not None:
+                self.text.remove((*key[:-1], "epochs"))
+
     def _set(self, key: Key, value: Any, why: str) -> None:
         """A line of the recipe, said to the user; what --set decides is not decided here."""
+        if self._is_asked(".".join(map(str, key))):
+            return
         decision = Decision(key, value, why)
         self.text.set(key, value, why)
         if why:
@@ -208,7 +181,7 @@ class _Planner:
         self._context(at, source)
         context = self._value((*at, "context"))
         rows = len(source.lengths) if source.is_pairs else math.ceil(source.tokens / context / 0.9)
-        epochs = self._value((*at, "epochs"))
+        epochs = self._value((*at, "epochs")) or 1
         batch = _power_below(epochs * rows / STEPS, 2 if source.is_pairs else 1, 32)
         self._set(
             (*at, "batch"),
@@ -242,12 +215,10 @@ class _Planner:
             f"{machine.name} {'has' if half else 'has no'} units for bfloat16",
         )
         for kind, recompute, rows in self._choices(at):
-            for key, value in (
-                ("adapter", _adapter(kind)),
-                ("recompute", recompute),
-                ("micro_batch", rows),
-            ):
-                self.text.set((*at, key), value)
+            choice = {"adapter": _adapter(kind), "recompute": recompute, "micro_batch": rows}
+            for key, value in choice.items():
+                if not self._is_asked(f"stages.{at[1]}.{key}"):
+                    self.text.set((*at, key), value)
             stage = self._recipe().stages[str(at[1])]
             assert isinstance(stage, TrainStage)
             memory = training_memory(self.config, stage, Layout(), sharded=False, chunk=LOGITS)
@@ -341,7 +312,7 @@ class _Planner:
             at: Key = ("stages", cost.name)
             if cost.seconds is None or cost.steps is None or cost.seconds <= LONGEST:
                 continue
-            if self._value((*at, "epochs")) is None or self._is_asked("epochs", cost.name):
+            if self._value((*at, "epochs")) is None or self._is_asked(f"stages.{cost.name}.epochs"):
                 continue
             steps = max(10, int(cost.steps * LONGEST / cost.seconds))
             self.text.remove((*at, "epochs"))
@@ -353,14 +324,14 @@ class _Planner:
                 f"all epochs need ({duration(cost.seconds)}): more of them learn more",
             )
 
-    def _is_asked(self, key: str, stage: str) -> bool:
-        return any(o.startswith(f"stages.{stage}.{key}=") for o in self.wish.overrides)
+    def _is_asked(self, name: str) -> bool:
+        return any(override.partition("=")[0] == name for override in self.wish.overrides)
 
     def _pace(self, sources: Sequence[Looked]) -> None:
         """How often a stage looks at what is held out, and saves: about ten and five times."""
         held = {source.name: source.held for source in sources}
         for cost in self._costs(sources):
-            if cost.steps is None or self._is_asked("validation", cost.name):
+            if cost.steps is None or self._is_asked(f"stages.{cost.name}.validation"):
                 continue
             at: Key = ("stages", cost.name)
             [name] = self._value((*at, "mixture"))
@@ -394,7 +365,7 @@ def _fits_gguf(config: ModelConfig) -> bool:
         architecture(config)
     except UserError:
         return False
-    return config.hidden % 32 == config.ffn % 32 == 0  # a block of q8_0
+    return not (config.hidden % 32 or config.ffn % 32)  # blocks of q8_0
 
 
 def _shipped() -> str:
@@ -411,93 +382,13 @@ def _adapter(kind: str) -> dict[str, Any] | None:
 
 def _power_below(n: float, least: int, most: int) -> int:
     """The largest power of two up to n, within limits."""
-    return min(max(2 ** int(math.log2(max(n, 1))), least), most)
-
-
-# looking at data
-
-
-def _look(name: str, where: str, tokenizer: Tokenizer, cache: Path) -> Looked:
-    spec = _source(where)
-    adapter: TypeAdapter[Source] = TypeAdapter(Source)
-    source = adapter.validate_python(spec)
-    rows = sum(
-        readers.count_rows(span) if spec["kind"] != "text" else 1
-        for part in plan_of(source, 0).parts
-        for span in part
-    )
-    if rows < 4:
-        raise UserError(f"{where}: {rows} rows; training and holding out need at least 4")
-    spec["holdout"] = round(min(0.2, max(0.1, 20 / rows), max(0.005, HELD_OUT / rows)), 4)
-    source = adapter.validate_python(spec)
-    shard = data.prepare(name, source, tokenizer, cache, seed=0)
-    held = data.Shard.open(shard.folder, split="heldout")
-    lengths = shard.lengths()
-    if spec["format"] == "preference":
-        lengths = lengths.reshape(-1, 2).max(axis=1)
-    if not len(lengths) or not held.documents:
-        raise UserError(
-            f"{where}: {len(lengths)} rows to train on and {held.documents} held out; "
-            "different rows are needed on both sides"
-        )
-    pairs = 2 if spec["format"] == "preference" else 1
-    skipped = {reason: n for reason, n in shard.meta["skipped"].items() if n}
-    return Looked(name, spec, lengths, shard.n_tokens, held.documents // pairs, skipped)
-
-
-def _source(where: str) -> dict[str, Any]:
-    """How a recipe says what lies there, told from names and the first row."""
-    path = Path(where).expanduser()
-    if path.is_dir():
-        files = [f for f in path.rglob("*") if f.is_file() and _suffix(f) in SUFFIXES]
-        kinds = sorted({_suffix(f) for f in files})
-        if len(kinds) != 1:
-            raise UserError(
-                f"{where}: files of {', '.join(kinds) or 'no known kind'}; give one kind"
-            )
-        pattern, suffix = str(path / "**" / f"*{kinds[0]}*"), kinds[0]
-    else:
-        pattern, suffix = str(path), _suffix(path)
-    if suffix not in SUFFIXES:
-        raise UserError(f"{where}: not one of {', '.join(SUFFIXES)}")
-    kind = SUFFIXES[suffix]
-    spec = {"kind": kind, "files": [pattern], "format": "text"}
-    if kind == "text":
-        return spec
-    columns = _first_row(spec)
-    if "messages" in columns:
-        return spec | {"format": "chat"}
-    if {"chosen", "rejected"} <= columns:
-        return spec | {"format": "preference"}
-    if "text" in columns:
-        return spec
-    raise UserError(
-        f"{where}: rows have {', '.join(sorted(columns)) or 'no columns'}; needed are messages, "
-        "chosen and rejected, or text"
-    )
-
-
-def _suffix(path: Path) -> str:
-    """The ending that says what a file is, without one that says how it is packed."""
-    packed = path.suffix.lower() in readers.COMPRESSED
-    return (Path(path.stem) if packed else path).suffix.lower()
-
-
-def _first_row(spec: dict[str, Any]) -> set[str]:
-    from collections import Counter
-
-    source = TypeAdapter(Source).validate_python(spec)
-    for part in plan_of(source, 0).parts:
-        for span in part:
-            for _, row in readers.rows(span, None, Counter(), text=False):
-                return set(row) if isinstance(row, dict) else set()
-    return set()
+    return min(max(1 << int(math.log2(max(n, 1))), least), most)
 
 
 def check_same(text: str, wish: Wish, file: Path) -> None:
     """UserError where the recipe that lies there is for another model or other data."""
     recipe = load_recipe_text(text, str(file))
-    sources = [_source(where) for where in (wish.data, wish.pairs) if where]
+    sources = [source_of(where) for where in (wish.data, wish.pairs) if where]
     files = [pattern for spec in sources for pattern in spec["files"]]
     there = [f for source in recipe.sources.values() for f in getattr(source, "files", [])]
     stages = [s for s in recipe.stages.values() if isinstance(s, TrainStage)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from smollm3.data.spec import Source
+from smollm3.data.spec import HubSource, Source
 from smollm3.eval import interval, show
 
 
@@ -34,7 +34,7 @@ def model_card(
         head["license"] = license
     if base is not None and base.count("/") == 1:  # a name on the Hub, which checks it
         head["base_model"] = base
-    if repositories := [s.repo for s in (sources or {}).values() if hasattr(s, "repo")]:
+    if repositories := [s.repo for s in (sources or {}).values() if isinstance(s, HubSource)]:
         head["datasets"] = sorted(set(repositories))
     stages = "\n".join(f"| {step['stage']} | `{step['digest'][:12]}` |" for step in lineage)
     return f"""---
@@ -85,7 +85,7 @@ def _data(sources: Mapping[str, Source]) -> str:
 
 def _where(source: Source) -> str:
     """Files by their names alone: where they lie on somebody's disk is nobody's business."""
-    if hasattr(source, "repo"):
+    if isinstance(source, HubSource):
         return f"{source.repo}@{source.revision}"
     files = getattr(source, "files", [])
     return ", ".join(f"`{file.rpartition('/')[2]}`" for file in files) or source.kind

@@ -36,7 +36,7 @@ class Adapted(nn.Module):
         """linear: without memory (on the meta device), as this then is; see `adapted`."""
         super().__init__()
         outputs, inputs = linear.weight.shape
-        self.weight: nn.Parameter | None = linear.weight
+        self.weight: nn.Parameter | None = nn.Parameter(linear.weight, requires_grad=False)
         self.four_bits: FourBits | None = None
         self.a = nn.Parameter(torch.empty(spec.rank, inputs, device="meta"))
         self.b = nn.Parameter(torch.empty(outputs, spec.rank, device="meta"))
@@ -86,9 +86,9 @@ def adapted(
         model.embed.requires_grad_(True)
         model.unembed.requires_grad_(True)
     for block in model.blocks:
-        for name in spec.layers:
-            parent = getattr(block, MODULES[name])
-            setattr(parent, name, Adapted(getattr(parent, name), spec))
+        for layer in spec.layers:
+            parent = getattr(block, MODULES[layer])
+            setattr(parent, layer, Adapted(getattr(parent, layer), spec))
     for name, parameter in list(model.named_parameters()):
         module, leaf = _owner(model, name)
         shape = tuple(parameter.shape)
