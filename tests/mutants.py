@@ -59,6 +59,18 @@ MUTANTS = [
     Mutant("context-parallel ranks without balance", "train/layout.py", "(c, 2 * self.cp - 1 - c)", "(2 * c, 2 * c + 1)", f"{U}train_layout.py"),
     Mutant("ranks of one row taken for two", "train/layout.py", "return rank // (self.cp * self.tp)", "return rank // self.tp", f"{U}train_layout.py"),
     Mutant("every nth checkpoint is deleted", "train/training_checkpoint.py", "if not keep_every or _step(old) % keep_every:", "if True:", f"{U}train_checkpoint.py"),
+    Mutant("rare rows are skipped for ever", "train/loss_spike.py", "rare = spike and not self.after_spike and self.alone >= RARE", "rare = False", f"{U}train_loss_spike.py"),
+    Mutant("the last weights for the best", "train/loop.py", 'if spec.keep == "best" and looks.step < progress.step:', "if False:", f"{U}recipe_runs.py"),
+    # adapters and fine-tuning
+    Mutant("an adapter without its scale", "train/adapters.py", "base + self.scale * F.linear", "base + F.linear", f"{P}adapters_peft.py"),
+    Mutant("rsLoRA scales as LoRA", "checkpoint/adapter.py", 'math.sqrt(rank) if kind == "rslora" else rank', "rank", f"{P}adapters_peft.py"),
+    Mutant("DoRA's length is learnt through", "train/adapters.py", "with torch.no_grad(), torch.autocast", "with torch.autocast", f"{P}adapters_peft.py"),
+    Mutant("the base is trained too", "train/adapters.py", "model.requires_grad_(False)", "model.requires_grad_(True)", f"{U}train_adapters.py"),
+    Mutant("nibbles change places", "train/adapters.py", "codes[::2] | codes[1::2] << 4", "codes[1::2] | codes[::2] << 4", f"{U}train_adapters.py"),
+    Mutant("changed data are not seen", "recipe/runner.py", "if file_revision(self.recipe.sources[source]) not in (None, revision)", "if False", f"{U}recipe_runs.py"),
+    Mutant("a failed start holds the recipe", "recipe/runner.py", 'or not any(work.glob("checkpoints/step-*"))', "or False", f"{U}recipe_runs.py"),
+    Mutant("other thetas are merged", "merge.py", "        _check_alike(first, other)", "        pass", f"{U}merge.py"),
+    Mutant("the parent's sampling is forgotten", "checkpoint/hf.py", "sampling = {k: v for k, v in read_object(own).items() if k not in ids}", "pass", f"{U}recipe_runs.py"),
     # data
     Mutant("the next document's first token is trained", "data/loader.py", "trained[:, 1:] & (documents[:, 1:] == documents[:, :-1])", "trained[:, 1:]", LOADER),
     Mutant("ranks get the same rows", "data/loader.py", "for r in (rank, rank + 1))", "for r in (0, 1))", I + "batches.py"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib import resources
 
 import pytest
+import torch
 from click.testing import CliRunner
 from tests.support.noise import save_noise
 
@@ -205,6 +206,14 @@ def test_a_folder_and_a_name_that_is_none(base, file, tmp_path):
     with pytest.raises(UserError, match=r"talks\.docx: not one of"):
         plan(tmp_path, CPU, str(base), "talks.docx")
     assert Wish("m", "/x/été talks.v2.jsonl").name == "t--talks"
+
+
+@pytest.mark.parametrize("units", [{}, {"avx512_bf16": False, "avx2": True}, {"amx_bf16": True}])
+def test_bfloat16_is_chosen_on_a_cpu_that_has_it(monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Machine.here().half == any(units.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    assert Machine.here().is_cpu
 
 
 # the recipe as text

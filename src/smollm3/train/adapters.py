@@ -94,9 +94,8 @@ def adapted(
         shape = tuple(parameter.shape)
         if leaf == "magnitude":
             continue  # after the weight whose lengths it starts with, which comes before it
-        value = (
-            torch.zeros(shape) if leaf == "b" else read(name, shape, (slice(None),) * len(shape))
-        )
+        whole = tuple(slice(0, size) for size in shape)
+        value = torch.zeros(shape) if leaf == "b" else read(name, shape, whole)
         if leaf == "weight" and isinstance(module, Adapted) and spec.base == "nf4":
             module.weight = None
             module.four_bits = FourBits(value.to(device))
