@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
     Mutant("weight decay on embeddings", "train/optimizer.py", '{"params": [embedding], "weight_decay": 0.0}', '{"params": [embedding], "weight_decay": spec.weight_decay}', f"{U}train_optimizer.py"),
     Mutant("no weight decay on norms", "train/optimizer.py", "list(named.values())", "[p for p in named.values() if p.ndim > 1]", f"{U}train_optimizer.py"),
-    Mutant("warm-up begins at zero", "train/schedule.py", "lr.peak * (step + 1) / lr.warmup", "lr.peak * step / lr.warmup", f"{U}train_schedule.py"),
+    Mutant("warm-up begins at zero", "train/schedule.py", "lr.peak * (step + 1) / rising", "lr.peak * step / rising", f"{U}train_schedule.py"),
     Mutant("cosine ignores its end", "train/schedule.py", "lr.peak * (lr.end + (1 - lr.end) * share)", "lr.peak * share", f"{U}train_schedule.py"),
     Mutant("clipping before the global mean", "train/loop.py", "min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight", "min(1.0, self.stage.clip / (grad_norm * weight + 1e-6)) / weight", f"{U}train_loop.py"),
     Mutant("NaN updates the weights", "train/loss_spike.py", "math.isfinite(loss) and math.isfinite(grad_norm)", "True", f"{U}train_loss_spike.py"),
