@@ -204,9 +204,12 @@ class Trainer:
         ):
             return record
         loss = self.validator.loss(self._held_out_loss)
+        self.parallel.release(self.model)
         better = self.progress.looks.better(loss, record.step)
-        if better and spec.keep == "best" and self.group.is_main_process:
-            validation.keep(Path(self.job.work), record.step, dict(self.trained))
+        if better and spec.keep == "best":
+            whole = self.parallel.whole(dict(self.trained))
+            if self.group.is_main_process:
+                validation.keep(Path(self.job.work), record.step, whole)
         return replace(record, metrics=record.metrics | {"held_out_loss": loss})
 
     def _held_out_loss(self, part: Batch, references: References | None) -> LossSums:

@@ -67,6 +67,13 @@ class Replicated:
         """Sum over the ranks what they computed of the dealt batches."""
         self.group.all_reduce_(sums)
 
+    def release(self, model: Transformer) -> None:
+        """After forward passes without a backward: let go of what was gathered for them."""
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of each tensor, on the main process; every rank calls this."""
+        return tensors
+
     def checkpoints(self, folder: Path, keep_every: int | None) -> Checkpoints:
         return Checkpoints(folder, keep_every, self.group)
 
