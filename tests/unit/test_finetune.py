@@ -19,8 +19,14 @@ from smollm3.recipe.finetune import ADAPTERS, Machine, Wish, check_same, planned
 from smollm3.recipe.load import load_recipe_text
 from smollm3.train.spec import TrainStage
 
-CPU = Machine("CPU, 2 cores", 8 << 30, half=False, threads=2, is_cpu=True)
+CPU = Machine("CPU, 2 cores", 8 << 30, half=False, threads=1, is_cpu=True)
 GPU = Machine("a card", 16 << 30, half=True, threads=1, is_cpu=False)
+
+
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch):
+    """The planner's clock stands still: what it measures is tests/unit/test_plan.py's."""
+    monkeypatch.setattr("smollm3.plan.timing.step_seconds", lambda *_, **__: 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +222,14 @@ def test_bfloat16_is_chosen_on_a_cpu_that_has_it(monkeypatch, units):
     assert Machine.here().is_cpu
 
 
+def test_a_base_in_this_folder_is_no_stage(base, file, tmp_path, monkeypatch):
+    path = file()
+    monkeypatch.chdir(base.parent)
+    recipe, *_ = plan(tmp_path, CPU, base.name, path)
+    assert recipe.stages["sft"].from_ == f"./{base.name}"
+    assert Wish("smollm3-3b", "x").base == "smollm3-3b"
+
+
 # the recipe as text
 
 
@@ -284,7 +298,7 @@ def finished(base, tmp_path_factory):
     outcome = CliRunner().invoke(
         cli,
         ["finetune", str(base), str(place / "talks.jsonl"), "--out", str(place / "mine"),
-         "--set", "stages.sft.steps=12", "--set", "stages.sft.lr.peak=0.02",
+         "--set", "stages.sft.steps=12", "--set", "threads=1", "--set", "stages.sft.lr.peak=0.02",
          "--set", "stages.compare.max_tokens=8"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output + str(outcome.exception)
@@ -307,6 +321,7 @@ def test_it_leaves_a_model_an_adapter_and_a_card(finished, base):
     assert list(answers[0]["answers"]) == [str(base), "sft"]
     assert all(a["expected"].startswith("It is ") for a in answers)
     assert all("Question" in a["prompt"] for a in answers)
+    assert any(a["answers"]["sft"] for a in answers)
     report = (out / "report.html").read_text()
     assert "Before and after" in report
     assert "Loss on held-out rows" in report

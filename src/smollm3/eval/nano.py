@@ -166,7 +166,7 @@ class Suite:
             {
                 "prompt": tokenizer.decode(prompt),
                 "expected": tokenizer.decode(expected, skip_special=True).strip(),
-                "answer": reply.text.strip(),
+                "answer": reply.result().content.strip(),
             }
             for (prompt, expected), reply in zip(ends, replies, strict=True)
         ]

@@ -35,7 +35,7 @@ from smollm3.recipe.schema import ChatIdentity, Recipe
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import Adapter, TrainStage
 from smollm3.units import count, duration, size
 
 FILE = "finetune.yaml"
@@ -57,6 +57,12 @@ class Wish:
     context: int | None = None
     adapter: str = "auto"
     overrides: Sequence[str] = ()
+
+    @property
+    def base(self) -> str:
+        """The model as a recipe says it, where a bare word is a stage."""
+        bare = "/" not in self.model and Path(self.model).exists()
+        return f"./{self.model}" if bare else self.model
 
     @property
     def name(self) -> str:
@@ -177,7 +183,7 @@ class _Planner:
     def _stage(self, name: str, source: Looked, first: Looked) -> None:
         wish, at = self.wish, ("stages", name)
         if name == "sft" or source is first:
-            self.text.set((*at, "from"), wish.model)
+            self.text.set((*at, "from"), wish.base)
         self._context(at, source)
         context = self._value((*at, "context"))
         rows = len(source.lengths) if source.is_pairs else math.ceil(source.tokens / context / 0.9)
@@ -214,13 +220,15 @@ class _Planner:
             "bfloat16" if half else "float32",
             f"{machine.name} {'has' if half else 'has no'} units for bfloat16",
         )
+        stage = self._recipe().stages[str(at[1])]
+        assert isinstance(stage, TrainStage)
         for kind, recompute, rows in self._choices(at):
-            choice = {"adapter": _adapter(kind), "recompute": recompute, "micro_batch": rows}
-            for key, value in choice.items():
-                if not self._is_asked(f"stages.{at[1]}.{key}"):
-                    self.text.set((*at, key), value)
-            stage = self._recipe().stages[str(at[1])]
-            assert isinstance(stage, TrainStage)
+            adapter = _adapter(kind)
+            choice = {"adapter": adapter, "recompute": recompute, "micro_batch": rows}
+            if adapter is not None:
+                choice["adapter"] = Adapter.model_validate(adapter)
+            free = [key for key in choice if not self._is_asked(f"stages.{at[1]}.{key}")]
+            stage = stage.model_copy(update={key: choice[key] for key in free})
             memory = training_memory(self.config, stage, Layout(), sharded=False, chunk=LOGITS)
             if memory.total <= SHARE * machine.memory:
                 break
@@ -235,8 +243,8 @@ class _Planner:
         if stage.adapter is None:
             why = f"all {count(learnt)} weights are trained, as --adapter full says; {needs}"
         else:
-            asked = "--adapter; " if wish.adapter != "auto" else ""
-            why = f"{asked}{count(learnt)} weights are trained, {share:.1%} of the model's; {needs}"
+            said = "--adapter; " if wish.adapter != "auto" else ""
+            why = f"{said}{count(learnt)} weights are trained, {share:.1%} of the model's; {needs}"
         self._set((*at, "adapter"), _adapter(kind), why)
         if recompute != "none":
             self._set((*at, "recompute"), recompute, "what the backward pass needs would not fit")
@@ -276,7 +284,7 @@ class _Planner:
                 "claim": "Held-out documents are likelier than before",
                 "metric": f"loss/{s.name}",
                 "model": "sft",
-                "baseline_model": self.wish.model,
+                "baseline_model": self.wish.base,
                 "compare": "difference",
                 "at_most": 0,
             }
@@ -285,7 +293,7 @@ class _Planner:
                 "claim": "Chosen answers are preferred more often than before",
                 "metric": "preference/margin",
                 "model": "apo",
-                "baseline_model": self.wish.model,
+                "baseline_model": self.wish.base,
                 "compare": "difference",
                 "at_least": 0,
             }
@@ -392,5 +400,5 @@ def check_same(text: str, wish: Wish, file: Path) -> None:
     files = [pattern for spec in sources for pattern in spec["files"]]
     there = [f for source in recipe.sources.values() for f in getattr(source, "files", [])]
     stages = [s for s in recipe.stages.values() if isinstance(s, TrainStage)]
-    if sorted(files) != sorted(there) or not stages or stages[0].from_ != wish.model:
+    if sorted(files) != sorted(there) or not stages or stages[0].from_ != wish.base:
         raise UserError(f"{file}: is for another model or other data; take another --out")

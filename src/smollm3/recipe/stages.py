@@ -287,9 +287,11 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
 
 
 def _base_of(inputs: StageInputs) -> str | None:
-    """The model from outside that the first ancestor is, by its Hub name where it has one."""
+    """The model on the Hub that the first ancestor is."""
     first = inputs.lineage[0]["stage"] if inputs.lineage else ""
-    return None if first in inputs.recipe.stages else checkpoint.SHORT_NAMES.get(first, first)
+    if first in inputs.recipe.stages or Path(first).exists():
+        return None
+    return checkpoint.SHORT_NAMES.get(first, first)
 
 
 def _trained_on(inputs: StageInputs) -> dict[str, Source]:
