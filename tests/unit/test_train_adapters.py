@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -88,8 +90,6 @@ def test_stopped_and_resumed_gives_the_same_bytes(make_job, tmp_path, parent, lo
         return make_job(tmp_path / name, parent=str(parent), **LOSSES[loss], steps=6, adapter=LORA)
 
     saved(stage("whole"), tmp_path / "a")
-    import os
-    import signal
 
     def at_three(record, steps):
         if record.step == 3:
@@ -274,3 +274,17 @@ def test_merged_in_bfloat16_is_unmerged_within_its_rounding(files, parent, tmp_p
     half = dict(checkpoint.load_model(tmp_path / "half").named_parameters())
     for name, weight in checkpoint.load_model(tmp_path / "whole").named_parameters():
         assert torch.equal(half[name], weight.bfloat16().float())
+
+
+def test_a_head_apart_does_not_fit_a_tied_base(make_job, tmp_path, parent):
+    job = make_job(tmp_path / "work", parent=str(parent), adapter=LORA | {"embeddings": True})
+    saved(job, tmp_path / "out")
+    file = tmp_path / "out/adapter/adapter_model.safetensors"
+    tensors = read_tensors(file)
+    write_tensors(
+        file,
+        tensors
+        | {"base_model.model.lm_head.weight": tensors["base_model.model.lm_head.weight"] + 1},
+    )
+    with pytest.raises(UserError, match="embedding and head were trained apart"):
+        merge_adapter(parent, tmp_path / "out/adapter", tmp_path / "merged")

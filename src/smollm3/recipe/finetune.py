@@ -224,7 +224,11 @@ class _Planner:
         assert isinstance(stage, TrainStage)
         for kind, recompute, rows in self._choices(at):
             adapter = _adapter(kind)
-            choice = {"adapter": adapter, "recompute": recompute, "micro_batch": rows}
+            choice: dict[str, Any] = {
+                "adapter": adapter,
+                "recompute": recompute,
+                "micro_batch": rows,
+            }
             if adapter is not None:
                 choice["adapter"] = Adapter.model_validate(adapter)
             free = [key for key in choice if not self._is_asked(f"stages.{at[1]}.{key}")]
