@@ -87,6 +87,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({e})") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; errors as of `read_json`."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    return value
+
+
 def read_text(path: Path) -> str:
     """The UTF-8 text in `path`; errors as of `read_json`."""
     try:
@@ -110,7 +118,9 @@ def publish(temporary: Path, final: Path) -> None:
     """Rename the finished folder `temporary` to `final`, replacing what is there.
 
     An old `final` is moved aside first and deleted last, so one good folder exists throughout.
+    A `final` that is a link stays one: the folder it leads to is replaced.
     """
+    final = final.resolve()
     with disk_errors(final):
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -128,6 +138,7 @@ def publish(temporary: Path, final: Path) -> None:
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `final` if the block ends without an error."""
+    final = final.resolve()  # beside what a link leads to, on the same disk
     temporary = final.with_name(f".{final.name}{PARTIAL}")
     with disk_errors(final):
         shutil.rmtree(temporary, ignore_errors=True)

@@ -98,6 +98,18 @@ class TestTwo:
         for a, b in zip(result.model.parameters(), expected.model.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
+    @pytest.mark.parametrize("stage", [{}, CHAT | {"batch": 4}], ids=["all", "assistant"])
+    def test_an_adapter_and_its_held_out_loss(self, make_job, tmp_path, two, stage):
+        stage = stage | {"adapter": {"rank": 2}, "validation": {"every": 2, "rows": 4}}
+        result = two.train(make_job(tmp_path / "a", **stage))
+        one = make_job(tmp_path / "b", **stage)
+        expected = train(one, ProcessGroup.single())
+        for a, b in zip(result.model.parameters(), expected.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        assert result.metrics["held_out_loss"] == pytest.approx(
+            expected.metrics["held_out_loss"], abs=1e-4
+        )
+
     def test_under_torchrun(self, make_job, tmp_path, two):
         local, job = make_job(tmp_path / "local"), make_job(tmp_path / "torchrun")
         two.train(local)

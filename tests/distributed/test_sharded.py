@@ -95,3 +95,15 @@ def test_two_are_one(make_job, alone, two, tmp_path, parallel, kind):
 @pytest.mark.parametrize("parallel", FOUR.values(), ids=list(FOUR))
 def test_four_are_one(make_job, alone, four, tmp_path, parallel, kind):
     check(four, make_job, alone, tmp_path, kind, parallel)
+
+
+def test_the_best_weights_of_a_model_in_parts(make_job, two, tmp_path):
+    stage = {"lr": {"peak": 3.0}, "parallel": {"shard": 2}}  # it only gets worse
+    looks = {"validation": {"every": 1, "rows": 8}}
+    result = two.train(make_job(tmp_path / "a", steps=6, **looks, **stage))
+    best = result.metrics["best_step"]
+    assert best < 6
+    short = two.train(make_job(tmp_path / "b", steps=best, **stage))
+    kept, expected = Weights(result.written), Weights(short.written)
+    for name in expected:
+        assert torch.equal(kept[name], expected[name])

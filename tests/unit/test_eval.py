@@ -207,7 +207,7 @@ def test_a_score_card_of_every_metric(models: dict[str, Path], heldout: dict[str
         progress=lambda what, done, of, detail: told.append(f"{what} {done}/{of} {detail}"),
     )
     assert json.loads(json.dumps(card)) == card
-    assert list(card) == ["claims", "metrics", "samples", "environment"]
+    assert list(card) == ["claims", "metrics", "samples", "answers", "environment"]
     assert list(card["metrics"]) == ["long"]
     assert list(card["metrics"]["long"]) == metrics
     for row, metric in zip(card["claims"], metrics, strict=True):
@@ -239,9 +239,9 @@ def test_each_model_is_loaded_once(
 ) -> None:
     loaded: list[Path] = []
 
-    def load(path: Path) -> Engine:
+    def load(path: Path, dtype: str | None) -> Engine:
         loaded.append(path)
-        return load_engine(path)
+        return load_engine(path, dtype)
 
     monkeypatch.setattr("smollm3.eval.scorecard.load_engine", load)
     difference = {"baseline_model": "short", "compare": "difference", "at_most": 0}

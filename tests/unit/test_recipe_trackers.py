@@ -7,7 +7,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from smollm3.errors import UserError
-from smollm3.recipe import trackers
+from smollm3.recipe import load_recipe, trackers
+from smollm3.recipe.runner import Events, Run
 from smollm3.recipe.trackers import Trackers
 
 ROW = {"step": 3, "loss": 1.5, "skipped": False, "grad_norm": math.inf, "note": "x", "lr": None}
@@ -138,3 +139,22 @@ def test_tensorboards_own_reader_finds_the_values(tmp_path):
     read.Reload()
     found = [(event.step, event.value) for event in read.Scalars("sft/loss")]
     assert found == [(step, pytest.approx(1 / step)) for step in (1, 2, 3)]
+
+
+def test_a_run_tells_its_steps(told, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("""
+name: r
+track: [trackio]
+model: {layers: 1, hidden: 16, heads: 2, kv_heads: 1, ffn: 16}
+sources: {web: {kind: procedural, generator: web, documents: 60}}
+stages:
+  tokenizer: {kind: tokenizer, vocab: 320, mixture: {web: 1}}
+  base: {kind: train, mixture: {web: 1}, context: 32, batch: 2, steps: 3, lr: {peak: 1e-3}}
+""")
+    nothing = Events(*(lambda *_: None for _ in range(5)))
+    Run(load_recipe(str(recipe)), tmp_path / "out", nothing).execute()
+    rows = [values for (values,) in logged(told)]
+    assert [row["base/step"] for row in rows] == [1, 2, 3]
+    assert all(row["base/loss"] > 0 for row in rows)
+    assert told[-1] == ("finish",)

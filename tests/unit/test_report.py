@@ -489,3 +489,38 @@ def test_model_card_names_the_stages() -> None:
     header = yaml.safe_load(text.split("---")[1])
     assert header["library_name"] == "transformers"
     assert "| sft | `abababababab` |" in text
+
+
+def test_the_card_names_licence_base_data_and_scores():
+    from smollm3.data.spec import FileSource, HubSource
+
+    sources = {
+        "mine": FileSource(kind="jsonl", files=["/home/me/secret/talks.jsonl"], license="mit"),
+        "hub": HubSource(kind="hub", repo="org/talks", files=["a.jsonl"]),
+    }
+    numbers = {"low": 1.5, "high": 2.5}
+    claim = {
+        "claim": "It fell",
+        "metric": "loss/mine",
+        "value": 2.0,
+        "baseline": 3.0,
+        "verdict": "holds",
+    }
+    claims = [claim | numbers | {"difference": {"low": -1.2, "high": -0.8}}]
+    card = model_card(
+        "x", [{"stage": "a", "digest": "0" * 64}], license="apache-2.0", base="org/base", sources=sources, claims=claims
+    )  # fmt: skip
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["license"], head["base_model"], head["datasets"]) == (
+        "apache-2.0",
+        "org/base",
+        ["org/talks"],
+    )
+    assert "`talks.jsonl`" in card
+    assert "secret" not in card
+    assert "org/talks@main" in card
+    assert "-1.200 to -0.800" in card
+    plain = model_card("x", [])
+    assert "license" not in plain
+    assert "## Data" not in plain
+    assert "base_model" not in model_card("x", [], base="a/folder/here")

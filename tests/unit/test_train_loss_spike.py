@@ -6,7 +6,7 @@ from dataclasses import asdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollm3.train.loss_spike import PATIENCE, WARM_UP, LossSpikeGuard
+from smollm3.train.loss_spike import PATIENCE, RARE, WARM_UP, LossSpikeGuard
 
 
 def warm(loss=3.0, spread=0.1):
@@ -64,3 +64,32 @@ def test_its_memory_survives_json(losses, cut):
     second = LossSpikeGuard(**json.loads(json.dumps(asdict(first))))
     assert [second.accepts(x, 1.0) for x in losses[cut:]] == decisions[cut:]
     assert second == whole
+
+
+def test_a_spike_that_comes_again_between_good_steps_is_rare_data():
+    guard, decisions = warm(), []
+    for _ in range(3 * RARE):
+        decisions.append(guard.accepts(9.0, 1.0))
+        for _ in range(20):
+            assert guard.accepts(3.0, 1.0)
+    assert decisions == [False] * RARE + [True] * 2 * RARE
+    assert guard.mean < 3.5  # what is rare does not become what is usual
+
+
+def test_broken_steps_are_skipped_however_many_spikes_there_were():
+    guard = warm()
+    for _ in range(RARE):
+        assert not guard.accepts(9.0, 1.0)
+        assert guard.accepts(3.0, 1.0)
+    assert not guard.accepts(math.nan, 1.0)
+    assert not guard.accepts(9.0, 1.0)  # after a broken step
+    assert guard.accepts(3.0, 1.0)
+    assert guard.accepts(9.0, 1.0)
+    assert [guard.accepts(9.0, 1.0) for _ in range(PATIENCE)] == [False] * PATIENCE  # diverged
+    assert guard.gives_up
+
+
+def test_every_number_can_be_kept():
+    guard = warm()
+    assert all(guard.accepts(loss, 1.0, spikes=True) for loss in (9.0, 50.0, 70.0))
+    assert not guard.accepts(math.inf, 1.0, spikes=True)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ import torch
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.recipe import load_recipe
+from smollm3.train.adapters import adapted, initial, trained
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import chosen, fits, nearest, training_memory
@@ -156,3 +157,51 @@ def test_the_planner_says_what_the_simulated_step_needs(layout, changes):
     )  # fmt: skip
     said = training_memory(config, spec, layout, sharded=True, chunk=LOGITS).total
     assert said == pytest.approx(int(done.stdout), rel=0.1)
+
+
+ADAPTERS = {
+    "lora": {"rank": 4},
+    "dora": {"kind": "dora", "rank": 3, "layers": ["q", "v", "down"]},
+    "embeddings": {"rank": 2, "embeddings": True},
+    "qlora": {"rank": 4, "base": "nf4"},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapters_weights_are_those_of_the_model(adapter, precision, tied):
+    config = replace(SMALL, tied=tied)
+    wanted = stage(adapter=ADAPTERS[adapter], precision=precision)
+    said = training_memory(config, wanted, Layout(), sharded=True, chunk=LOGITS)
+
+    def read(name, shape, part):
+        return torch.zeros(shape)
+
+    half, device = precision == "bfloat16", torch.device("cpu")
+    model = adapted(config, wanted.adapter, initial(read, 0), half=half, device=device)
+    held = [*model.parameters(), *(b for n, b in model.named_buffers() if "levels" not in n)]
+    assert said.weights == sum(t.numel() * t.itemsize for t in held)
+    learnt = sum(p.numel() for p in trained(model).values())
+    assert (said.gradients, said.moments) == (4 * learnt, 8 * learnt)
+
+
+def test_the_three_billion_under_adapters_fit_small_cards():
+    """What docs/finetuning.md says of SmolLM3-3B at 4k."""
+
+    def total(**changes):
+        wanted = stage(context=4096, batch=8, micro_batch=1, precision="bfloat16", **changes)
+        return training_memory(BIG, wanted, Layout(), sharded=True, chunk=LOGITS).total
+
+    lora, qlora = {"rank": 16}, {"rank": 16, "base": "nf4"}
+    assert total(adapter=qlora, recompute="full") < 0.92 * 8e9
+    assert total(adapter=lora, recompute="full") < 0.92 * 16e9
+    assert total(recompute="full") < 0.92 * 80e9
+
+
+def test_adapters_are_split_by_rows_alone():
+    wanted = stage(context=4096, batch=8, precision="bfloat16", adapter={"rank": 16})
+    layout, changed = nearest(BIG, wanted, 8, 24 * 10**9, LOGITS)
+    assert layout == Layout(replicate=8)
+    assert changed.recompute != "none"
+    assert nearest(BIG, wanted, 8, 8 * 10**9, LOGITS) is None

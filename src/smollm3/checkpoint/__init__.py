@@ -9,10 +9,13 @@ from smollm3.checkpoint.hf import (
     published_name,
     save_model,
     save_settings,
+    stored_dtypes,
 )
-from smollm3.checkpoint.locate import locate
+from smollm3.checkpoint.locate import NAMES, SHORT_NAMES, locate
 
 __all__ = [
+    "NAMES",
+    "SHORT_NAMES",
     "digest",
     "load_config",
     "load_model",
@@ -22,4 +25,5 @@ __all__ = [
     "published_name",
     "save_model",
     "save_settings",
+    "stored_dtypes",
 ]

@@ -58,7 +58,7 @@ def export(
         if kind == "mlx":
             export_mlx(model, tokenizer, folder, bits=4 if variant == "4bit" else None)
         else:
-            save_model(model, tokenizer, folder)
+            save_model(model, tokenizer, folder, parent=source)
         if card is not None:
             write_atomic(folder / CARD, card)
     return str(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from smollm3.checkpoint.config import from_json, to_json
 from smollm3.checkpoint.locate import locate
 from smollm3.checkpoint.weights import Weights, torch_dtype, write_weights
 from smollm3.errors import UserError
-from smollm3.files import disk_errors, read_json, sha256_file, write_json
+from smollm3.files import disk_errors, read_json, read_object, sha256_file, write_json
 from smollm3.model import ModelConfig, Transformer, extend_context
 from smollm3.tokenizer import Tokenizer
 
@@ -106,6 +107,19 @@ def open_weights(target: str | Path) -> Callable[[str], Tensor]:
     return _reader(path, {name: tuple(p.shape) for name, p in model.named_parameters()}, config)
 
 
+def stored_dtypes(path: Path) -> dict[str, torch.dtype]:
+    """The dtype of each tensor in a model's files, by our names; a GGUF's blocks are exact in
+    float32 only."""
+    with torch.device("meta"):
+        names = [name for name, _ in Transformer(load_config(path)).named_parameters()]
+    stored = {} if path.is_file() else Weights(path).dtypes
+    return {name: torch_dtype(_plain(stored.get(published_name(name)))) for name in names}
+
+
+def _plain(dtype: str | None) -> str:
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
+
+
 def _reader(
     path: Path, shapes: dict[str, tuple[int, ...]], config: ModelConfig
 ) -> Callable[[str], Tensor]:
@@ -141,11 +155,17 @@ def _check_names(folder: Path, weights: Weights, expected: dict[str, tuple[int, 
 
 
 def save_model(
-    model: Transformer, tokenizer: Tokenizer, folder: str | Path, dtype: str | None = None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    dtype: str | None = None,
+    *,
+    parent: Path | None = None,
 ) -> None:
     """Write a Hugging Face folder that transformers, vLLM, mlx-lm and llama.cpp's converter read.
 
-    dtype: of the written weights; None keeps the model's. The same model gives the same bytes.
+    dtype: of the written weights; None keeps the model's. parent: the model that it was made
+    from, whose way to sample it keeps. The same model gives the same bytes.
     """
     folder = Path(folder)
     parameters = {published_name(name): p.detach() for name, p in model.named_parameters()}
@@ -156,14 +176,19 @@ def save_model(
     def load(name: str) -> Tensor:
         return parameters[name].to(device="cpu", dtype=written)
 
-    save_settings(model.config, tokenizer, folder, written)
+    save_settings(model.config, tokenizer, folder, written, parent)
     write_weights(folder, sizes, load)
 
 
 def save_settings(
-    config: ModelConfig, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype,
+    parent: Path | None = None,
 ) -> None:
-    """Write all of a model folder but its weights, which are in `dtype`."""
+    """Write all of a model folder but its weights, which are in `dtype`; parent: as of
+    `save_model`."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model only {config.vocab_size}"
@@ -177,8 +202,10 @@ def save_settings(
         "pad_token_id": tokenizer.pad_id,
     }
     write_json(folder / "config.json", to_json(config, str(dtype).removeprefix("torch.")) | ids)
-    # The published way to sample, and every token that ends an answer.
-    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    # How the parent samples, or else as published; and every token that ends an answer.
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    if parent is not None and (own := parent / "generation_config.json").is_file():
+        sampling = {k: v for k, v in read_object(own).items() if k not in ids}
     write_json(
         folder / "generation_config.json",
         ids | sampling | {"eos_token_id": list(tokenizer.stop_ids)},

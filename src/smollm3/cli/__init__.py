@@ -13,6 +13,7 @@ import click
 from smollm3.cli.data import data
 from smollm3.cli.eval import evaluation
 from smollm3.cli.exchange import conformance, export, tokenizer
+from smollm3.cli.finetune import finetune, merge
 from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import recipe_group, report, run
 from smollm3.cli.serving import serve
@@ -30,11 +31,13 @@ def cli() -> None:
     smollm3 chat runs/nano            talk to it
     smollm3 serve runs/nano           let other programs and your browser talk to it
     smollm3 run my-recipe.yaml        the same with your data
+    smollm3 finetune MODEL talks.jsonl   a model made your own
     """
 
 
 for command in (
     run,
+    finetune,
     recipe_group,
     data,
     synth,
@@ -45,6 +48,7 @@ for command in (
     bench,
     evaluation,
     export,
+    merge,
     tokenizer,
     conformance,
 ):

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,32 @@ class Suite:
         in_turn = [both for row in zip(*by_task, strict=True) for both in row]
         return [_sample(a) for both in in_turn[: self.stage.samples] for a in both]
 
+    def held_out_answers(self) -> list[dict[str, str]]:
+        """How the model ends the first held-out conversations of each source, greedily: the text
+        before its last answer, the data's answer and its own."""
+        tokenizer = self.engine.tokenizer
+        params = SamplingParams(temperature=0, max_tokens=self.stage.max_tokens)
+        ends = [
+            end
+            for shard in self.heldout.values()
+            if shard.format == "chat"
+            for end in islice(_last_answers(shard, self.window), self.stage.answers)
+        ]
+        with self.engine.together():
+            replies = [
+                Request([], prompt=prompt, params=params, fit=True).submit(self.engine)
+                for prompt, _ in ends
+            ]
+        wait_all(replies)
+        return [
+            {
+                "prompt": tokenizer.decode(prompt),
+                "expected": tokenizer.decode(expected, skip_special=True).strip(),
+                "answer": reply.result().content.strip(),
+            }
+            for (prompt, expected), reply in zip(ends, replies, strict=True)
+        ]
+
     def _tool_answers(self) -> list[Answer]:
         return [a for mode in MODES for a in self.answers("tool", mode, self.stage.items)]
 
@@ -232,6 +259,18 @@ def _documents(
             else (np.asarray(shard.masks[span]) & GENERATED).astype(np.bool_)
         )
         yield ids, mask
+
+
+def _last_answers(shard: Shard, window: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt, last answer) of each conversation that fits into `window` tokens."""
+    for ids, mask in _documents(shard, shard.documents, window + 1):
+        written = np.flatnonzero(mask)
+        if len(ids) > window or not len(written):
+            continue
+        gaps = np.flatnonzero(np.diff(written) > 1)
+        first = int(written[gaps[-1] + 1 if len(gaps) else 0])
+        if first:
+            yield ids[:first], ids[first : int(written[-1]) + 1]
 
 
 def _tool_name(tool: Mapping[str, Any]) -> str:

@@ -34,8 +34,8 @@ def evaluate(
     """Measure what the claims name and judge them.
 
     models: each claim's model -> its folder; each is loaded once. heldout: the held-out part of
-    each source. Returns {"claims", "metrics", "samples", "environment"}, plain JSON; the samples
-    are of the last claim's model. UserError for an unknown metric, model or source.
+    each source. Returns {"claims", "metrics", "samples", "answers", "environment"}, plain JSON; the
+    samples are of the last claim's model. UserError for an unknown metric, model or source.
     """
     check_claims(stage, models, {name: shard.format for name, shard in heldout.items()})
     wanted: dict[str, list[str]] = {}
@@ -48,9 +48,13 @@ def evaluate(
     metrics: dict[str, dict[str, Measure]] = {}
     chances: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
+    answers: dict[str, list[dict[str, str]]] = {}
+    last = stage.claims[-1]
     total, done = sum(map(len, wanted.values())), 0
     for model, names in wanted.items():
-        suite = Suite(load_engine(models[model]), stage, heldout, seed, window)
+        # A GGUF's blocks in float32, as what is trained from it: else rounding is a difference.
+        dtype = "float32" if models[model].is_file() else None
+        suite = Suite(load_engine(models[model], dtype=dtype), stage, heldout, seed, window)
         metrics[model] = {}
         for name in names:
             if progress:
@@ -58,8 +62,10 @@ def evaluate(
             metrics[model][name] = suite.measure(name)
             chances[name] = suite.chance(name)
             done += 1
-        if model == stage.claims[-1].model:
+        if model == last.model:
             samples = suite.samples()
+        if stage.answers and model in (last.model, last.baseline_model):
+            answers[model] = suite.held_out_answers()
     return {
         "claims": [_judged(claim, metrics, chances) for claim in stage.claims],
         "metrics": {
@@ -67,6 +73,7 @@ def evaluate(
             for model, measures in metrics.items()
         },
         "samples": samples,
+        "answers": _side_by_side(answers, [m for m in (last.baseline_model, last.model) if m]),
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -74,6 +81,18 @@ def evaluate(
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
         },
     }
+
+
+def _side_by_side(
+    answers: Mapping[str, list[dict[str, str]]], models: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One entry for each conversation, the models' answers in the order of `models`."""
+    columns = [answers[model] for model in models if model in answers]
+    return [
+        {key: row[0][key] for key in ("prompt", "expected")}
+        | {"answers": {model: a["answer"] for model, a in zip(models, row, strict=True)}}
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def check_claims(stage: EvalStage, models: Collection[str], formats: Mapping[str, str]) -> None:
@@ -98,6 +117,11 @@ def check_claims(stage: EvalStage, models: Collection[str], formats: Mapping[str
 def show(metric: str, value: float) -> str:
     """A loss in nats a token, any other metric in per cent."""
     return f"{value:.3f}" if metric.startswith("loss/") else f"{100 * value:.1f}%"
+
+
+def interval(metric: str, numbers: Mapping[str, Any]) -> str:
+    """Of a claim's value, or of its difference from the baseline."""
+    return f"{show(metric, numbers['low'])} to {show(metric, numbers['high'])}"
 
 
 MARKS = {"holds": "[green]✓[/]", "not shown": "[yellow]–[/]", "fails": "[red]✗[/]"}
@@ -132,11 +156,13 @@ def table(scorecard: Mapping[str, Any]) -> Table:
         metric = claim["metric"]
         baseline = claim["baseline"]
         about = f"\n{metric} of {claim['model']}"
+        if claim.get("difference"):
+            about += f", difference {interval(metric, claim['difference'])}"
         table.add_row(
             MARKS[claim["verdict"]],
             Text.assemble(claim["claim"], (about, "dim"), (f"\n{claim['why']}".rstrip(), "yellow")),
             show(metric, claim["value"]),
-            f"{show(metric, claim['low'])} to {show(metric, claim['high'])}",
+            interval(metric, claim),
             "" if baseline is None else show(metric, baseline),
             claim["target"],
         )
@@ -178,6 +204,7 @@ def _judged(
         "model": model,
         **measure.numbers(),
         "baseline": None if baseline is None else baseline.value,
+        "difference": difference(measure, baseline).numbers() if baseline is not None else None,
         "chance": chance,
         "target": _target(claim),
         "verdict": verdict,

@@ -53,7 +53,8 @@ class EvalStage(StrictModel):
     """Measures models and writes scorecard.json.
 
     items: procedural test items for each task and mode; documents: held-out documents for each
-    source's loss; samples: answers of the last model kept for the report.
+    source's loss; samples: answers of the last model kept for the report; answers: held-out
+    conversations that the last claim's model and its baseline are asked to end, side by side.
     """
 
     kind: Literal["eval"]
@@ -62,3 +63,4 @@ class EvalStage(StrictModel):
     documents: int = Field(default=100, gt=0)
     max_tokens: int = Field(default=96, gt=0)
     samples: int = Field(default=6, ge=0)
+    answers: int = Field(default=0, ge=0)

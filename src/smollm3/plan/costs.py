@@ -172,6 +172,8 @@ class _Planner:
         unknown = [no_size, self.unknown.get(name, "")]
         config = self.models[name]
         flops = memory = layout = seconds = None
+        # Under an adapter the frozen weights have no gradient: 4 FLOPs a weight and token, not 6.
+        work = 1.0 if stage.adapter is None else 2 / 3
         basis = ""
         if config is not None:
             layout, stage = self._split(name, stage, config)
@@ -180,13 +182,14 @@ class _Planner:
             on_gpus = self.hardware is not None
             memory = training_memory(config, stage, layout, sharded=on_gpus, chunk=LOGITS)
         if config is not None and layout is not None and steps is not None:
-            flops = config.flops_per_token(stage.context) * tokens_per_step * steps
+            flops = work * config.flops_per_token(stage.context) * tokens_per_step * steps
             if self.hardware:
                 used = replace(self.hardware, devices=layout.size)
                 seconds, basis = used.seconds(flops), str(used)
             else:
                 one = self._micro_step_seconds(config, at_once, stage)
-                seconds, basis = steps * math.ceil(process_rows / at_once) * one, MEASURED
+                seconds = work * steps * math.ceil(process_rows / at_once) * one
+                basis = MEASURED
         return StageCost(
             name,
             stage.kind,

@@ -81,7 +81,8 @@ def describe_rate(lr: LearningRate) -> str:
     """'4e-3, 100 warm-up, linear to 0 over the last 600' for a stage's schedule."""
     parts = [rate(lr.peak)]
     if lr.warmup:
-        parts.append(f"{lr.warmup:,} warm-up")
+        share = isinstance(lr.warmup, float)
+        parts.append(f"{lr.warmup:.0%} warm-up" if share else f"{lr.warmup:,} warm-up")
     if lr.decay == "none":
         parts.append("constant")
     else:

@@ -37,9 +37,12 @@ def step_seconds(
     threads: of the process, as in the run. document: tokens of one, for the attention masks.
     """
     flops = config.flops_per_token(context) * rows * context
-    with _threads(threads), torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
-        if flops > LARGEST_FLOPS:
+    precision = torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
+    if flops > LARGEST_FLOPS:
+        # By one thread: several wait for each other busily where others want the cores too.
+        with _threads(1), precision:
             return flops * _seconds_per_flop(config) / threads
+    with _threads(threads), precision:
         model = Transformer(config)
         model.init_weights(0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)

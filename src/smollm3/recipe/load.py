@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path as FilePath
 from typing import Any
 
+from smollm3 import checkpoint
 from smollm3.checkpoint.export import check_format
 from smollm3.config import Path, read_document, suggestion
 from smollm3.errors import UserError
@@ -28,6 +29,11 @@ def shipped_recipes() -> list[str]:
 def load_recipe(target: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read the shipped recipe or file `target`, apply `key.path=value` overrides, check it all."""
     name, text = _read(target)
+    return load_recipe_text(text, name, overrides)
+
+
+def load_recipe_text(text: str, name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """As `load_recipe`, of a text; `name` is for errors."""
     what = "a recipe is a mapping with the keys name, sources and stages"
     document = read_document(text, name, what)
     for override in overrides:
@@ -88,10 +94,15 @@ def _parent_problems(
         elif parent in recipe.stages:
             which = "itself" if parent == name else f"'{parent}', which comes later"
             yield at, f"starts from {which}; a parent comes before"
-        elif isinstance(stage, EvalStage | MergeStage) and "/" not in parent:
+        elif isinstance(stage, EvalStage | MergeStage) and not _is_outside(parent):
             yield at, f"'{parent}' is not a stage above{suggestion(parent, earlier)}"
     if not parents and not isinstance(stage, TrainStage | TokenizerStage):
         yield at, "has no model to read; put a train stage above it"
+
+
+def _is_outside(model: str) -> bool:
+    """Whether it is no misspelt stage: a folder, a Hub id, a short name."""
+    return "/" in model or model in checkpoint.NAMES
 
 
 def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Path, str]]:
@@ -102,7 +113,8 @@ def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Pat
     if isinstance(stage, EvalStage):
         try:
             formats = {name: source.format for name, source in recipe.sources.items()}
-            check_claims(stage, list(recipe.stages), formats)
+            outside = [m for m in model_parents(recipe)[str(at[-1])] if _is_outside(m)]
+            check_claims(stage, [*recipe.stages, *outside], formats)
         except UserError as e:
             yield (*at, "claims"), str(e)
 

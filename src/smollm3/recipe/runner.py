@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from smollm3.recipe.graph import (
     tokenizer_of,
 )
 from smollm3.recipe.schema import Recipe, Stage, TokenizerStage
-from smollm3.recipe.stages import StageInputs, run_stage
+from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
+from smollm3.recipe.trackers import Trackers
 from smollm3.report import write_report
 from smollm3.train import WorkerGroup
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import MANNER, TrainStage
 
 BEGUN = "recipe.json"
 
@@ -55,6 +57,7 @@ class Run:
         self.out = out
         self.events = events
         self.parents = model_parents(recipe)
+        self.trackers: Trackers | None = None
 
     def execute(self, only: str | None = None, redo: Iterable[str] = ()) -> None:
         """Run what is not done. `only` one stage; `redo` these and all that is made from them."""
@@ -67,12 +70,24 @@ class Run:
             for name in again:
                 self._forget(name)
             self._write_run_json()
-            with WorkerGroup(self.recipe.ranks(self.recipe.parallel), self.out) as workers:
+            ranks = self.recipe.ranks(self.recipe.parallel)
+            with self._tracked(), WorkerGroup(ranks, self.out) as workers:
                 for name, stage in self.recipe.stages.items():
                     if only and name != only:
                         continue
                     self._stage(name, stage, workers)
             self._publish_results()
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        if not self.recipe.track:
+            yield
+            return
+        config = _plain(self.recipe)
+        with closing(
+            Trackers(self.recipe.track, self.recipe.name, self.out, config, self.events.warn)
+        ) as self.trackers:
+            yield
 
     # -- one stage ---------------------------------------------------------------------------
 
@@ -81,12 +96,16 @@ class Run:
         inputs = self._inputs(name, stage)
         if self._is_done(name):
             record = read_json(folder / "stage.json")
-            if record["key"] == self._key(name, stage, record["inputs"]["sources"], inputs):
+            known = record["inputs"]["sources"]
+            sources = known | self._changed_data(stage, inputs, record)
+            if record["key"] == self._key(name, stage, sources, inputs):
                 shutil.rmtree(self._work(name), ignore_errors=True)
                 self.events.stage_skipped(name)
                 return
+            new = [source for source in known if sources[source] != known[source]]
+            which = f" (the data of {', '.join(new)} have changed)" if new else ""
             raise UserError(
-                f"{folder}: made from other inputs than the recipe's now; "
+                f"{folder}: made from other inputs than the recipe's now{which}; "
                 f"--redo {name} makes it again, --out OTHER keeps it"
             )
         self._check_parents(inputs)
@@ -105,7 +124,11 @@ class Run:
                 "key": self._key(name, stage, result.sources, inputs),
                 "config": _plain(stage),
                 "recipe": self._config(name, stage),
-                "inputs": {"parents": inputs.digests, "sources": result.sources},
+                "inputs": {
+                    "parents": inputs.digests,
+                    "sources": result.sources,
+                    "revisions": result.revisions,
+                },
                 "digest": checkpoint.digest(temporary) if _is_read_by_stages(stage) else None,
                 "metrics": result.metrics,
                 "tokens": result.tokens,
@@ -120,6 +143,19 @@ class Run:
         shutil.rmtree(self._work(name), ignore_errors=True)
         self._publish_results()
         self.events.stage_finished(name, record)
+
+    def _changed_data(
+        self, stage: Stage, inputs: StageInputs, record: dict[str, Any]
+    ) -> dict[str, str]:
+        """Checksums of the sources whose files are not those that the finished stage has read, by
+        their sizes and times; files that are gone are not asked for again."""
+        known = record["inputs"].get("revisions", {})
+        changed = [
+            source
+            for source, revision in known.items()
+            if file_revision(self.recipe.sources[source]) not in (None, revision)
+        ]
+        return digests(stage, inputs, changed, self.events.progress) if changed else {}
 
     def _inputs(self, name: str, stage: Stage) -> StageInputs:
         """Parents as folders, with their checksums and lineage as recorded when they were made."""
@@ -149,6 +185,7 @@ class Run:
             tokenizer=self.out / tokenizer_stage if tokenizer_stage else None,
             data=self.out / "data",
             work=self._work(name),
+            trackers=self.trackers,
         )
 
     def _check_parents(self, inputs: StageInputs) -> None:
@@ -188,9 +225,10 @@ class Run:
         )
 
     def _config(self, name: str, stage: Stage) -> dict[str, Any]:
-        """Everything in the recipe that this stage's result depends on."""
+        """Everything in the recipe that this stage's result depends on: not how it is computed."""
         recipe = self.recipe
-        config: dict[str, Any] = {"stages": {name: _plain(stage)}, "seed": recipe.seed}
+        own = {key: value for key, value in _plain(stage).items() if key not in MANNER}
+        config: dict[str, Any] = {"stages": {name: own}, "seed": recipe.seed}
         used = sources_of(stage, recipe)
         config["sources"] = {s: _plain(recipe.sources[s]) for s in used}
         if isinstance(stage, TrainStage) and not self.parents[name]:
@@ -219,11 +257,14 @@ class Run:
                 )
 
     def _made_by(self, name: str) -> Any:
-        """What the recipe said when this stage was made or begun; None if it was not."""
+        """What the recipe said when this stage was made, or begun and left with steps that count;
+        else None."""
         if self._is_done(name):
             return read_json(self.out / name / "stage.json")["recipe"]
-        begun = self._work(name) / BEGUN
-        return read_json(begun) if begun.exists() else None
+        work = self._work(name)
+        if not (work / BEGUN).exists() or not any(work.glob("checkpoints/step-*")):
+            return None
+        return read_json(work / BEGUN)
 
     def _write_run_json(self) -> None:
         write_json(

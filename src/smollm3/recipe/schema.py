@@ -10,6 +10,7 @@ from smollm3.config import StrictModel
 from smollm3.data.spec import Source, Weight
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, nope_pattern
+from smollm3.recipe.trackers import TrackerName
 from smollm3.train.spec import Parallel, TrainStage
 
 
@@ -81,11 +82,14 @@ class MergeStage(StrictModel):
 
 
 class ExportStage(StrictModel):
-    """Writes a model in formats that other programs read: hf:bfloat16, gguf:q8_0, mlx:4bit ..."""
+    """Writes a model in formats that other programs read: hf:bfloat16, gguf:q8_0, mlx:4bit ...
+
+    license: that the model card states, as the Hub spells it (apache-2.0)."""
 
     kind: Literal["export"]
     from_: str | None = Field(default=None, alias="from")
     to: list[str] = Field(min_length=1)
+    license: str | None = None
 
 
 Stage = Annotated[
@@ -104,7 +108,8 @@ class Cluster(StrictModel):
 class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
     than helps: two threads at 64 hidden are slower than one). parallel: how processes share the
-    model; on GPUs, where nothing is said, the planner chooses."""
+    model; on GPUs, where nothing is said, the planner chooses. track: programs that are told the
+    steps of training, beside the run's own files."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
@@ -112,6 +117,7 @@ class Recipe(StrictModel):
     threads: int = Field(default=1, gt=0)
     parallel: Parallel = Parallel()
     hardware: Cluster | None = None
+    track: list[TrackerName] = Field(default_factory=list)
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Source] = Field(default_factory=dict)

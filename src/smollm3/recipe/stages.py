@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,8 @@ from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
 from smollm3.checkpoint.export import export
 from smollm3.data.ledger import notes
+from smollm3.data.sources import fingerprint
+from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.spec import EvalStage
@@ -21,9 +23,12 @@ from smollm3.model import ModelConfig
 from smollm3.recipe.graph import sources_of
 from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
+from smollm3.recipe.trackers import Trackers
 from smollm3.report import model_card
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
 from smollm3.train import TrainJob, WorkerGroup
+from smollm3.train.job import StepRecord
+from smollm3.train.metrics import keeps
 from smollm3.train.spec import TrainStage
 
 Progress = Callable[[str, float, float, str], None]
@@ -32,7 +37,8 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StageInputs:
-    """Where a stage reads and works. `parents` maps the recipe's word to a folder."""
+    """Where a stage reads and works. `parents` maps the recipe's word to a folder; `trackers` are
+    told its steps."""
 
     name: str
     recipe: Recipe
@@ -42,6 +48,7 @@ class StageInputs:
     tokenizer: Path | None
     data: Path
     work: Path
+    trackers: Trackers | None = None
 
     @property
     def parent(self) -> Path | None:
@@ -52,12 +59,14 @@ class StageInputs:
 class StageResult:
     """`save` fills the stage's (temporary) folder; the rest goes into stage.json.
 
-    sources: checksum of each source read. tokens: tokens taken from each source. positions:
-    where the next stage that carries `data` continues in each.
+    sources: checksum of each source read; revisions: what its files were, where it has any.
+    tokens: tokens taken from each source. positions: where the next stage that carries `data`
+    continues in each.
     """
 
     save: Callable[[Path], None]
     sources: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
@@ -135,19 +144,44 @@ def _prepare(
     return shards
 
 
+def digests(
+    stage: Stage, inputs: StageInputs, sources: list[str], progress: Progress
+) -> dict[str, str]:
+    """Checksums of what `sources` of a finished stage hold now."""
+    folder = inputs.parent or inputs.tokenizer
+    assert folder is not None
+    shards = _prepare(inputs, sources, load_tokenizer(inputs.recipe, folder), progress)
+    return {name: shard.digest for name, shard in shards.items()}
+
+
+def file_revision(source: Source) -> Any:
+    """Sizes and times of a source's files; None where it is none of files, or they are gone."""
+    if not hasattr(source, "files") or hasattr(source, "repo"):
+        return None
+    try:
+        return fingerprint(source)
+    except UserError:
+        return None
+
+
+def _revisions(inputs: StageInputs, sources: Iterable[str]) -> dict[str, Any]:
+    found = {name: file_revision(inputs.recipe.sources[name]) for name in sources}
+    return {name: revision for name, revision in found.items() if revision is not None}
+
+
 def _train(
     stage: TrainStage, inputs: StageInputs, workers: WorkerGroup, progress: Progress, warn: Warn
 ) -> StageResult:
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None  # the recipe's check
     tokenizer = load_tokenizer(inputs.recipe, folder)
+    revisions = _revisions(inputs, stage.mixture)
     config = _model_config(stage, inputs, tokenizer)
     shards = _prepare(inputs, list(stage.mixture), tokenizer, progress)
     for shard in shards.values():
         for line in notes(shard.meta):
             warn(f"{shard.name}: {line}")
 
-    digests = {name: shard.digest for name, shard in shards.items()}
     positions: dict[str, int] = {}
     optimizer = None
     if stage.carry:
@@ -170,26 +204,35 @@ def _train(
         threads=inputs.recipe.threads,
         parallel=stage.parallel or inputs.recipe.parallel,
     )
-    result = workers.train(
-        job,
-        on_step=lambda record, steps: progress(
-            "training", record.step, steps, f"loss {record.loss:.3f}"
-        ),
-        warn=warn,
-    )
+
+    def on_step(record: StepRecord, steps: int) -> None:
+        progress("training", record.step, steps, f"loss {record.loss:.3f}")
+        if inputs.trackers is not None and keeps(record.step, steps):
+            inputs.trackers.log(inputs.name, record.step, record.row())
+
+    result = workers.train(job, on_step, warn)
 
     def save(out: Path) -> None:
-        result.save(tokenizer, out)
+        result.save(tokenizer, out, parent=inputs.parent, base=_name_of_base(inputs))
         shutil.copyfile(inputs.work / "metrics.jsonl", out / "metrics.jsonl")
 
     used = result.used
     return StageResult(
         save=save,
-        sources=digests,
+        sources={name: shard.digest for name, shard in shards.items()},
+        revisions=revisions,
         metrics=result.metrics,
         tokens=used,
         positions=positions | {s: positions.get(s, 0) + n for s, n in used.items()},
     )
+
+
+def _name_of_base(inputs: StageInputs) -> str | None:
+    """What an adapter says it is for: the Hub's name, or else the parent's folder."""
+    name = next(iter(inputs.parents), "")
+    if name in inputs.recipe.stages or name not in checkpoint.SHORT_NAMES:
+        return str(inputs.parent and inputs.parent.resolve())
+    return checkpoint.SHORT_NAMES[name]
 
 
 def _model_config(stage: TrainStage, inputs: StageInputs, tokenizer: Tokenizer) -> ModelConfig:
@@ -225,29 +268,65 @@ def _merge(stage: MergeStage, inputs: StageInputs) -> StageResult:
 def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageResult:
     sources = sources_of(stage, inputs.recipe)
     any_model = next(iter(inputs.parents.values()))
-    shards = _prepare(inputs, sources, checkpoint.load_tokenizer(any_model), progress)
+    revisions = _revisions(inputs, sources)
+    shards = _prepare(inputs, sources, load_tokenizer(inputs.recipe, any_model), progress)
     heldout = {
         name: data.Shard.open(shard.folder, split="heldout") for name, shard in shards.items()
     }
     card = evaluate(stage, inputs.parents, heldout, inputs.recipe.seed, progress)
-    samples = card.pop("samples")
+    samples, answers = card.pop("samples"), card.pop("answers")
 
     def save(out: Path) -> None:
         write_json(out / "scorecard.json", card)
         write_json(out / "samples.json", samples)
+        write_json(out / "answers.json", answers)
 
     held = sum(claim["verdict"] == "holds" for claim in card["claims"])
     return StageResult(
         save=save,
         sources={name: shard.digest for name, shard in shards.items()},
+        revisions=revisions,
         metrics={"claims": len(card["claims"]), "hold": held},
     )
+
+
+def _base_of(inputs: StageInputs) -> str | None:
+    """The model on the Hub that the first ancestor is."""
+    first = inputs.lineage[0]["stage"] if inputs.lineage else ""
+    if first in inputs.recipe.stages or Path(first).exists():
+        return None
+    return checkpoint.SHORT_NAMES.get(first, first)
+
+
+def _trained_on(inputs: StageInputs) -> dict[str, Source]:
+    """The sources of the ancestors that are train stages."""
+    ancestors = {step["stage"] for step in inputs.lineage}
+    return {
+        source: inputs.recipe.sources[source]
+        for name, stage in inputs.recipe.stages.items()
+        if isinstance(stage, TrainStage) and name in ancestors
+        for source in stage.mixture
+    }
+
+
+def _claims(inputs: StageInputs) -> list[dict[str, Any]]:
+    """What the run's finished eval stages have found."""
+    folders = [inputs.data.parent / name for name in inputs.recipe.stages]
+    cards = [f / "scorecard.json" for f in folders if (f / "scorecard.json").exists()]
+    return [claim for card in cards for claim in read_json(card)["claims"]]
 
 
 def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
     parent = inputs.parent
     assert parent is not None
-    card = model_card(inputs.recipe.name, inputs.lineage)
+    card = model_card(
+        inputs.recipe.name,
+        inputs.lineage,
+        license=stage.license,
+        base=_base_of(inputs),
+        sources=_trained_on(inputs),
+        claims=_claims(inputs),
+    )
 
     def save(out: Path) -> None:
         for to in stage.to:

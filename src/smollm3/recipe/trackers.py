@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from smollm3.errors import UserError
 
-Name = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Log = Callable[[str, int, Mapping[str, float]], None]  # stage, step, values
 
 PROJECT = "smollm3"
@@ -31,7 +31,7 @@ class Trackers:
 
     def __init__(
         self,
-        names: Sequence[Name],
+        names: Sequence[TrackerName],
         run: str,
         out: Path,
         config: Mapping[str, Any],
@@ -62,7 +62,7 @@ class Trackers:
             self._guarded(name, sink.close)
         self._sinks = {}
 
-    def _open(self, name: Name, run: str, out: Path, config: dict[str, Any]) -> None:
+    def _open(self, name: TrackerName, run: str, out: Path, config: dict[str, Any]) -> None:
         self._sinks[name] = _OPEN[name](run, out, config)
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:

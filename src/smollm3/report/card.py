@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 
-def model_card(name: str, lineage: Sequence[dict[str, Any]]) -> str:
-    """How to use the model, and the stages that it was made by.
+from smollm3.data.spec import HubSource, Source
+from smollm3.eval import interval, show
 
-    lineage: {"stage", "digest"} from the first ancestor to the model itself.
+
+def model_card(
+    name: str,
+    lineage: Sequence[dict[str, Any]],
+    *,
+    license: str | None = None,
+    base: str | None = None,
+    sources: Mapping[str, Source] | None = None,
+    claims: Sequence[dict[str, Any]] = (),
+) -> str:
+    """How to use the model, what it was trained on, how good it is, and how it was made.
+
+    lineage: {"stage", "digest"} from the first ancestor to the model itself. license: as the Hub
+    spells it. base: the model that training began with. claims: of a score card.
     """
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["smollm3"],
+    }
+    if license is not None:
+        head["license"] = license
+    if base is not None and base.count("/") == 1:  # a name on the Hub, which checks it
+        head["base_model"] = base
+    if repositories := [s.repo for s in (sources or {}).values() if isinstance(s, HubSource)]:
+        head["datasets"] = sorted(set(repositories))
     stages = "\n".join(f"| {step['stage']} | `{step['digest'][:12]}` |" for step in lineage)
     return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [smollm3]
----
+{yaml.safe_dump(head, sort_keys=False)}---
 # {name}
 
 A SmolLM3-shaped language model, made by the recipe `{name}` of the `smollm3` package.
@@ -36,10 +58,54 @@ ids = tokenizer.apply_chat_template(
 )
 print(tokenizer.decode(model.generate(**ids)[0]))
 ```
-
+{_data(sources or {})}{_evaluation(claims)}
 ## Made by
 
 | stage | checksum |
 | --- | --- |
 {stages}
+"""
+
+
+def _data(sources: Mapping[str, Source]) -> str:
+    if not sources:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {source.kind} | {_where(source)} | {getattr(source, 'license', None) or '?'} |"
+        for name, source in sources.items()
+    )
+    return f"""
+## Data
+
+| source | kind | where | licence |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+def _where(source: Source) -> str:
+    """Files by their names alone: where they lie on somebody's disk is nobody's business."""
+    if isinstance(source, HubSource):
+        return f"{source.repo}@{source.revision}"
+    files = getattr(source, "files", [])
+    return ", ".join(f"`{file.rpartition('/')[2]}`" for file in files) or source.kind
+
+
+def _evaluation(claims: Sequence[dict[str, Any]]) -> str:
+    if not claims:
+        return ""
+    rows = "\n".join(
+        f"| {c['claim']} | {show(c['metric'], c['value'])} | {interval(c['metric'], c)} | "
+        f"{'' if c['baseline'] is None else show(c['metric'], c['baseline'])} | "
+        f"{interval(c['metric'], d) if (d := c.get('difference')) else ''} | {c['verdict']} |"
+        for c in claims
+    )
+    return f"""
+## Evaluation
+
+Intervals are 95%. Losses are nats a token on documents that training never saw.
+
+| claim | value | interval | baseline | difference | verdict |
+| --- | --- | --- | --- | --- | --- |
+{rows}
 """

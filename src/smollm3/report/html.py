@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from smollm3.eval import show, title
+from smollm3.eval import interval, show, title
 from smollm3.files import write_atomic
 from smollm3.report.chart import Chart, Series, chart
 from smollm3.report.run import RunRecord, StageRecord, read_run
@@ -46,6 +46,7 @@ def render(run: RunRecord) -> str:
         charts=_charts(run),
         mixtures=_mixtures(run),
         questions=_questions(run),
+        comparisons=[row for stage in run.done for row in stage.answers],
         warnings=_warnings(run),
         recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=100),
         style=(files / "report.css").read_text(encoding="utf-8"),
@@ -87,7 +88,8 @@ def _claims(scorecard: dict[str, Any]) -> list[dict[str, Any]]:
             claim
             | {
                 "value": show(metric, claim["value"]),
-                "interval": f"{show(metric, claim['low'])} to {show(metric, claim['high'])}",
+                "interval": interval(metric, claim),
+                "difference": interval(metric, d) if (d := claim.get("difference")) else "",
                 "baseline": "" if baseline is None else show(metric, baseline),
             }
         )
@@ -114,8 +116,10 @@ def _charts(run: RunRecord) -> list[Chart]:
     number = "{:.4g}".format
     charts = [
         chart("Loss, nats per token", series(language, "loss"), number, smooth=True),
+        chart("Loss on held-out rows", series(language, "held_out_loss"), number),
         chart("Learning rate", series(language, "lr"), rate, from_zero=True),
         chart("Preference loss", series(preference, "loss"), number, smooth=True),
+        chart("Preference loss on held-out pairs", series(preference, "held_out_loss"), number),
         chart(
             "Pairs with the chosen answer ahead",
             series(preference, "accuracy"),

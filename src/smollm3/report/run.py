@@ -27,6 +27,7 @@ class StageRecord:
     steps: list[dict[str, Any]] = field(default_factory=list)
     scorecard: dict[str, Any] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -95,7 +96,9 @@ def _read_stage(folder: Path, name: str, config: dict[str, Any]) -> StageRecord:
     if not (done / "stage.json").exists():
         steps = _rows(begun / "metrics.jsonl")
         return StageRecord(name, config, "begun" if steps else "waiting", steps=steps)
-    scorecard, samples = done / "scorecard.json", done / "samples.json"
+    scorecard, samples, answers = (
+        done / f"{name}.json" for name in ("scorecard", "samples", "answers")
+    )
     return StageRecord(
         name,
         config,
@@ -104,6 +107,7 @@ def _read_stage(folder: Path, name: str, config: dict[str, Any]) -> StageRecord:
         steps=_rows(done / "metrics.jsonl"),
         scorecard=read_json(scorecard) if scorecard.exists() else None,
         samples=read_json(samples) if samples.exists() else [],
+        answers=read_json(answers) if answers.exists() else [],
     )
 
 

@@ -23,7 +23,7 @@ from tokenizers import models
 from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
 from smollm3.chat.render import Piece, any_of
 from smollm3.errors import UserError
-from smollm3.files import read_json, read_text, sha256_json, write_atomic, write_json
+from smollm3.files import read_object, read_text, sha256_json, write_atomic, write_json
 from smollm3.tokenizer.bpe import train_bpe
 from smollm3.tokenizer.library import byte_letters, encode, encodings, reraise_unless_library
 
@@ -83,7 +83,8 @@ class Tokenizer:
         stop_ids: Sequence[int] = (),
     ) -> None:
         """source: the text of tokenizer.json, or what the library makes of it. config: the content
-        of tokenizer_config.json. stop_ids: those that generation_config.json adds."""
+        of tokenizer_config.json. stop_ids: those that
+        generation_config.json and config.json add."""
         self._source = source
         try:
             self._markup = (
@@ -176,10 +177,11 @@ class Tokenizer:
         """From a Hugging Face folder; a missing or damaged file is a UserError that names it."""
         folder = Path(folder)
         source = read_text(folder / "tokenizer.json")
-        config = _read_object(folder / "tokenizer_config.json")
-        generation = folder / "generation_config.json"
-        stop_ids = _read_object(generation).get("eos_token_id") if generation.exists() else None
-        stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids]
+        config = read_object(folder / "tokenizer_config.json")
+        stop_ids: list[Any] = []
+        for file in (folder / "generation_config.json", folder / "config.json"):
+            ends = read_object(file).get("eos_token_id") if file.exists() else None
+            stop_ids += ends if isinstance(ends, list) else [ends]
         try:
             return cls(
                 source,
@@ -361,13 +363,6 @@ def _spelling(key: str, token: Any) -> str:
     if not isinstance(spelling, str):
         raise UserError(f"tokenizer_config.json: {key}: {token!r:.80} is not a token")
     return spelling
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must be a JSON object")
-    return value
 
 
 def _read_template(folder: Path, configured: Any) -> str:

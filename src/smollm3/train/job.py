@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from smollm3 import checkpoint
+from smollm3.checkpoint.adapter import AdapterWeights, write_adapter
 from smollm3.data import Shard
 from smollm3.files import sha256_file, sha256_json
 from smollm3.model import ModelConfig, Transformer, initial_weight
 from smollm3.tensors import write_tensors
 from smollm3.tokenizer import Tokenizer
+from smollm3.train.adapters import initial
 from smollm3.train.parts import Read
-from smollm3.train.spec import Parallel, TrainStage
-
-# What of a stage says how it is computed, not what.
-LAST_BITS = {"compile", "precision", "parallel", "recompute", "micro_batch"}
+from smollm3.train.spec import MANNER, Parallel, TrainStage
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class TrainJob:
         What only moves the last bits (threads, compile, precision, parallel) is not in it: a
         training checkpoint records it apart, see `training_checkpoint.environment`.
         """
-        stage = self.stage.model_dump(mode="json", by_alias=True, exclude=LAST_BITS)
+        stage = self.stage.model_dump(mode="json", by_alias=True, exclude={*MANNER, "precision"})
         return sha256_json(
             {
                 "stage": stage,
@@ -83,6 +82,11 @@ class TrainJob:
 
     def initial_weights(self) -> Read:
         """Reads any part of the weights before the first step."""
+        if self.stage.adapter is not None:
+            return initial(self._own_weights(), self.seed)
+        return self._own_weights()
+
+    def _own_weights(self) -> Read:
         if self.parent is None:
 
             def drawn(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
@@ -141,7 +145,8 @@ class TrainResult:
     metrics: steps, loss (of the last step), skipped, seconds (of all steps, also before a
     resume), tokens_per_second, and resumed_under where a resume found another environment.
     written: folder where the ranks of a sharded model have put its weights and moments in
-    safetensors files; None: they are all here.
+    safetensors files; None: they are all here. adapter: what was trained, if that was not the
+    model itself, which here has it merged.
     """
 
     model: Transformer
@@ -149,13 +154,27 @@ class TrainResult:
     metrics: dict[str, Any]
     used: dict[str, int]
     written: Path | None = None
+    adapter: AdapterWeights | None = None
 
-    def save(self, tokenizer: Tokenizer, folder: Path) -> None:
-        """Write a Hugging Face folder, and the moments that `carry: [optimizer]` goes on with."""
+    def save(
+        self,
+        tokenizer: Tokenizer,
+        folder: Path,
+        *,
+        parent: Path | None = None,
+        base: str | None = None,
+    ) -> None:
+        """Write a Hugging Face folder, and the moments that `carry: [optimizer]` goes on with; of
+        an adapter instead a folder `adapter` in PEFT's format, for the model `base`."""
+        if self.adapter is not None:
+            (folder / "adapter").mkdir(parents=True, exist_ok=True)
+            write_adapter(folder / "adapter", replace(self.adapter, base=base))
+            checkpoint.save_model(self.model, tokenizer, folder, parent=parent)
+            return
         if self.written is None:
-            checkpoint.save_model(self.model, tokenizer, folder)
+            checkpoint.save_model(self.model, tokenizer, folder, parent=parent)
             write_tensors(folder / "optimizer.safetensors", self.optimizer)
             return
-        checkpoint.save_settings(self.model.config, tokenizer, folder, torch.float32)
+        checkpoint.save_settings(self.model.config, tokenizer, folder, torch.float32, parent)
         for file in sorted(self.written.iterdir()):
             shutil.move(file, folder / file.name)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,12 @@ from smollm3.checkpoint import load_tokenizer
 from smollm3.data import Loader, Shard
 from smollm3.data.batch import Batch
 from smollm3.errors import UserError
+from smollm3.machine import has_bfloat16_units
 from smollm3.model import Transformer
 from smollm3.train import optimizer as optimizers
-from smollm3.train import schedule
+from smollm3.train import schedule, validation
 from smollm3.train import training_checkpoint as checkpoints
+from smollm3.train.adapters import merge_, trained, weights_of
 from smollm3.train.forward import slices
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.layout import Layout
@@ -36,11 +39,13 @@ from smollm3.train.losses import (
 )
 from smollm3.train.memory import chosen
 from smollm3.train.metrics import MetricsLog
+from smollm3.train.parts import fill
 from smollm3.train.process_group import ProcessGroup
-from smollm3.train.reference import references
+from smollm3.train.reference import References, references
 from smollm3.train.replicated import Replicated
 from smollm3.train.spec import Parallel
 from smollm3.train.stop import Stopped, StopSignals
+from smollm3.train.validation import Validator
 
 if TYPE_CHECKING:
     from smollm3.train.parallel import Sharded
@@ -73,7 +78,12 @@ def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
         layout, stage = chosen(job.model, stage, group.size, card, LOGITS)
     else:
         layout = Layout.of(job.parallel, group.size)
-    if layout.whole and group.device.type == "cpu":
+    if stage.adapter is not None and not layout.whole:
+        raise UserError(
+            f"adapter: every process holds the whole model, which {layout} would split; "
+            "set parallel to replicate alone"
+        )
+    if layout.whole and (group.device.type == "cpu" or stage.adapter is not None):
         return Replicated(group, stage)
     from smollm3.train.parallel import Sharded  # its imports take seconds
 
@@ -93,6 +103,8 @@ class Trainer:
         schedule.check(job.stage.lr, self.loader.steps)
         if group.is_main_process:
             self._warn_of_lengths(warn)
+            if job.stage.precision == "bfloat16" and group.device.type == "cpu":
+                self._warn_of_bfloat16(warn)
 
         self.parallel = parallelism(job, group)
         self.stage = self.parallel.stage
@@ -101,10 +113,16 @@ class Trainer:
         )
         self.progress = checkpoints.Progress()
         self.model, self.optimizer = self._begin(shards, warn)
+        self.trained = trained(self.model)
         self.forward = self.parallel.forward(self.model)
         self.references = (
             references(job, shards, self.loader, group, self.parallel, warn)
             if job.stage.is_preference
+            else None
+        )
+        self.validator = (
+            Validator(job.stage.validation, job, group, self.parallel, pad_id, warn)
+            if job.stage.validation is not None
             else None
         )
         # Beside the gradients: loss, weight, stop flag, and the loss's own metrics.
@@ -124,6 +142,10 @@ class Trainer:
                 f"{context} tokens"
             )
 
+    def _warn_of_bfloat16(self, warn: Warn) -> None:
+        if not has_bfloat16_units():
+            warn("this CPU has no units for bfloat16; precision: float32 is several times as fast")
+
     def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
         found, self.digest = None, ""
@@ -131,10 +153,11 @@ class Trainer:
             self.digest = self.job.digest(shards)
             found = checkpoints.find(self.folder, self.digest, self.environment, warn)
         step = self.group.broadcast_text(str(found.step) if found else "")
-        model = self.parallel.model(self.job.model, None if step else self.job.initial_weights())
+        new = not step or self.stage.adapter is not None  # whose base is in no checkpoint
+        model = self.parallel.model(self.job.model, self.job.initial_weights() if new else None)
         optimizer = optimizers.adamw(model, self.stage.optimizer)
         if step:
-            weights: dict[str, Tensor] = {f"model/{n}": p for n, p in model.named_parameters()}
+            weights: dict[str, Tensor] = {f"model/{n}": p for n, p in trained(model).items()}
             tensors = weights | optimizers.empty_tensors(model)
             progress = checkpoints.read(self.folder, int(step), tensors)
             self.progress = found or progress
@@ -153,11 +176,15 @@ class Trainer:
             log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done, steps)
         with StopSignals() as signals, log or nullcontext():
             for k in range(done, steps):
+                if self._enough:
+                    break
                 record, stopping = self.step(k, stop=signals.received is not None)
+                record = self._look(record, steps)
                 on_step(record, steps)
                 if log is not None:
                     log.write(record.row())
-                if stopping or k + 1 == steps or (k + 1) % self.stage.save_every == 0:
+                last = k + 1 == steps or self._enough
+                if stopping or last or (k + 1) % self.stage.save_every == 0:
                     if log is not None:
                         log.sync()
                     self._save()
@@ -171,6 +198,34 @@ class Trainer:
                 "loss on tokens to train on; look at the sources with `smollm3 data look`"
             )
 
+    @property
+    def _enough(self) -> bool:
+        """Whether the held-out loss has not fallen for as long as the stage waits."""
+        patience = self.stage.validation and self.stage.validation.patience
+        return bool(patience) and self.progress.looks.since >= (patience or 0)
+
+    def _look(self, record: StepRecord, steps: int) -> StepRecord:
+        """Where it is time, the held-out loss; its best weights are kept."""
+        spec = self.stage.validation
+        if (
+            self.validator is None
+            or spec is None
+            or (record.step % spec.every and record.step < steps)
+        ):
+            return record
+        loss = self.validator.loss(self._held_out_loss)
+        self.parallel.release(self.model)
+        better = self.progress.looks.better(loss, record.step)
+        if better and spec.keep == "best":
+            whole = self.parallel.whole(dict(self.trained))
+            if self.group.is_main_process:
+                validation.keep(Path(self.job.work), record.step, whole)
+        return replace(record, metrics=record.metrics | {"held_out_loss": loss})
+
+    def _held_out_loss(self, part: Batch, references: References | None) -> LossSums:
+        with self.parallel.losses(), self.forward.precision():
+            return self._loss(part, references)
+
     def step(self, k: int, stop: bool = False) -> tuple[StepRecord, bool]:
         """Batch k and its update; also whether any rank was asked to stop."""
         started = time.perf_counter()
@@ -180,7 +235,7 @@ class Trainer:
         for part in slices(batch, self.stage.micro_batch):
             with self.parallel.losses():
                 with self.forward.precision():
-                    sums = self._loss(part)
+                    sums = self._loss(part, self.references)
                 torch.autograd.backward(sums.total)
             others[0] += sums.total.detach()
             others[1] += sums.weight
@@ -191,10 +246,11 @@ class Trainer:
         # A batch without weight gives NaN, whose update is skipped.
         loss, grad_norm = (total / weight, norm / weight) if weight else (math.nan, math.nan)
         lr = schedule.learning_rate(self.stage.lr, k, self.loader.steps)
-        skipped = not self.progress.loss_spike_guard.accepts(loss, grad_norm)
+        guard = self.progress.loss_spike_guard
+        skipped = not guard.accepts(loss, grad_norm, spikes=self.stage.loss_spikes == "keep")
         if not skipped:
             self._update(lr, weight, grad_norm)
-        elif self.progress.loss_spike_guard.gives_up:
+        elif guard.gives_up:
             raise UserError(self._given_up(k, loss, grad_norm) if weight else _idle(k))
 
         seconds = time.perf_counter() - started
@@ -207,7 +263,8 @@ class Trainer:
         return record, stops > 0
 
     def result(self) -> TrainResult:
-        progress, used = self.progress, self.loader.used(self.loader.steps)
+        """What the run leaves; the model is plain from here on, an adapter merged into it."""
+        progress, used = self.progress, self.loader.used(self.progress.step)
         metrics: dict[str, Any] = {
             "steps": progress.step,
             "loss": progress.loss,
@@ -215,24 +272,38 @@ class Trainer:
             "seconds": progress.seconds,
             "tokens_per_second": sum(used.values()) / progress.seconds,
         }
+        looks, spec = progress.looks, self.stage.validation
+        if spec is not None and looks.best is not None:
+            metrics |= {"held_out_loss": looks.best, "best_step": looks.step}
+            if spec.keep == "best" and looks.step < progress.step:
+                self._take_best(looks.step)
         if progress.resumed_under:
             metrics["resumed_under"] = progress.resumed_under
         for parameter in self.model.parameters():
             parameter.grad = None
         moments = optimizers.tensors_of(self.optimizer, self.model)
+        adapter = None
+        if self.stage.adapter is not None:
+            adapter = weights_of(self.model, self.stage.adapter)
+            merge_(self.model)
         written = self.parallel.write(self.model, moments, Path(self.job.work) / "final")
-        return TrainResult(self.model, moments, metrics, used, written)
+        return TrainResult(self.model, moments, metrics, used, written, adapter)
 
-    def _loss(self, batch: Batch) -> LossSums:
+    @torch.no_grad()
+    def _take_best(self, step: int) -> None:
+        best = validation.kept(Path(self.job.work), step)
+        fill(dict(self.trained), lambda name, shape, part: best[name][part])
+
+    def _loss(self, batch: Batch, references: References | None) -> LossSums:
         batch = self.forward.mine(batch)
         h_BTE = self.forward(batch)
-        if self.references is None:
+        if references is None:
             return language_modelling(self.model, h_BTE, batch)
         return preference(
             self.model,
             h_BTE,
             batch,
-            self.references.rows(batch.pairs),
+            references.rows(batch.pairs),
             loss=self.stage.loss,
             beta=self.stage.beta,
             add_columns=self.parallel.add_columns,
@@ -255,13 +326,13 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        tensors: dict[str, Tensor] = {
-            f"model/{name}": p for name, p in self.model.named_parameters()
-        }
+        tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trained.items()}
         tensors |= optimizers.tensors_of(self.optimizer, self.model)
         progress = deepcopy(self.progress)  # it changes while the checkpoint is being written
         description = checkpoints.Description(progress, self.digest, self.environment)
         self.checkpoints.save(description, tensors)
+        if self.group.is_main_process:
+            validation.forget(Path(self.job.work), self.progress.looks.step)
 
 
 def _idle(k: int) -> str:

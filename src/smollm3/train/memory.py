@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig
 from smollm3.train.layout import Layout
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import Adapter, TrainStage
 from smollm3.units import size
 
 # Of a card's memory, what CUDA, NCCL and fragments take.
@@ -60,6 +60,35 @@ def kept_elements(config: ModelConfig, recompute: str) -> tuple[int, int]:
     return 4 * E + heads + 4 * F, 2 * E
 
 
+def trained_parameters(config: ModelConfig, adapter: Adapter | None) -> int:
+    """How many weights have gradients and moments: all, or an adapter's rank·(in + out) for each of
+    its layers, DoRA's lengths, and embeddings that it trains whole."""
+    if adapter is None:
+        return config.parameters
+    E, F, D = config.hidden, config.ffn, config.head_dim
+    shapes = {"q": (E, config.heads * D), "k": (E, config.kv_heads * D), "o": (config.heads * D, E)}
+    shapes |= {"v": shapes["k"], "gate": (E, F), "up": (E, F), "down": (F, E)}
+    dora = adapter.kind == "dora"
+    layer = sum(
+        adapter.rank * (inputs + outputs) + dora * outputs
+        for inputs, outputs in (shapes[name] for name in adapter.layers)
+    )
+    return config.layers * layer + (_embeddings(config) if adapter.embeddings else 0)
+
+
+def _embeddings(config: ModelConfig) -> int:
+    return config.vocab_size * config.hidden * (1 if config.tied else 2)
+
+
+def _frozen_bytes(config: ModelConfig, adapter: Adapter, half: bool) -> int:
+    """Of a model under an adapter: the matrices of its blocks as they are held, in 4 bits with a
+    scale of 16 for 64 of them; the rest in float32."""
+    small = _embeddings(config) + (2 * config.layers + 1) * config.hidden
+    matrices = config.parameters - small
+    held = matrices * 17 // 32 if adapter.base == "nf4" else matrices * (2 if half else 4)
+    return held + 4 * small
+
+
 def training_memory(
     config: ModelConfig, stage: TrainStage, layout: Layout, *, sharded: bool, chunk: int
 ) -> Memory:
@@ -67,23 +96,32 @@ def training_memory(
 
     sharded: FSDP, where weights, gradients and moments are float32 shards (16 bytes a parameter
     over shard x cp x tp) and the layers at work are gathered in the stage's precision; else every
-    process holds them whole. chunk: logits in memory at once.
+    process holds them whole, as under an adapter, whose base is frozen. chunk: logits in memory at
+    once.
     """
+    adapter = stage.adapter
+    sharded = sharded and adapter is None
     half = stage.precision == "bfloat16"
     e = 2 if half else 4
     parts = layout.shard * layout.cp * layout.tp
-    held = -(-config.parameters // parts)
+    learnt = -(-trained_parameters(config, adapter) // parts)
+    weights = 4 * learnt
+    if adapter is not None:
+        whole = 4 * _embeddings(config) if adapter.embeddings else 0  # counted already
+        weights += _frozen_bytes(config, adapter, half) - whole
     rows = -(-stage.batch // layout.rows)
     rows = min(rows, stage.micro_batch or rows) * (2 if stage.is_preference else 1)
     tokens = rows * -(-stage.context // layout.cp)
 
     gathered = 0
     if sharded:
-        head = config.vocab_size * config.hidden * (1 if config.tied else 2)
+        head = _embeddings(config)
         block = (config.parameters - head) // config.layers
         # Embedding and head stay; a block is at work while the next is fetched; their gradients
         # are made whole, and summed in float32.
         gathered = (e * (head + 2 * block) + e * (head + block) + 4 * max(head, block)) // layout.tp
+    if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
+        gathered = 12 * config.hidden * config.ffn
     elements, float32s = kept_elements(config, stage.recompute)
     # Tensor parallelism shares products by heads and features, the rest by sequence; but what goes
     # into the products of attention and of the feed-forward is gathered.
@@ -99,9 +137,9 @@ def training_memory(
         min(tokens * config.vocab_size, chunk) * (e + (12 if layout.tp > 1 else 8)) // layout.tp
     )
     return Memory(
-        weights=4 * held,
-        gradients=4 * held,
-        moments=8 * held,
+        weights=weights,
+        gradients=4 * learnt,
+        moments=8 * learnt,
         gathered=gathered,
         activations=tokens * (layers + (4 + e) * config.hidden // layout.tp),
         working=max(logits, again),
@@ -160,8 +198,11 @@ def candidates(
             for tp in (1, 2, 4, 8):
                 if config.kv_heads % tp or used % (cp * tp):
                     continue
+                if stage.adapter is not None and cp * tp > 1:
+                    continue  # every process holds the whole model
                 groups = used // (cp * tp)
-                for shard in [n for n in (1, 2, 4, 8, 16, 32, 64) if groups % n == 0]:
+                shards = (1, 2, 4, 8, 16, 32, 64) if stage.adapter is None else (1,)
+                for shard in [n for n in shards if groups % n == 0]:
                     layout = Layout(groups // shard, shard, cp, tp)
                     for recompute in policies[policies.index(stage.recompute) :]:
                         for rows in dict.fromkeys((stage.micro_batch, 1)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
 from smollm3.model import Transformer
 from smollm3.tensors import read_tensors
+from smollm3.train.adapters import trained
 from smollm3.train.parts import fill, local
 from smollm3.train.spec import Optimizer
 
@@ -25,12 +27,13 @@ def adamw(model: Transformer, spec: Optimizer) -> torch.optim.AdamW:
     The rule is by the embedding's name (nanotron's `.*token_embedding.*`), so a tied output
     head goes without decay and an untied one has it.
     """
-    named = dict(model.named_parameters())
-    embedding = named.pop("embed.weight")
-    groups = [
-        {"params": list(named.values()), "weight_decay": spec.weight_decay},
-        {"params": [embedding], "weight_decay": 0.0},
+    named = trained(model)
+    embedding = named.pop("embed.weight", None)
+    groups: list[dict[str, Any]] = [
+        {"params": list(named.values()), "weight_decay": spec.weight_decay}
     ]
+    if embedding is not None:
+        groups.append({"params": [embedding], "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=0.0, betas=spec.betas, eps=spec.eps, fused=True)
 
 
@@ -40,7 +43,7 @@ def tensors_of(optimizer: torch.optim.AdamW, model: Transformer) -> dict[str, Te
     Empty before the first update.
     """
     tensors = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         state = optimizer.state[parameter]
         for moment in MOMENTS:
             if moment in state:
@@ -59,7 +62,7 @@ def set_tensors(
     """
     if not tensors:
         return
-    named = dict(model.named_parameters())
+    named = trained(model)
     expected = {STEP, *(f"{moment}/{name}" for name in named for moment in MOMENTS)}
     for name in sorted(expected ^ set(tensors)):
         raise _other(source, name)
@@ -86,7 +89,7 @@ def _other(source: Path, name: str) -> UserError:
 def empty_tensors(model: Transformer) -> dict[str, Tensor]:
     """Room for what `tensors_of` gives, in the shapes and shards of `model`."""
     tensors = {STEP: torch.zeros(())}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         tensors |= {f"{moment}/{name}": torch.empty_like(parameter) for moment in MOMENTS}
     return tensors
 

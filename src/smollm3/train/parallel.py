@@ -156,6 +156,22 @@ class Sharded:
         self.group.all_reduce_(sums)
         sums /= self.layout_.tp * self.layout_.cp
 
+    def release(self, model: Transformer) -> None:
+        """After forward passes without a backward: let go of the weights gathered for them, which
+        would stand for the parameters until the next step."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of each tensor, in the main process's own memory; every rank calls this."""
+        gathered = ((name, _whole(tensor)) for name, tensor in tensors.items())
+        if self.group.is_main_process:
+            return {name: tensor.cpu() for name, tensor in gathered}
+        for _ in gathered:
+            pass
+        return {}
+
     def checkpoints(self, folder: Path, keep_every: int | None) -> AsyncCheckpoints:
         return AsyncCheckpoints(folder, keep_every, self.group)
 

@@ -56,7 +56,8 @@ def references(
         {
             "parent": job.parent_digest or job.seed,
             "model": asdict(job.model),
-            "sources": {name: shard.digest for name, shard in shards.items()},
+            "sources": {name: [shard.digest, shard.split] for name, shard in shards.items()},
+            "base": job.stage.adapter and job.stage.adapter.base,
             "mask": job.stage.mask,
             "context": job.stage.context,
             "precision": job.stage.precision,

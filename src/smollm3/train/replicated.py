@@ -12,6 +12,7 @@ from smollm3.data import Loader
 from smollm3.data.batch import Batch
 from smollm3.model import ModelConfig, Transformer
 from smollm3.train import training_checkpoint
+from smollm3.train.adapters import adapted, trained
 from smollm3.train.forward import Forward, compile_blocks
 from smollm3.train.parts import Read, fill_model
 from smollm3.train.process_group import ProcessGroup
@@ -21,7 +22,7 @@ from smollm3.train.training_checkpoint import Description
 
 
 class Replicated:
-    """The parallelism of a laptop."""
+    """The parallelism of a laptop, and of adapters."""
 
     layout: str | None = None
 
@@ -30,10 +31,16 @@ class Replicated:
         self.row_rank, self.row_ranks = group.rank, group.size
 
     def model(self, config: ModelConfig, read: Read | None) -> Transformer:
-        """read: the weights; None: they come later."""
-        model = Transformer(config).to(self.group.device)
-        if read is not None:
-            fill_model(model, read)
+        """read: the weights; None, for a model without an adapter: they come later."""
+        adapter, device = self.stage.adapter, self.group.device
+        if adapter is not None:
+            assert read is not None  # the base does not lie in a training checkpoint
+            half = self.stage.precision == "bfloat16"
+            model = adapted(config, adapter, read, half=half, device=device)
+        else:
+            model = Transformer(config).to(device)
+            if read is not None:
+                fill_model(model, read)
         apply_recompute(model, self.stage.recompute)
         if self.stage.compile:
             compile_blocks(model)
@@ -60,6 +67,13 @@ class Replicated:
         """Sum over the ranks what they computed of the dealt batches."""
         self.group.all_reduce_(sums)
 
+    def release(self, model: Transformer) -> None:
+        """After forward passes without a backward: let go of what was gathered for them."""
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of each tensor, on the main process; every rank calls this."""
+        return tensors
+
     def checkpoints(self, folder: Path, keep_every: int | None) -> Checkpoints:
         return Checkpoints(folder, keep_every, self.group)
 
@@ -76,7 +90,7 @@ class FlatGradients:
 
     def __init__(self, model: Transformer, others: int, group: ProcessGroup) -> None:
         self.group = group
-        parameters = list(model.parameters())
+        parameters = list(trained(model).values())
         sizes = [p.numel() for p in parameters]
         self.flat = torch.zeros(sum(sizes) + others, device=parameters[0].device)
         self.all, self.others = torch.split(self.flat, [sum(sizes), others])

@@ -13,9 +13,9 @@ from smollm3.data.spec import BatchSpec
 class LearningRate(StrictModel):
     """One stage's own segment of the schedule: warm up, hold, decay.
 
-    warmup: steps of linear rise; the first has peak/warmup, the last the peak. decay: shape of
-    the fall; decay_steps: how many of the last steps it takes (absent: all after the warm-up).
-    end: the last step's rate as a share of peak.
+    warmup: steps of linear rise, or their share of the stage (below 1); the first has peak/warmup,
+    the last the peak. decay: shape of the fall; decay_steps: how many of the last steps it takes
+    (absent: all after the warm-up). end: the last step's rate as a share of peak.
     WSD is three stages: warmup + none, none, linear. SFT's cosine_with_min_lr is cosine, end 0.1.
     """
 
@@ -53,6 +53,49 @@ class Parallel(StrictModel):
         return (self.replicate or 1) * self.shard * self.tp * self.cp
 
 
+class Adapter(StrictModel):
+    """What is trained beside a model that stays as it is.
+
+    kind: lora; rslora scales by alpha/sqrt(rank) instead of alpha/rank, for high ranks; dora also
+    learns the length of each row. layers: the linear layers of every block that get one.
+    embeddings: train embedding and head as a whole, for new tokens. base: how the frozen matrices
+    are held: own (as the stage's precision) or nf4 (4 bits, QLoRA).
+    """
+
+    kind: Literal["lora", "rslora", "dora"] = "lora"
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32, gt=0)
+    layers: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] = Field(
+        default=["q", "k", "v", "o", "gate", "up", "down"], min_length=1
+    )
+    embeddings: bool = False
+    base: Literal["own", "nf4"] = "own"
+
+    @model_validator(mode="after")
+    def _names_each_layer_once(self) -> Adapter:
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers: names one twice")
+        return self
+
+
+class Validation(StrictModel):
+    """The loss on the held-out part of the stage's sources, while it trains.
+
+    every: steps between two looks; the last step is always one. rows: at most so many rows (or
+    pairs). keep: the weights that the stage leaves, of its best look or of its last step.
+    patience: end after so many looks in a row without a better loss; absent: never.
+    """
+
+    every: int = Field(gt=0)
+    rows: int = Field(default=100, gt=0)
+    keep: Literal["best", "last"] = "best"
+    patience: int | None = Field(default=None, gt=0)
+
+
+# What of a stage says how it is computed and kept, not what comes out but for the last bits.
+MANNER = frozenset({"compile", "parallel", "recompute", "micro_batch", "save_every", "keep_every"})
+
+
 class TrainStage(BatchSpec):
     """Pretraining, long context, mid-training, SFT and preference are spellings of this.
 
@@ -62,6 +105,10 @@ class TrainStage(BatchSpec):
     recompute: activation checkpointing, what the backward pass computes again instead of keeping
     it. selective: all but matrix products and attention; full: all but each block's input.
     parallel: instead of the recipe's, where a stage needs another split.
+    loss_spikes: skip leaves out the update of a step whose loss is far above the last ones', until
+    such steps come again and again, which then are rare data; keep makes every update that
+    is a number.
+    adapter: train this beside the frozen model; absent: train the model itself.
     save_every: steps between training checkpoints, of which the newest two are kept, and for ever
     those of every keep_every-th step.
     """
@@ -75,12 +122,21 @@ class TrainStage(BatchSpec):
     lr: LearningRate
     optimizer: Optimizer = Optimizer()
     clip: float = Field(default=1.0, gt=0)
+    loss_spikes: Literal["skip", "keep"] = "skip"
+    adapter: Adapter | None = None
+    validation: Validation | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     parallel: Parallel | None = None
     save_every: int = Field(default=200, gt=0)
     keep_every: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _can_carry_the_optimizer(self) -> TrainStage:
+        if self.adapter is not None and "optimizer" in self.carry:
+            raise ValueError("carry: optimizer: an adapter begins anew; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _can_carry_data(self) -> TrainStage:

@@ -24,6 +24,7 @@ from torch import Tensor
 from smollm3.errors import UserError
 from smollm3.files import new_folder, read_json, sha256_file, write_json
 from smollm3.tensors import read_tensors, write_tensors
+from smollm3.train.looks import Looks
 from smollm3.train.loss_spike import LossSpikeGuard
 from smollm3.train.parts import fill
 
@@ -35,13 +36,15 @@ TENSORS, DESCRIPTION = "tensors.safetensors", "trainer_state.json"
 class Progress:
     """step: steps done. loss: of the last one, None if it was no number. seconds: of all steps.
 
-    resumed_under: for each resume in another environment, key -> [before, after].
+    looks: at the held-out loss. resumed_under: for each resume in another environment, key ->
+    [before, after].
     """
 
     step: int = 0
     loss: float | None = None
     seconds: float = 0.0
     loss_spike_guard: LossSpikeGuard = field(default_factory=LossSpikeGuard)
+    looks: Looks = field(default_factory=Looks)
     resumed_under: list[dict[str, list[Any]]] = field(default_factory=list)
 
 
@@ -157,7 +160,11 @@ def checksums(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _progress(content: dict[str, Any]) -> Progress:
-    return Progress(**content | {"loss_spike_guard": LossSpikeGuard(**content["loss_spike_guard"])})
+    parts = {
+        "loss_spike_guard": LossSpikeGuard(**content["loss_spike_guard"]),
+        "looks": Looks(**content["looks"]),
+    }
+    return Progress(**content | parts)
 
 
 def _note_environment(

@@ -1,0 +1,416 @@
+"""A recipe for somebody's own data: looked at, planned for the hardware at hand, with reasons.
+
+Everything that is decided here is a line of the recipe; nothing later knows that it was not written
+by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smollm3 import checkpoint
+from smollm3.chat import default_template
+from smollm3.checkpoint.gguf.write import architecture
+from smollm3.config.yaml import parse_yaml
+from smollm3.data.detect import source_of
+from smollm3.data.spec import Source
+from smollm3.errors import UserError
+from smollm3.infer.backends.memory import free_bytes
+from smollm3.machine import has_bfloat16_units
+from smollm3.model import ModelConfig
+from smollm3.plan import stage_costs
+from smollm3.portable import usable_cpus
+from smollm3.recipe.edit import Path as Key
+from smollm3.recipe.edit import RecipeText
+from smollm3.recipe.load import load_recipe_text
+from smollm3.recipe.own_data import Looked, look
+from smollm3.recipe.schema import ChatIdentity, Recipe
+from smollm3.train.layout import Layout
+from smollm3.train.losses import LOGITS
+from smollm3.train.memory import trained_parameters, training_memory
+from smollm3.train.spec import Adapter, TrainStage
+from smollm3.units import count, duration, size
+
+FILE = "finetune.yaml"
+ADAPTERS = ("auto", "lora", "rslora", "dora", "qlora", "full")
+RANK = 16
+LONGEST = 480.0  # seconds of training on a CPU that are planned for, where nobody says otherwise
+STEPS = 120  # that a small set of data should at least come to
+SHARE = 0.8  # of the free memory that is planned for
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line says. pairs: of preferences, after the conversations. context: tokens
+    in a row. adapter: one of ADAPTERS. overrides: key.path=value, each a line of the recipe."""
+
+    model: str
+    data: str
+    pairs: str | None = None
+    context: int | None = None
+    adapter: str = "auto"
+    overrides: Sequence[str] = ()
+
+    @property
+    def base(self) -> str:
+        """The model as a recipe says it, where a bare word is a stage."""
+        bare = "/" not in self.model and Path(self.model).exists()
+        return f"./{self.model}" if bare else self.model
+
+    @property
+    def name(self) -> str:
+        """Of the recipe, and of its run's folder: the data's."""
+        stem = Path(self.data.rstrip("/")).name.partition(".")[0]
+        kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem)
+        return kept.strip("-_") or "finetune"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One line of the recipe: what, and why."""
+
+    key: Key
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.key))}: {self.value}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains here. memory: bytes that a plan may use. half: whether bfloat16 pays."""
+
+    name: str
+    memory: int
+    half: bool
+    threads: int
+    is_cpu: bool
+
+    @classmethod
+    def here(cls) -> Machine:
+        if torch.cuda.is_available():
+            device = torch.device("cuda")
+            half = torch.cuda.get_device_capability() >= (8, 0)
+            return cls(torch.cuda.get_device_name(), free_bytes(device), half, 1, is_cpu=False)
+        free, cpus = free_bytes(torch.device("cpu")), usable_cpus()
+        return cls(f"CPU, {cpus} cores", free, has_bfloat16_units(), cpus, is_cpu=True)
+
+
+def planned(wish: Wish, cache: Path, machine: Machine | None = None) -> tuple[str, list[str]]:
+    """The recipe's text, and what was found and decided, line by line, for people.
+
+    cache: where the sources are prepared, which the run then finds there. Raises UserError for a
+    wish that cannot be: data without a usable row, a model that is not there.
+    """
+    return _Planner(wish, machine or Machine.here()).plan(cache)
+
+
+class _Planner:
+    def __init__(self, wish: Wish, machine: Machine) -> None:
+        self.wish, self.machine = wish, machine
+        if wish.adapter not in ADAPTERS:
+            raise UserError(f"--adapter {wish.adapter}: take one of {', '.join(ADAPTERS)}")
+        self.config = checkpoint.load_config(wish.model)
+        self.text = RecipeText(_shipped())
+        self.said: list[str] = []
+
+    def plan(self, cache: Path) -> tuple[str, list[str]]:
+        wish = self.wish
+        tokenizer = checkpoint.load_tokenizer(wish.model)
+        if not tokenizer.template:
+            tokenizer = tokenizer.with_template(default_template(**ChatIdentity().model_dump()))
+        sources = [look("mine", wish.data, tokenizer, cache)]
+        if sources[0].is_pairs and wish.pairs:
+            raise UserError(f"{wish.data}: holds preference pairs; give it as --preferences alone")
+        if sources[0].is_pairs:
+            sources = [look("pairs", wish.data, tokenizer, cache)]
+        elif wish.pairs:
+            sources.append(look("pairs", wish.pairs, tokenizer, cache))
+            if not sources[1].is_pairs:
+                raise UserError(f"--preferences {wish.pairs}: no pairs of chosen and rejected")
+        self._set(("name",), wish.name, "")
+        self._set(("threads",), self.machine.threads, f"this machine: {self.machine.name}")
+        self._after(sources)
+        self._override()  # what is asked for is not decided again, but decided by
+        for looked, stage in (("mine", "sft"), ("pairs", "apo")):
+            if looked not in [source.name for source in sources]:
+                self.text.remove(("sources", looked))
+                self.text.remove(("stages", stage))
+        for source in sources:
+            self.said.append(f"{source.name}: {source}")
+            for key in source.spec:
+                self.text.set(("sources", source.name, key), source.spec[key])
+            self._stage("apo" if source.is_pairs else "sft", source, sources[0])
+        if self.machine.is_cpu:
+            self._shorten(sources)
+        self._pace(sources)
+        self._override()  # where a decision was about the mapping around it
+        load_recipe_text(self.text.text, FILE)  # whatever was set is checked before it is written
+        return self.text.text, self.said
+
+    def _override(self) -> None:
+        """What --set says, each on its line."""
+        for override in self.wish.overrides:
+            name, equals, value = override.partition("=")
+            if not equals or not name:
+                raise UserError(f"--set {override}: write it as key.path=value")
+            key: Key = tuple(int(p) if p.isdigit() else p for p in name.split("."))
+            if key[:-1] and self._value(key[:1]) is None:
+                raise UserError(f"--set {name}: there is no '{key[0]}'")
+            self.text.set(key, parse_yaml(value or "null", f"--set {name}")[0], "said by --set")
+            if key[-1] in ("steps", "tokens") and self._value((*key[:-1], "epochs")) is not None:
+                self.text.remove((*key[:-1], "epochs"))
+
+    def _set(self, key: Key, value: Any, why: str) -> None:
+        """A line of the recipe, said to the user; what --set decides is not decided here."""
+        if self._is_asked(".".join(map(str, key))):
+            return
+        decision = Decision(key, value, why)
+        self.text.set(key, value, why)
+        if why:
+            self.said.append(str(decision))
+
+    # one stage
+
+    def _stage(self, name: str, source: Looked, first: Looked) -> None:
+        wish, at = self.wish, ("stages", name)
+        if name == "sft" or source is first:
+            self.text.set((*at, "from"), wish.base)
+        self._context(at, source)
+        context = self._value((*at, "context"))
+        rows = len(source.lengths) if source.is_pairs else math.ceil(source.tokens / context / 0.9)
+        epochs = self._value((*at, "epochs")) or 1
+        batch = _power_below(epochs * rows / STEPS, 2 if source.is_pairs else 1, 32)
+        self._set(
+            (*at, "batch"),
+            batch,
+            f"{epochs:g} epochs are about {epochs * rows // batch:,.0f} steps",
+        )
+        self._fit(at)
+        self._rate(at, first is not source)
+
+    def _context(self, at: Key, source: Looked) -> None:
+        most = self.config.context
+        long = float(np.quantile(source.lengths, 0.99))
+        wanted = self.wish.context or min(max(128, 2 ** math.ceil(math.log2(long))), most)
+        cut = int((source.lengths > wanted + 1).sum())
+        lost = f"{cut:,} are longer and are {'left out' if source.is_pairs else 'cut'}"
+        why = f"99% have at most {long:,.0f} tokens" + (f"; {lost}" if cut else "")
+        self._set((*at, "context"), wanted, f"--context; {why}" if self.wish.context else why)
+        if wanted > most:
+            # SmolLM3 went from 4k to 32k with 40 times the theta, from 32k to 64k with 2.5 times.
+            theta = self.config.rope_theta * (wanted / most) ** 1.5
+            why = f"longer rows than the model's {most:,} need slower rotations"
+            self._set((*at, "rope_theta"), float(f"{theta:.2g}"), why)
+
+    def _fit(self, at: Key) -> None:
+        """Adapter, precision, recompute and micro_batch: the first choice that fits."""
+        machine, wish = self.machine, self.wish
+        half = machine.half
+        self._set(
+            (*at, "precision"),
+            "bfloat16" if half else "float32",
+            f"{machine.name} {'has' if half else 'has no'} units for bfloat16",
+        )
+        stage = self._recipe().stages[str(at[1])]
+        assert isinstance(stage, TrainStage)
+        for kind, recompute, rows in self._choices(at):
+            adapter = _adapter(kind)
+            choice: dict[str, Any] = {
+                "adapter": adapter,
+                "recompute": recompute,
+                "micro_batch": rows,
+            }
+            if adapter is not None:
+                choice["adapter"] = Adapter.model_validate(adapter)
+            free = [key for key in choice if not self._is_asked(f"stages.{at[1]}.{key}")]
+            stage = stage.model_copy(update={key: choice[key] for key in free})
+            memory = training_memory(self.config, stage, Layout(), sharded=False, chunk=LOGITS)
+            if memory.total <= SHARE * machine.memory:
+                break
+        else:
+            raise UserError(
+                f"{wish.model}: training it needs {size(memory.total)}, and {machine.name} has "
+                f"{size(machine.memory)} free; take a smaller model or --context"
+            )
+        learnt = trained_parameters(self.config, stage.adapter)
+        share = learnt / self.config.parameters
+        needs = f"{size(memory.total)} of the {size(machine.memory)} that are free"
+        if stage.adapter is None:
+            why = f"all {count(learnt)} weights are trained, as --adapter full says; {needs}"
+        else:
+            said = "--adapter; " if wish.adapter != "auto" else ""
+            why = f"{said}{count(learnt)} weights are trained, {share:.1%} of the model's; {needs}"
+        self._set((*at, "adapter"), _adapter(kind), why)
+        if recompute != "none":
+            self._set((*at, "recompute"), recompute, "what the backward pass needs would not fit")
+        self._set((*at, "micro_batch"), rows, "rows at once, the rest of a batch one after another")
+
+    def _choices(self, at: Key) -> list[tuple[str, str, int]]:
+        """(adapter, recompute, micro_batch), best first."""
+        asked = self.wish.adapter
+        kinds = ["lora", "qlora"] if asked == "auto" else [asked]
+        batch = self._value((*at, "batch"))
+        # More rows at once bring nothing on a CPU.
+        sizes = [1] if self.machine.is_cpu else [n for n in (8, 4, 2, 1) if batch % n == 0]
+        return [
+            (kind, recompute, rows)
+            for kind in kinds
+            for recompute in ("none", "selective", "full")
+            for rows in (sizes if recompute == "none" else [1])
+        ]
+
+    def _rate(self, at: Key, again: bool) -> None:
+        """2e-5 for 3B weights, as SmolLM3's SFT; smaller models learn at more, an adapter at ten
+        times as much (Schulman et al. 2025, "LoRA without regret")."""
+        rate = 2e-5 * math.sqrt(3e9 / self.config.parameters)
+        adapted = self._value((*at, "adapter")) is not None
+        peak = min(rate * (10 if adapted else 1), 1e-3) / (10 if at[1] == "apo" else 1)
+        why = f"for {count(self.config.parameters)} weights" + (
+            ", ten times as much for an adapter" if adapted else ""
+        )
+        why += "; a tenth of that for preferences" if at[1] == "apo" else ""
+        self._set((*at, "lr", "peak"), float(f"{peak:.2g}"), why)
+
+    # the whole
+
+    def _after(self, sources: Sequence[Looked]) -> None:
+        claims = [
+            {
+                "claim": "Held-out documents are likelier than before",
+                "metric": f"loss/{s.name}",
+                "model": "sft",
+                "baseline_model": self.wish.base,
+                "compare": "difference",
+                "at_most": 0,
+            }
+            if not s.is_pairs
+            else {
+                "claim": "Chosen answers are preferred more often than before",
+                "metric": "preference/margin",
+                "model": "apo",
+                "baseline_model": self.wish.base,
+                "compare": "difference",
+                "at_least": 0,
+            }
+            for s in sources
+        ]
+        at: Key = ("stages", "compare", "claims")
+        for i in (1, 0):
+            if i < len(claims):
+                self.text.set((*at, i), claims[i])
+            else:
+                self.text.remove((*at, i))
+        if self.machine.is_cpu:
+            self._set(
+                ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
+            )
+            self._set(("stages", "compare", "answers"), 4, "written in a minute here")
+        if find_spec("gguf") is not None and _fits_gguf(self.config):
+            why = "for transformers and vLLM; for llama.cpp"
+            self._set(("stages", "export", "to"), ["hf:bfloat16", "gguf:q8_0"], why)
+
+    def _shorten(self, sources: Sequence[Looked]) -> None:
+        """A stage that a CPU would not finish soon gets fewer steps, said loudly."""
+        for cost in self._costs(sources):
+            at: Key = ("stages", cost.name)
+            if cost.seconds is None or cost.steps is None or cost.seconds <= LONGEST:
+                continue
+            if self._value((*at, "epochs")) is None or self._is_asked(f"stages.{cost.name}.epochs"):
+                continue
+            steps = max(10, int(cost.steps * LONGEST / cost.seconds))
+            self.text.remove((*at, "epochs"))
+            part = steps / cost.steps * 100
+            self._set(
+                (*at, "steps"),
+                steps,
+                f"{duration(LONGEST)} on this CPU, {part:.0f}% of the {cost.steps:,} steps that "
+                f"all epochs need ({duration(cost.seconds)}): more of them learn more",
+            )
+
+    def _is_asked(self, name: str) -> bool:
+        return any(override.partition("=")[0] == name for override in self.wish.overrides)
+
+    def _pace(self, sources: Sequence[Looked]) -> None:
+        """How often a stage looks at what is held out, and saves: about ten and five times."""
+        held = {source.name: source.held for source in sources}
+        for cost in self._costs(sources):
+            if cost.steps is None or self._is_asked(f"stages.{cost.name}.validation"):
+                continue
+            at: Key = ("stages", cost.name)
+            [name] = self._value((*at, "mixture"))
+            rows = min(held[name], max(4, cost.steps * self._value((*at, "batch")) // 40))
+            every = max(1, math.ceil(cost.steps / 10))
+            why = f"about ten looks at {rows} held-out rows, a tenth of the work; the best is kept"
+            current = self._value((*at, "validation"))
+            self._set((*at, "validation"), current | {"every": every, "rows": rows}, why)
+            self.text.set((*at, "save_every"), max(1, math.ceil(cost.steps / 5)))
+
+    def _costs(self, sources: Sequence[Looked]) -> list[Any]:
+        sizes = {
+            s.name: (len(s.lengths), int(s.lengths.sum()) if s.is_pairs else s.tokens)
+            for s in sources
+        }
+        costs = stage_costs(self._recipe(), sizes=sizes)
+        return [cost for cost in costs if cost.kind == "train"]
+
+    def _recipe(self) -> Recipe:
+        return load_recipe_text(self.text.text, FILE)
+
+    def _value(self, key: Key) -> Any:
+        value, _ = parse_yaml(self.text.text, FILE)
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else value[part]
+        return value
+
+
+def _fits_gguf(config: ModelConfig) -> bool:
+    try:
+        architecture(config)
+    except UserError:
+        return False
+    return not (config.hidden % 32 or config.ffn % 32)  # blocks of q8_0
+
+
+def _shipped() -> str:
+    return (resources.files("smollm3") / "recipes" / FILE).read_text(encoding="utf-8")
+
+
+def _adapter(kind: str) -> dict[str, Any] | None:
+    if kind == "full":
+        return None
+    if kind == "qlora":
+        return {"kind": "lora", "rank": RANK, "alpha": 2 * RANK, "base": "nf4"}
+    return {"kind": kind, "rank": RANK, "alpha": 2 * RANK}
+
+
+def _power_below(n: float, least: int, most: int) -> int:
+    """The largest power of two up to n, within limits."""
+    return min(max(1 << int(math.log2(max(n, 1))), least), most)
+
+
+def check_same(text: str, wish: Wish, file: Path) -> None:
+    """UserError where the recipe that lies there is for another model or other data."""
+    recipe = load_recipe_text(text, str(file))
+    wanted = [source_of(where) for where in (wish.data, wish.pairs) if where]
+    stages = [s for s in recipe.stages.values() if isinstance(s, TrainStage)]
+    if (
+        sorted(map(_place, wanted)) != sorted(map(_place, recipe.sources.values()))
+        or not stages
+        or stages[0].from_ != wish.base
+    ):
+        raise UserError(f"{file}: is for another model or other data; take another --out")
+
+
+def _place(source: Source) -> tuple[str, ...]:
+    return getattr(source, "repo", ""), *getattr(source, "files", ())

