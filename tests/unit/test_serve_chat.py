@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.support.serving import Settings, added_up, events, local, plain, speaking
 
-from smollm3.infer.errors import UnsupportedConstraint
+from smollm3.errors import UserError
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 4}}\n</tool_call>'
@@ -200,9 +200,9 @@ def test_the_glass_box_tells_every_token(client):
 
 def test_one_call_only_where_no_grammar_sees_to_it(client, monkeypatch):
     def unsupported(*_):
-        raise UnsupportedConstraint("tools: no grammar")
+        raise UserError("tools: no grammar")
 
-    monkeypatch.setattr("smollm3.infer.constrain.masks.Constraints._matcher", unsupported)
+    monkeypatch.setattr("smollm3.infer.constrain.masks.Constraints._compiled", unsupported)
     both = whole(client, "call", tools=[TOOL])["choices"][0]["message"]["tool_calls"]
     assert len(both) == 2
     choice = whole(client, "call", tools=[TOOL], parallel_tool_calls=False)["choices"][0]

@@ -74,5 +74,9 @@ def refused(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
+def too_late(seconds: float) -> ApiError:
+    return ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
+
+
 def shutting_down() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -54,11 +56,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service)
+        state = scope.setdefault("state", {})
+        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service, state)
         path = scope["path"]
         try:
-            salt = self._check(scope, path)
-            scope.setdefault("state", {})["salt"] = salt
+            state["salt"] = self._check(scope, path)
             if scope["method"] == "OPTIONS" and reply.foreign:
                 await _preflight(scope, receive, reply.send)
             else:
@@ -146,8 +148,11 @@ class Guard:
 class _Reply:
     """What goes out, with the headers that everything has."""
 
-    def __init__(self, send: Send, origin: str | None, service: Service) -> None:
+    def __init__(
+        self, send: Send, origin: str | None, service: Service, state: dict[str, Any]
+    ) -> None:
         self._send = send
+        self._state = state
         self.started = time.perf_counter()
         self.status = 0
         self.complete = False
@@ -159,12 +164,24 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers.update(SECURITY)
             headers.setdefault("cache-control", "no-store")
+            if warnings := self._state.get("warnings"):
+                headers["warning"] = _warning(warnings)
             if self.foreign:
                 headers["access-control-allow-origin"] = self.foreign
                 headers["vary"] = "origin"
         await self._send(message)
         if message["type"] == "http.response.body":
             self.complete = not message.get("more_body")
+
+
+def _warning(lines: Sequence[str]) -> str:
+    """In the form of RFC 7234: 299 is one that stays true."""
+    texts = (
+        line.encode("ascii", "replace").decode().replace("\\", "").replace('"', "'")
+        for line in lines
+    )
+    printable = ("".join(c for c in text if c.isprintable())[:200] for text in texts)
+    return ", ".join(f'299 smollm3 "{text}"' for text in printable)[:2000]
 
 
 def _trace(error: BaseException | None) -> str:

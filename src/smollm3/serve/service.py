@@ -6,7 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeVar
@@ -18,11 +19,11 @@ from starlette.types import Receive, Scope, Send
 from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.infer.errors import RequestFailed
+from smollm3.infer.errors import EngineClosed, RequestFailed
 from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused, shutting_down
+from smollm3.serve.errors import ApiError, refused, shutting_down, too_late
 from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.settings import Keys, Settings
 from smollm3.serve.steps import RunsPython, Steps
@@ -136,9 +137,37 @@ class Service:
 
         async def work() -> Answering:
             async with self.answering(ask, salt_of(request), run) as answering:
+                warn(request, answering.warnings)
                 async for _ in self._watched(answering):
                     pass
                 return answering
+
+        return await unless_gone(request, work())
+
+    async def read(
+        self, request: Request, count: int, start: Callable[[], Sequence[Future[T]]]
+    ) -> list[T]:
+        """What the engine finds in texts that it only reads, once it is their turn. count: how many
+        answers' places they take. start: hands them to the engine; called in a thread."""
+
+        async def work() -> list[T]:
+            self.check_open()
+            places = min(count, self.settings.running)
+            await self.admission.enter(places)
+            try:
+                async with asyncio.timeout(self.settings.request_seconds):
+                    started = await asyncio.to_thread(start)
+                    # Shielded: the engine sets them, whoever still waits.
+                    waits = (asyncio.shield(asyncio.wrap_future(f)) for f in started)
+                    return await asyncio.gather(*waits)
+            except EngineClosed:
+                raise shutting_down() from None
+            except UserError as e:
+                raise refused(str(e)) from None
+            except TimeoutError:
+                raise too_late(self.settings.request_seconds) from None
+            finally:
+                self.admission.leave(places)
 
         return await unless_gone(request, work())
 
@@ -154,6 +183,7 @@ class Service:
         context = self.answering(ask, salt_of(request), run)
         answering = await unless_gone(request, context.__aenter__())
         teller = tell(answering)
+        warn(request, answering.warnings)
 
         async def chunks() -> AsyncIterator[bytes]:
             try:
@@ -221,6 +251,11 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def warn(request: Request, lines: Iterable[str]) -> None:
+    """Say this in the reply's header `warning`."""
+    request.state.warnings = [*getattr(request.state, "warnings", ()), *lines]
 
 
 def salt_of(request: Request) -> str:

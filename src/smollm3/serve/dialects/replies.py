@@ -66,9 +66,11 @@ class ChatLogprobs(ApiReply):
 
 
 class CompletionLogprobs(ApiReply):
+    """The first token of an echoed prompt has no figures."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
