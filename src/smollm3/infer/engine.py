@@ -24,7 +24,7 @@ from smollm3.infer.blocks import blocks_of
 from smollm3.infer.constrain.masks import Constraints, ConstraintSpec
 from smollm3.infer.generation import Channel, Completion, Generation, Step
 from smollm3.infer.hooks import Constraint, MakeDrafter
-from smollm3.infer.jobs import AnswerJob, Reading
+from smollm3.infer.jobs import AnswerJob, Job, Pooling, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
 from smollm3.infer.speculation import StepCosts
 from smollm3.infer.text import TextStream
@@ -135,7 +135,7 @@ class Engine:
         if getattr(self._held, "jobs", None) is not None:  # inside another
             yield
             return
-        jobs: list[AnswerJob | Reading] = []
+        jobs: list[Job] = []
         self._held.jobs = jobs
         try:
             yield
@@ -243,6 +243,16 @@ class Engine:
         found.add_done_callback(partial(_tell_steps, self.tokenizer, ids, top, told))
         return told
 
+    def submit_embeddings(self, batch: Sequence[Sequence[int]]) -> list[Future[Tensor]]:
+        """[E] float32 of each text: the mean over its tokens of what the last layer says of them,
+        without waiting. A decoder's token knows only what stands before it."""
+        futures: list[Future[Tensor]] = [Future() for _ in batch]
+        for ids in batch:
+            self._check(ids)
+            self._check_room(len(ids))
+        self._add([Pooling(list(i), f) for i, f in zip(batch, futures, strict=True)])
+        return futures
+
     def logprobs(self, ids: Sequence[int]) -> Tensor:
         """[T, V] log-probabilities of what follows each token, float32 on the CPU: much memory."""
         self._check(ids)
@@ -319,9 +329,9 @@ class Engine:
     def _constraints(self) -> Constraints:
         return Constraints(self.tokenizer, self.config.vocab_size)
 
-    def _add(self, jobs: Sequence[AnswerJob | Reading]) -> None:
+    def _add(self, jobs: Sequence[Job]) -> None:
         self._check_process()
-        held: list[AnswerJob | Reading] | None = getattr(self._held, "jobs", None)
+        held: list[Job] | None = getattr(self._held, "jobs", None)
         if held is None:
             self._worker.add(jobs)
         else:

@@ -21,6 +21,7 @@ from smollm3.serve.dialects import (
     openai_chat,
     openai_completions,
     openai_responses,
+    reading,
     tools,
 )
 from smollm3.serve.errors import ApiError, dialect_of, refused
@@ -54,7 +55,15 @@ def routes(service: Service) -> FastAPI:
         docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
         redoc_url=None,
     )
-    for module in (openai_chat, openai_completions, openai_responses, anthropic, models, tools):
+    for module in (
+        openai_chat,
+        openai_completions,
+        openai_responses,
+        reading,
+        anthropic,
+        models,
+        tools,
+    ):
         app.include_router(module.router(service))
     page.add(app)
     app.add_exception_handler(RequestValidationError, _invalid)
