@@ -17,6 +17,7 @@ from smollm3.infer import Engine
 from smollm3.serve import page
 from smollm3.serve.dialects import (
     anthropic,
+    llama_server,
     models,
     openai_chat,
     openai_completions,
@@ -60,6 +61,7 @@ def routes(service: Service) -> FastAPI:
         openai_completions,
         openai_responses,
         reading,
+        llama_server,
         anthropic,
         models,
         tools,

@@ -389,17 +389,6 @@ class ApprovalTaken(ApiReply):
     allowed: bool
 
 
-class Tokenized(ApiReply):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class Detokenized(ApiReply):
-    prompt: str
-    content: str
-
-
 class Health(ApiReply):
     status: str
 
