@@ -34,6 +34,9 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 
+EVENTS, LINES = "text/event-stream", "application/x-ndjson"  # media types of streams
+
+
 class Gone(Exception):
     """The client has hung up."""
 
@@ -177,9 +180,10 @@ class Service:
         ask: Ask,
         tell: Callable[[Answering], Tell],
         run: RunsPython | None = None,
+        media_type: str = EVENTS,
     ) -> Response:
-        """An event stream of what `tell` makes of the answers. What is wrong with the request is
-        raised before it begins."""
+        """A stream of what `tell` makes of the answers. What is wrong with the request is raised
+        before it begins."""
         context = self.answering(ask, salt_of(request), run)
         answering = await unless_gone(request, context.__aenter__())
         teller = tell(answering)
@@ -199,7 +203,7 @@ class Service:
         async def close() -> None:
             await context.__aexit__(None, None, None)
 
-        return EventStream(chunks(), close)
+        return EventStream(chunks(), close, media_type)
 
     async def _watched(self, answering: Answering) -> AsyncIterator[StreamEvent]:
         watches = [Watch(self.metrics) for _ in range(answering.ask.count)]
@@ -218,10 +222,15 @@ class Tell(Protocol):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; `close` is called however they end."""
+    """Server-sent events, or lines of JSON; `close` is called however they end."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(chunks, media_type="text/event-stream")
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+        media_type: str = EVENTS,
+    ) -> None:
+        super().__init__(chunks, media_type=media_type)
         self.headers["x-accel-buffering"] = "no"  # proxies would collect them
         self._close = close
 

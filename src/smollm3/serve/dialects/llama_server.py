@@ -1,4 +1,4 @@
-"""Texts to tokens and back, prompts and what the server is like: llama-server's and vLLM's shapes."""
+"""Texts to tokens and back, prompts, the server's properties: as llama-server and vLLM tell it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Tokenized(ApiReply):
     tokens: list[int] | list[Piece]
     count: int
     max_model_len: int
-    token_strs: list[str] = []
+    token_strs: list[str] = Field(default_factory=list)
 
 
 class Detokenized(ApiReply):

@@ -37,6 +37,10 @@ class ErrorReply(ApiReply):
     error: ErrorDetail
 
 
+class OllamaError(ApiReply):
+    error: str
+
+
 class AnthropicErrorDetail(ApiReply):
     type: str
     message: str
@@ -415,7 +419,9 @@ def replies(
         status: {"model": error, "description": told} for status, told in _ERRORS.items()
     }
     said[200] = {"model": model, "description": "The answer"}
-    if stream:
+    if stream and error is OllamaError:
+        said[200]["content"] = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    elif stream:
         fields = {"event": {"type": "string"}, "data": {"type": "string"}}
         event = {"type": "object", "properties": fields, "description": "One of its events"}
         events = {"schema": event}
