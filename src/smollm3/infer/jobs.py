@@ -184,7 +184,7 @@ class Pooling(Job):
         self._sum = self._sum + states_NE.sum(0, dtype=torch.float64)
         if step.start + step.count < len(self.sequence.ids):
             return False
-        self.result.set_result((self._sum / len(self.sequence.ids)).float())  # type: ignore[union-attr]
+        self.result.set_result((self._sum / len(self.sequence.ids)).float())
         return True
 
     def fail(self, error: BaseException) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from smollm3.errors import UserError
 from smollm3.infer import Step
@@ -31,6 +32,21 @@ class Quiet:
 
 
 StreamEvent = Part | End | Ran | Quiet
+
+
+class Answered(Protocol):
+    """Complete answers to what one HTTP request, or one line of a batch, asks."""
+
+    @property
+    def ask(self) -> Ask: ...
+    @property
+    def replies(self) -> Sequence[Reply]: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def prompt(self) -> list[int]: ...
+    @property
+    def cached(self) -> int: ...
 
 
 class Answering:

@@ -38,6 +38,8 @@ SECURITY = {
 }
 FAULT = "the server has failed on this request; its log says where"
 GONE = 499  # the client has hung up; for the log and the figures only
+UPLOADS = "/v1/files"
+MULTIPART = 1 << 16  # bytes around an uploaded file
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -111,12 +113,17 @@ class Guard:
             return receive
         headers, most = Headers(scope=scope), self._service.settings.max_body_bytes
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        upload = kind == "multipart/form-data" and scope["path"] == UPLOADS
+        if upload:
+            most = self._service.settings.max_file_bytes + MULTIPART
+        elif kind != "application/json" and (kind or _has_body(headers)):
             raise ApiError(415, "send the body as content-type: application/json")
         length = headers.get("content-length", "0")
         too_large = ApiError(413, f"the body is larger than {most} bytes")
         if not length.isdigit() or len(length) > 18 or int(length) > most:
             raise too_large
+        if upload:
+            return _measured(receive, most, too_large)
         parts, size = [], 0
         while True:
             message = await receive()
@@ -143,6 +150,25 @@ class Guard:
         metrics.requests.labels(path, str(reply.status)).inc()
         metrics.seconds.labels(path).observe(seconds)
         requests.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def _measured(receive: Receive, most: int, too_large: ApiError) -> Receive:
+    """A body that its reader keeps on a disk, and that is not longer than it may be."""
+    size = 0
+
+    async def measured() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise too_large
+        return message
+
+    return measured
 
 
 class _Reply:

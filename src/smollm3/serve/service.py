@@ -62,6 +62,7 @@ class Service:
         self.metrics = Metrics(engine, self.admission)
         self.draining = False
         self._live: set[Answering] = set()
+        self._ends: list[Callable[[], None]] = []
 
     def check_open(self) -> None:
         """Raises ApiError once nothing new is taken."""
@@ -126,6 +127,12 @@ class Service:
     def drain(self) -> None:
         """Take nothing new."""
         self.draining = True
+        for end in self._ends:
+            end()
+
+    def at_end(self, end: Callable[[], None]) -> None:
+        """Have this called when the server is about to end."""
+        self._ends.append(end)
 
     def end_all(self) -> None:
         """What still runs ends with an error that says why."""

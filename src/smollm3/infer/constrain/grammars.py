@@ -325,11 +325,11 @@ def _object_schema(where: str, parameters: Any) -> dict[str, Any]:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise UserError(f"{where}: must be a JSON schema of an object, not {parameters!r:.80}")
-    parameters = {"type": "object", **parameters}
-    required, declared = parameters.get("required"), parameters.get("properties")
-    if parameters.keys() <= _PLAIN:
-        parameters["additionalProperties"] = False  # who declares some has no use for others
+    told: dict[str, Any] = {**parameters, "type": "object"}
+    required, declared = told.get("required"), told.get("properties")
+    if told.keys() <= _PLAIN:
+        told["additionalProperties"] = False  # who declares some has no use for others
         if isinstance(required, list) and isinstance(declared, Mapping | None):
-            named = {name: {} for name in required if isinstance(name, str)}
-            parameters["properties"] = {**named, **(declared or {})}
-    return parameters
+            named: dict[str, Any] = {name: {} for name in required if isinstance(name, str)}
+            told["properties"] = {**named, **(declared or {})}
+    return told

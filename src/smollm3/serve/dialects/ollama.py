@@ -36,6 +36,7 @@ from smollm3.serve.service import LINES, Json, Service, Tell
 
 # Of Ollama, whose API this is; clients look whether it is new enough for them.
 VERSION = "0.13.0"
+_SHOWN = ReasoningDelta | ContentDelta | CallEnd
 _NEVER = "2318-01-01T00:00:00Z"  # when it is unloaded
 
 
@@ -217,7 +218,7 @@ async def _answer(
     answering = await service.whole(request, ask)
     [reply] = answering.replies
     calls = [CallEnd(i, b.call) for i, b in enumerate(reply.blocks.calls) if b.call is not None]
-    events = [
+    events: list[Event] = [
         ReasoningDelta(reply.blocks.text("reasoning")),
         # A continued text has no blocks that were asked for: it is told as it was written.
         ContentDelta(reply.text if reply.request.prompt is not None else reply.message.content),
@@ -308,9 +309,11 @@ class _Teller(Tell):
             return b""
         if self._form.first is None:
             self._form.first = time.perf_counter_ns()
-        events = [ContentDelta(event.text)] if self._raw else list(event.events)
+        events: list[Event] = list(event.events)
+        if self._raw:
+            events = [ContentDelta(event.text)]
         steps = [event.step] if event.step is not None else []
-        shows = [e for e in events if isinstance(e, CallEnd) or getattr(e, "text", "")]
+        shows: list[Event] = [e for e in events if isinstance(e, _SHOWN)]
         told = self._form.answer(shows, steps, None)
         return _line(told) if shows or told.logprobs else b""
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smollm3 import turn
 from smollm3.infer import Step
-from smollm3.serve.answering import Answering, Quiet, StreamEvent
+from smollm3.serve.answering import Answered, Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
     OpenSampling,
@@ -62,9 +62,9 @@ def router(service: Service) -> APIRouter:
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue a text."""
         model = service.check_model(body.model)
-        ask = _ask_of(service, body)
+        ask = ask_of(service, body)
         usage = with_usage(body.stream, body.stream_options)
-        echoes = await _echoes(service, request, body, ask) if body.echo else [_Echo()] * ask.count
+        echoes = await _echoes(service, request, body, ask) if body.echo else [Echo()] * ask.count
         if body.max_tokens == 0:
             return _echoed(service, body, model, echoes).response()
         if body.stream:
@@ -74,12 +74,12 @@ def router(service: Service) -> APIRouter:
                 lambda answering: _Teller(service, body, model, answering, usage, echoes),
             )
         answering = await service.whole(request, ask)
-        return _completion(service, body, model, answering, echoes).response()
+        return completion(service, body, model, answering, echoes).response()
 
     return routes
 
 
-def _ask_of(service: Service, body: CompletionBody) -> Ask:
+def ask_of(service: Service, body: CompletionBody) -> Ask:
     settings, given = service.settings, body.prompt
     prompts: Sequence[Any] = (
         given if isinstance(given, list) and not isinstance(given[0], int) else [given]
@@ -104,7 +104,7 @@ def _ask_of(service: Service, body: CompletionBody) -> Ask:
 
 
 @dataclass(frozen=True)
-class _Echo:
+class Echo:
     """A prompt as it stands before its answer. steps: its tokens, where their figures are told."""
 
     text: str = ""
@@ -112,9 +112,7 @@ class _Echo:
     tokens: int = 0
 
 
-async def _echoes(
-    service: Service, request: Request, body: CompletionBody, ask: Ask
-) -> list[_Echo]:
+async def _echoes(service: Service, request: Request, body: CompletionBody, ask: Ask) -> list[Echo]:
     """One for each answer."""
     engine = service.engine
     given = [asked.ids(engine.tokenizer) for asked in ask.requests]
@@ -128,12 +126,12 @@ async def _echoes(
     for asked, ids, read in zip(ask.requests, given, steps, strict=True):
         prompt = asked.prompt
         text = prompt if isinstance(prompt, str) else engine.tokenizer.decode(ids)
-        echoes += [_Echo(text, read, len(ids))] * ask.n
+        echoes += [Echo(text, read, len(ids))] * ask.n
     return echoes
 
 
 def _echoed(
-    service: Service, body: CompletionBody, model: str, echoes: Sequence[_Echo]
+    service: Service, body: CompletionBody, model: str, echoes: Sequence[Echo]
 ) -> TextCompletion:
     """Prompts without answers."""
     choices = [
@@ -167,12 +165,12 @@ def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], off
     return {"logprobs": told}
 
 
-def _completion(
+def completion(
     service: Service,
     body: CompletionBody,
     model: str,
-    answering: Answering,
-    echoes: Sequence[_Echo],
+    answering: Answered,
+    echoes: Sequence[Echo],
 ) -> TextCompletion:
     tokenizer = service.engine.tokenizer
     choices = [
@@ -203,7 +201,7 @@ class _Teller(Tell):
         model: str,
         answering: Answering,
         usage: bool,
-        echoes: Sequence[_Echo],
+        echoes: Sequence[Echo],
     ) -> None:
         self._echoes = dict(enumerate(echoes)) if body.echo else {}
         self._service = service

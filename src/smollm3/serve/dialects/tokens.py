@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smollm3.infer import Step
-from smollm3.serve.answering import Answering
+from smollm3.serve.answering import Answered
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.replies import (
     CachedTokens,
@@ -120,7 +120,7 @@ def glass_of(tokenizer: Tokenizer, ask: Ask, steps: Sequence[Step]) -> dict[str,
     return {"tokens": [glass_token(tokenizer, s) for s in steps]} if ask.glass_box else {}
 
 
-def prompt_detail(tokenizer: Tokenizer, answering: Answering) -> dict[str, Any]:
+def prompt_detail(tokenizer: Tokenizer, answering: Answered) -> dict[str, Any]:
     """All tokens of the prompt, and whether the prefix cache had them."""
     if not answering.ask.glass_box:
         return {}
