@@ -23,8 +23,10 @@ from smollm3.infer.errors import EngineClosed, RequestFailed
 from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
+from smollm3.serve.conversation_store import ConversationStore
 from smollm3.serve.errors import ApiError, refused, shutting_down, too_late
 from smollm3.serve.metrics import Metrics, Watch
+from smollm3.serve.response_store import ResponseStore
 from smollm3.serve.settings import Keys, Settings
 from smollm3.serve.steps import RunsPython, Steps
 from smollm3.serve.tool_executor import ToolExecutor
@@ -60,6 +62,9 @@ class Service:
         self.created = int(time.time())
         self.admission = AdmissionQueue(settings.running, settings.queue, settings.queue_seconds)
         self.metrics = Metrics(engine, self.admission)
+        kept = settings.stored_responses, settings.stored_bytes
+        self.responses = ResponseStore(*kept)
+        self.conversations = ConversationStore(*kept)
         self.draining = False
         self._live: set[Answering] = set()
         self._ends: list[Callable[[], None]] = []

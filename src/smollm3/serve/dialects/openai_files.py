@@ -105,6 +105,11 @@ class BatchList(ApiReply):
     last_id: str | None
 
 
+_CONTENT = {status: told for status, told in replies(StoredFile).items() if status != 200}
+_CONTENT[200] = {
+    "description": "The file",
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
 _FORM = {
     "requestBody": {
         "required": True,
@@ -162,7 +167,7 @@ def router(service: Service) -> APIRouter:
         """What is known of a file."""
         return StoredFile(**_bare(kept.store.get("files", name, salt_of(request)))).response()
 
-    @routes.get("/v1/files/{name}/content", response_class=Response)
+    @routes.get("/v1/files/{name}/content", response_class=FileResponse, responses=_CONTENT)
     def content(name: str, request: Request) -> Response:
         """A file as it was sent, or made."""
         record = kept.store.get("files", name, salt_of(request))

@@ -249,6 +249,10 @@ class ResponseError(ApiReply):
     message: str
 
 
+class ConversationId(ApiReply):
+    id: str
+
+
 class ResponseReply(ApiReply):
     """What was asked stands in it too."""
 
@@ -277,6 +281,7 @@ class ResponseReply(ApiReply):
     truncation: Literal["disabled"]
     metadata: dict[str, str]
     background: Literal[False]
+    conversation: ConversationId | None = None
 
 
 class DeletedResponse(ApiReply):
