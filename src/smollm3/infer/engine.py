@@ -207,10 +207,14 @@ class Engine:
         return [future.result()[:, 0].tolist() for future in self.submit_scores(batch, firsts)]
 
     def submit_scores(
-        self, batch: Sequence[Sequence[int]], firsts: Sequence[int] | None = None
+        self,
+        batch: Sequence[Sequence[int]],
+        firsts: Sequence[int] | None = None,
+        cache_salt: str = "",
     ) -> list[Future[Tensor]]:
         """[R, 2] of each text, without waiting: log-probabilities of each token from place `first`
-        on, and of the likeliest token there; the two are equal where greedy sampling takes it."""
+        on, and of the likeliest token there; the two are equal where greedy sampling takes it.
+        cache_salt: as in `submit`, here and below."""
         firsts = [1] * len(batch) if firsts is None else firsts
         jobs: list[Reading] = []
         futures: list[Future[Tensor]] = []
@@ -222,13 +226,16 @@ class Engine:
             if first < len(ids):
                 self._check_room(len(ids) - 1)
                 reduce = partial(_chosen, torch.tensor(ids))
-                jobs.append(Reading(list(ids[:-1]), first - 1, reduce, futures[-1]))
+                text = list(ids[:-1])
+                jobs.append(Reading(text, first - 1, reduce, futures[-1], cache_salt))
             else:
                 futures[-1].set_result(torch.empty(0, 2))
         self._add(jobs)
         return futures
 
-    def submit_steps(self, ids: Sequence[int], top: int) -> Future[list[Step]]:
+    def submit_steps(
+        self, ids: Sequence[int], top: int, cache_salt: str = ""
+    ) -> Future[list[Step]]:
         """A text's tokens as an answer's are told, with the `top` likeliest of each place, without
         waiting. Nothing stands before the first: its figure is not a number."""
         self._check(ids)
@@ -236,21 +243,24 @@ class Engine:
         found: Future[Tensor] = Future()
         if len(ids) > 1:
             reduce = partial(_ranked, torch.tensor(ids), top)
-            self._add([Reading(list(ids[:-1]), 0, reduce, found)])
+            self._add([Reading(list(ids[:-1]), 0, reduce, found, cache_salt)])
         else:
             found.set_result(torch.empty(0, 1 + 2 * top, dtype=torch.float64))
         told: Future[list[Step]] = Future()
         found.add_done_callback(partial(_tell_steps, self.tokenizer, ids, top, told))
         return told
 
-    def submit_embeddings(self, batch: Sequence[Sequence[int]]) -> list[Future[Tensor]]:
+    def submit_embeddings(
+        self, batch: Sequence[Sequence[int]], cache_salt: str = ""
+    ) -> list[Future[Tensor]]:
         """[E] float32 of each text: the mean over its tokens of what the last layer says of them,
         without waiting. A decoder's token knows only what stands before it."""
         futures: list[Future[Tensor]] = [Future() for _ in batch]
         for ids in batch:
             self._check(ids)
             self._check_room(len(ids))
-        self._add([Pooling(list(i), f) for i, f in zip(batch, futures, strict=True)])
+        pairs = zip(batch, futures, strict=True)
+        self._add([Pooling(list(ids), cache_salt, future) for ids, future in pairs])
         return futures
 
     def logprobs(self, ids: Sequence[int]) -> Tensor:

@@ -144,8 +144,9 @@ class Reading(Job):
         first: int,
         reduce: Callable[[Tensor, int], Tensor],
         result: Future[Tensor],
+        cache_salt: str = "",
     ) -> None:
-        self.sequence = Sequence(ids, len(ids), logits_from=first)
+        self.sequence = Sequence(ids, len(ids), cache_salt, logits_from=first)
         self.result = result
         self._reduce = reduce
         self._results: list[Tensor] = []
@@ -170,8 +171,8 @@ class Reading(Job):
 class Pooling(Job):
     """A text of which the mean over its tokens' final states is wanted. `result`: float32 [E]."""
 
-    def __init__(self, ids: list[int], result: Future[Tensor]) -> None:
-        self.sequence = Sequence(ids, len(ids), whole=True)
+    def __init__(self, ids: list[int], cache_salt: str, result: Future[Tensor]) -> None:
+        self.sequence = Sequence(ids, len(ids), cache_salt, whole=True)
         self.result = result
         self._sum: Tensor | float = 0.0
 

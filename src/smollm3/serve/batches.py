@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from smollm3.batch.answers import Answers
@@ -74,8 +75,11 @@ MakeAsk = Callable[[Json], tuple[Ask, Callable[[Finished], Json]]]
 class ApiLine:
     """A line of a batch's file."""
 
-    def __init__(self, values: Json, place: str, make: MakeAsk, check: Callable[[], None]) -> None:
-        """check: raises Stopped."""
+    def __init__(
+        self, values: Json, place: str, make: MakeAsk, salt: str, check: Callable[[], None]
+    ) -> None:
+        """salt: of the cache, its key's. check: raises Stopped."""
+        self._salt = salt
         self.id: str | int = values["custom_id"]
         self.place = place
         self.key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -92,7 +96,7 @@ class ApiLine:
         body.setdefault("seed", int(self.key[:12], 16))
         try:
             self._ask, self._tell = self._make(body)
-            return self._ask.start(engine, "")
+            return self._ask.start(engine, self._salt)
         except EngineClosed:
             raise Stopped from None
         except ApiError as e:
@@ -227,7 +231,7 @@ class Batches:
                 self._engine, kept, view, self._concurrency, welcome=lambda: not self._busy()
             )
             try:
-                run.run(self._lines(name, file, record["endpoint"]))
+                run.run(self._lines(record, file))
             except Stopped:
                 kept.sync()
                 if name not in self._cancelled:
@@ -235,11 +239,12 @@ class Batches:
                 stopped = True
         self._finish(name, total, stopped)
 
-    def _lines(self, name: str, file: io.BufferedReader, endpoint: str) -> Iterator[ApiLine]:
+    def _lines(self, record: Json, file: io.BufferedReader) -> Iterator[ApiLine]:
+        make = self._makers[record["endpoint"]]
         for number, line in _numbered(file):
             values = json.loads(line)
-            check = lambda: self._check(name)  # noqa: E731
-            yield ApiLine(values, f"line {number}", self._makers[endpoint], check)
+            check = partial(self._check, record["id"])
+            yield ApiLine(values, f"line {number}", make, record[OWNER], check)
 
     def _check(self, name: str) -> None:
         if self._ending.is_set() or name in self._cancelled:

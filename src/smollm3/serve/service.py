@@ -33,6 +33,7 @@ from smollm3.serve.tool_executor import ToolExecutor
 from smollm3.turn import Part
 
 T = TypeVar("T")
+Ids = Sequence[int]
 Json = dict[str, Any]
 
 
@@ -160,21 +161,23 @@ class Service:
         return await unless_gone(request, work())
 
     async def read(
-        self, request: Request, count: int, start: Callable[[], Sequence[Future[T]]]
+        self, request: Request, texts: Sequence[Ids], start: Callable[[str], Sequence[Future[T]]]
     ) -> list[T]:
-        """What the engine finds in texts that it only reads, once it is their turn. count: how many
-        answers' places they take. start: hands them to the engine; called in a thread."""
+        """What the engine finds in texts that it only reads, once it is their turn; each takes an
+        answer's place. start: hands them to the engine, with this salt; called in a thread."""
 
         async def work() -> list[T]:
             self.check_open()
-            places = min(count, self.settings.running)
+            places = min(len(texts), self.settings.running)
             await self.admission.enter(places)
             try:
                 async with asyncio.timeout(self.settings.request_seconds):
-                    started = await asyncio.to_thread(start)
+                    started = await asyncio.to_thread(start, salt_of(request))
                     # Shielded: the engine sets them, whoever still waits.
                     waits = (asyncio.shield(asyncio.wrap_future(f)) for f in started)
-                    return await asyncio.gather(*waits)
+                    found = await asyncio.gather(*waits)
+                self.metrics.tokens.labels("prompt").inc(sum(map(len, texts)))
+                return found
             except EngineClosed:
                 raise shutting_down() from None
             except UserError as e:

@@ -120,7 +120,7 @@ async def _echoes(service: Service, request: Request, body: CompletionBody, ask:
     if body.logprobs is not None:
         top = body.logprobs
         steps = await service.read(
-            request, len(given), lambda: [engine.submit_steps(ids, top) for ids in given]
+            request, given, lambda salt: [engine.submit_steps(ids, top, salt) for ids in given]
         )
     echoes = []
     for asked, ids, read in zip(ask.requests, given, steps, strict=True):

@@ -137,7 +137,7 @@ async def embed(
     if dimensions is not None and dimensions > engine.config.hidden:
         raise refused(f"dimensions: at most {engine.config.hidden} here", "dimensions")
     ids = [turn.Request(prompt=text).ids(engine.tokenizer) for text in texts]
-    found = await service.read(request, len(ids), lambda: engine.submit_embeddings(ids))
+    found = await service.read(request, ids, lambda salt: engine.submit_embeddings(ids, salt))
     return [_unit(state_E[:dimensions]) for state_E in found], sum(map(len, ids))
 
 
@@ -171,7 +171,9 @@ async def _relevance(
         prompts.append(turn.Request(asked, enable_thinking=False).ids(tokenizer))
     texts = [[*prompt, *answer] for prompt in prompts for answer in answers]
     firsts = [len(prompt) for prompt in prompts for _ in answers]
-    found = await service.read(request, len(documents), lambda: engine.submit_scores(texts, firsts))
+    found = await service.read(
+        request, prompts, lambda salt: engine.submit_scores(texts, firsts, salt)
+    )
     sums = [float(pair_R2[:, 0].sum()) for pair_R2 in found]
     scores = [
         1 / (1 + math.exp(min(no - yes, 700.0)))

@@ -407,12 +407,15 @@ _ERRORS = {
     401: "No key, or a wrong one",
     403: "A web page of elsewhere, or a name that is not this machine's",
     404: "No such model",
+    409: "It has ended already",
     413: "The body is too large",
     415: "The body is no JSON",
+    422: "The finished answer breaks the schema that was asked for",
     429: "The queue is full; Retry-After says when to try again",
     500: "A fault of the server",
     503: "The server is shutting down",
     504: "The answer took too long",
+    507: "There is no room on the disk",
 }
 
 
