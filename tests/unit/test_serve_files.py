@@ -1,15 +1,19 @@
 """Files and batches over HTTP: each key's own, whole or absent, resumed where the server ended."""
 
 import contextlib
+import datetime
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
 from tests.support.serving import Settings, listening, local, speaking
 
+from smollm3.infer.errors import EngineClosed
 from smollm3.serve import batches as running
+from smollm3.serve.batches import ApiLine, Stopped
 from smollm3.serve.errors import ApiError
 from smollm3.serve.file_store import FileStore
 
@@ -197,6 +201,21 @@ def test_what_was_answered_is_not_answered_again(engine, folder, tokenizer):
         for before, after in zip(kept, good, strict=False):
             assert before["body"]["id"] == after["response"]["body"]["id"]
         client.service.drain()
+
+
+def test_an_engine_that_ends_is_no_answer():
+    """Else the next start would find an error, and not try again."""
+
+    def closed(*_):
+        raise EngineClosed("the engine is closed")
+
+    gone = SimpleNamespace(start=closed, result=closed)
+    one = ApiLine(line("a"), "line 1", lambda _: (gone, closed), "", lambda: None)
+    today = datetime.date(2026, 1, 1)
+    with pytest.raises(Stopped):
+        one.start(None, today)
+    with pytest.raises(Stopped):
+        one.answer([gone], today)
 
 
 def test_cancelled(engine, folder):

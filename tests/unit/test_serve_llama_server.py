@@ -35,6 +35,7 @@ def test_texts_as_each_reads_them(client, tokenizer):
         ({"content": TEXT}, markup),
         ({"content": TEXT, "parse_special": False, "add_special": True}, plain),
         ({"content": ""}, []),
+        ({"content": TEXT, "prompt": TEXT}, plain),  # as who does not know which server this is
     ]:
         told = post(client, "/tokenize", **body)
         assert told == {"tokens": ids, "count": len(ids), "max_model_len": 2048}
@@ -65,7 +66,7 @@ def test_a_conversations_prompt_is_the_one_that_is_read(client, engine):
         read = [token["id"] for token in asked["prompt_tokens_detail"]]
         assert post(client, "/tokenize", **chat, **fields)["tokens"] == read
         assert engine.tokenizer.decode(read) == prompt
-    off = post(client, "/apply-template", **chat, enable_thinking=False)["prompt"]
+    off = post(client, "/apply-template", **chat, reasoning_effort="none")["prompt"]
     assert off.endswith("<think>\n\n</think>\n")
 
 

@@ -12,29 +12,30 @@ from pydantic import Field
 from smollm3 import turn
 from smollm3.errors import UserError
 from smollm3.serve.dialects.fields import Body, TemplateArguments, TokenId
-from smollm3.serve.dialects.openai_chat import ChatMessage, FunctionTool, conversation_of
+from smollm3.serve.dialects.openai_chat import (
+    ChatBody,
+    ChatMessage,
+    FunctionTool,
+    ask_of,
+    conversation_of,
+)
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Service
 from smollm3.tokenizer import Tokenizer
 
 
-class ConversationBody(Body):
-    """A conversation, as for /v1/chat/completions."""
+class TokenizeBody(Body):
+    """A text or a conversation. prompt: read as /v1/completions reads it (vLLM's field). content:
+    by itself, its control tokens as such (llama-server's), unless `parse_special` is false."""
 
     model: str | None = None
+    prompt: str | None = None
+    content: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
     tools: list[FunctionTool] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
-
-
-class TokenizeBody(ConversationBody):
-    """A text or a conversation. prompt: read as /v1/completions reads it (vLLM's field). content:
-    by itself, its control tokens as such (llama-server's), unless `parse_special` is false."""
-
-    prompt: str | None = None
-    content: str | None = None
     add_special: bool | None = None
     add_special_tokens: bool | None = None
     parse_special: bool | None = None
@@ -121,10 +122,14 @@ def router(service: Service) -> APIRouter:
         return Detokenized(prompt=text, content=text).response()
 
     @routes.post("/apply-template", responses=replies(AppliedTemplate))
-    def apply_template(body: ConversationBody) -> Response:
-        """A conversation's prompt, as the model reads it."""
+    def apply_template(body: ChatBody) -> Response:
+        """The prompt of a request to /v1/chat/completions, as the model reads it."""
         service.check_model(body.model)
-        return AppliedTemplate(prompt=tokenizer.decode(_prompt(service, body))).response()
+        try:
+            ids = ask_of(service, body).requests[0].ids(tokenizer)
+        except UserError as e:
+            raise refused(str(e)) from None
+        return AppliedTemplate(prompt=tokenizer.decode(ids)).response()
 
     @routes.get("/props", responses=replies(Properties))
     def props() -> Response:
@@ -168,23 +173,20 @@ def _piece(tokenizer: Tokenizer, index: int) -> Piece:
 
 def _ids(service: Service, body: TokenizeBody) -> Sequence[int]:
     tokenizer = service.engine.tokenizer
-    given = [body.prompt, body.content, body.messages]
-    if sum(one is not None for one in given) != 1:
+    texts = {text for text in (body.prompt, body.content) if text is not None}
+    if len(texts) + (body.messages is not None) != 1:
         raise refused("give one of prompt, content and messages")
     if body.messages is not None:
-        return _prompt(service, body)
+        return _prompt(service, body, body.messages)
     special = next((s for s in (body.add_special, body.add_special_tokens) if s is not None), None)
     begins = body.prompt is not None if special is None else special
     bos = [tokenizer.bos] if begins and tokenizer.bos is not None else []
-    text = body.prompt if body.content is None else body.content
-    markup = body.content is not None if body.parse_special is None else body.parse_special
+    markup = body.prompt is None if body.parse_special is None else body.parse_special
     encode = tokenizer.encode_markup if markup else tokenizer.encode
-    return bos + encode(text or "")
+    return bos + encode(texts.pop())
 
 
-def _prompt(service: Service, body: ConversationBody) -> list[int]:
-    if body.messages is None:
-        raise refused("messages: a conversation is needed", "messages")
+def _prompt(service: Service, body: TokenizeBody, messages: Sequence[ChatMessage]) -> list[int]:
     arguments = body.chat_template_kwargs or TemplateArguments()
     tools: list[Any] = [
         tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in body.tools or ()
@@ -192,7 +194,7 @@ def _prompt(service: Service, body: ConversationBody) -> list[int]:
     wishes = (body.enable_thinking, arguments.enable_thinking, service.settings.think)
     try:
         asked = turn.Request(
-            conversation_of(body.messages),
+            conversation_of(messages),
             tools=[*tools, *(arguments.xml_tools or ())],
             python_tools=arguments.python_tools,
             instructions=arguments.custom_instructions,

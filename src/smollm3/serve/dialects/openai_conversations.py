@@ -204,10 +204,12 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
         service.check_model(body.model)
         before = before_of(service, salt_of(request), body)
         _, messages = ask_of(service, body, before.messages if before else ())
+        most = min(SUMMARY_TOKENS, service.settings.max_tokens)
         asked = turn.Request(
             [*_instructed(body), *messages, {"role": "user", "content": _SUMMARISE}],
             enable_thinking=False,
-            params=params_of(body, service.settings, max_tokens=SUMMARY_TOKENS, seed=body.seed),
+            params=params_of(body, service.settings, max_tokens=most, seed=body.seed),
+            fit=True,
         )
         answering = await service.whole(request, Ask([asked]))
         summary = answering.replies[0].message.content
