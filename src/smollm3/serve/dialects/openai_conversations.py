@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from smollm3 import turn
 from smollm3.serve.ask import Ask
@@ -72,6 +72,15 @@ class ItemList(ApiReply):
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+
+class ConversationItem(ApiReply):
+    """With the fields of its type."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    type: str
 
 
 class InputTokens(ApiReply):
@@ -152,7 +161,7 @@ def _conversations(service: Service, routes: APIRouter) -> None:
         """Its items, the newest first unless `order` says otherwise."""
         return _listed(_ordered(found(request, name).items, order), after, limit).response()
 
-    @routes.get("/v1/conversations/{name}/items/{item}", responses=replies(ApiReply))
+    @routes.get("/v1/conversations/{name}/items/{item}", responses=replies(ConversationItem))
     async def one(name: str, item: str, request: Request) -> dict[str, Any]:
         """One of its items."""
         return _item(found(request, name), item)
