@@ -168,7 +168,7 @@ def schemas(keys, most):
     return st.one_of(typed, typed, made)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(whole_vocabulary().filter(lambda s: isinstance(s, dict)))
 def test_what_is_accepted_is_satisfied(made, tokenizer, schema):
     check(made, tokenizer, schema)

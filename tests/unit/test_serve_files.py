@@ -21,6 +21,14 @@ SCRIPT = {"greet": "hello there", "count": "one two three"}
 KEYS = ("k" * 16, "l" * 16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Batches look up often, so that they end soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smollm3.batch.run.SYNC_SECONDS", 0.02)
+        yield
+
+
 @pytest.fixture(scope="module")
 def engine(tokenizer):
     with speaking(tokenizer, SCRIPT) as engine:
@@ -234,7 +242,7 @@ def test_others_go_first(engine, folder):
     with local(engine, Settings(files=folder)) as client:
         client.service.admission._waiting.append((1, None))
         batch = begin(client, upload(client, jsonl([line("a")])))
-        time.sleep(0.3)
+        time.sleep(0.1)
         assert client.get(f"/v1/batches/{batch['id']}").json()["status"] != "completed"
         client.service.admission._waiting.clear()
         assert ended(client, batch)["status"] == "completed"
