@@ -132,6 +132,7 @@ void Model::step(const Step& step) {
     heads_panel_ = panel(heads_memory_, activation(l.o.form), step.tokens, heads_size_ / GROUP, isa_->width);
     ffn_panel_ = panel(ffn_memory_, activation(l.down.form), step.tokens, ffn_groups_, isa_->width);
     out_ = panel(out_memory_, activation(weights_.unembed.form), step.wanted, hidden_ / GROUP, isa_->width);
+    tokens_ = step.tokens;
     plan_attention(step);
     for (Counter& c : counters_) c.reset();
     const std::function<void(int)> task = [&](int thread) { work(step, thread); };
@@ -139,6 +140,12 @@ void Model::step(const Step& step) {
 }
 
 // Columns of one kv head are (token, head) pairs; a unit takes as many as a kernel computes at once.
+void Model::read_states(float* out) {
+    const float* x = x_.floats(size_t(tokens_) * hidden_);
+    for (int t = 0; t < tokens_; t++)
+        memcpy(out + size_t(t) * shape_.hidden, x + size_t(t) * hidden_, shape_.hidden * sizeof(float));
+}
+
 void Model::plan_attention(const Step& step) {
     units_.clear();
     const int group = shape_.heads / shape_.kv_heads;

@@ -57,6 +57,9 @@ class Model {
     Model& operator=(const Model&) = delete;
 
     void step(const Step& step);
+    int tokens() const { return tokens_; }  // of the last step
+    // Their states before the last norm, [tokens][shape().hidden].
+    void read_states(float* out);
     size_t block_bytes() const { return shape_.layers * layer_block_bytes_; }
     void read_block(int block, uint8_t* out) const;
     void write_block(int block, const uint8_t* in);
@@ -109,6 +112,7 @@ class Model {
     std::unique_ptr<uint8_t, decltype(&std::free)> cache_memory_{nullptr, &std::free};
     uint8_t* cache_;
 
+    int tokens_ = 0;                                  // of the last step
     int hidden_, qkv_stride_, ffn_groups_, heads_size_;  // rounded up to whole groups
     std::vector<std::vector<float>> norms_;              // filled up with zeros
     std::vector<Scratch> scratch_;

@@ -176,6 +176,12 @@ class Engine {
         alone([&] { model_->step(call); });
     }
 
+    void read_states(const Table<float>& out) {
+        expect(int(out.shape(0)) == model_->tokens() && int(out.shape(1)) == model_->shape().hidden,
+               "read_states: wants [tokens of the last step][hidden]");
+        alone([&] { model_->read_states(out.data()); });
+    }
+
     void read_blocks(const std::vector<int>& blocks, const Table<uint8_t>& out) {
         check_blocks(blocks, out.shape(0), out.shape(1));
         alone([&] {
@@ -280,6 +286,7 @@ NB_MODULE(_native, m) {
              nb::arg("isa") = "")
         .def("step", &Engine::step, nb::arg("ids"), nb::arg("positions"), nb::arg("starts"), nb::arg("tables"),
              nb::arg("rows"), nb::arg("cos"), nb::arg("sin"), nb::arg("logits"))
+        .def("read_states", &Engine::read_states, nb::arg("out"))
         .def("read_blocks", &Engine::read_blocks, nb::arg("blocks"), nb::arg("out"))
         .def("write_blocks", &Engine::write_blocks, nb::arg("blocks"), nb::arg("data"));
 }

@@ -93,8 +93,10 @@ def serving(*words, **environment):
 
 
 @pytest.fixture(scope="module")
-def server(model):
-    with serving(model, "--alias", "smollm3-3b", "--python-tools") as server:
+def server(model, tmp_path_factory):
+    files = str(tmp_path_factory.mktemp("kept"))
+    options = ["--alias", "smollm3-3b", "--python-tools", "--files", files]
+    with serving(model, *options) as server:
         yield server
 
 

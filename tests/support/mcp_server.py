@@ -41,6 +41,12 @@ def child() -> int:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(62.5)"]).pid
 
 
+@server.tool(name="tell/the weather")
+def weather() -> dict[str, str]:
+    """A name that models cannot call."""
+    return {"sky": "grey"}
+
+
 if __name__ == "__main__":
     if "--silent" in sys.argv:
         time.sleep(60)

@@ -41,6 +41,7 @@ class Said:
     reason: str = "stop"
     cancelled: bool = False
     prompt_tokens = cached_tokens = 0
+    constraint = None
 
     def __iter__(self):
         for i in range(0, len(self.text), 5):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,7 +37,7 @@ def server():
 
 class TestTools:
     def test_declared(self, server):
-        assert set(server) == {"add", "write", "fail", "leave", "child"}
+        assert set(server) == {"add", "write", "fail", "leave", "child", "tell_the_weather"}
         add = server["add"]
         assert add.description == "Add two numbers."
         assert add.parameters["properties"]["a"] == {"type": "integer"}
@@ -48,6 +49,29 @@ class TestTools:
         assert to_text(server["add"].call({"a": 2, "b": 3})) == "5"
         assert to_json_value(server["add"].call({"a": 2})) == 3
         assert to_json_value(server["write"].call({"text": "é"})) == {"written": "é"}
+
+    def test_odd_names_are_changed_and_stay_different(self, server, caplog):
+        assert to_json_value(server["tell_the_weather"].call({})) == {"sky": "grey"}
+        made = McpServer.__new__(McpServer)
+        made.name, made.tools = "test", []
+        for name, told in (("a b", "a_b"), ("a/b", "a_b_2"), ("", "tool"), ("x" * 200, "x" * 128)):
+            made.tools.append(SimpleNamespace(name=made._allowed_name(name)))
+            assert made.tools[-1].name == told
+        assert made._allowed_name("x" * 200) == "x" * 126 + "_2"
+        assert made._allowed_name("fine") == "fine"
+        assert "'a/b' is called a_b_2" in caplog.text
+
+    def test_results_that_are_only_structured(self, monkeypatch):
+        class Client:
+            async def call_tool(self, name, arguments):
+                return SimpleNamespace(content=[], structured_content=arguments, is_error=False)
+
+        with McpServer(COMMAND) as server:
+            monkeypatch.setattr(server, "_client", Client())
+            tool = next(tool for tool in server.tools if tool.name == "write")
+            assert to_text(tool.call({"a": [1, "é"]})) == '{"a":[1,"é"]}'
+            assert to_text(tool.call({"result": 3})) == "3"
+            assert to_json_value(tool.call({"result": 3})) == 3
 
     def test_errors_are_texts(self, server):
         with pytest.raises(ToolError, match="fail"):

@@ -111,8 +111,12 @@ def test_yarn_of_the_model_card(key, kind):
     config = from_json(raised, FILE)
     assert config.yarn == Yarn(2.0, 65536)
     assert (config.rope_theta, config.context) == (5e6, 131072)
-    # max_position_embeddings not raised: no extension
-    assert from_json(RELEASED | {key: card}, FILE).yarn == Yarn(1.0, 65536)
+    # max_position_embeddings not raised: it is the length without YaRN
+    assert from_json(RELEASED | {key: card}, FILE) == config
+    # no factor: the lengths say it
+    for factor in ({}, {"factor": None}):
+        lengths = {kind: "yarn", "original_max_position_embeddings": 65536, **factor}
+        assert from_json(raised | {key: lengths}, FILE) == config
     # no original length: max_position_embeddings is it
     config = from_json(RELEASED | {key: {kind: "yarn", "factor": 2.0}}, FILE)
     assert (config.yarn, config.context) == (Yarn(2.0, 65536), 131072)
@@ -212,6 +216,10 @@ def test_yarn_factor_is_the_ratio_of_the_lengths():
         ("rope_scaling", {"type": "yarn"}),
         ("rope_scaling", {"type": "yarn", "factor": 2.0, "attention_factor": 1.5}),
         ("rope_scaling", {"type": "yarn", "factor": float("nan")}),
+        (
+            "rope_scaling",
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        ),
         ("rope_scaling", [1]),
         ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}),
         ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),

@@ -153,6 +153,19 @@ def test_float32_is_pytorch(folder, isa):
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_states_are_pytorchs(folder, isa):
+    path, model = folder()
+    backend = NativeBackend(path, config(), blocks=4, isa=isa)
+    ids, others = random_ids(40), random_ids(3, seed=1)
+    backend.step(batch((0, ids, [1, 2]), (0, others, [3]), wanted=[]))
+    with torch.no_grad():
+        expected = [model.hidden(torch.tensor([each]))[0] for each in (ids, others)]
+    torch.testing.assert_close(backend.states(), torch.cat(expected), atol=2e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="read_states"):
+        backend._model.read_states(np.empty((42, 64), np.float32))
+
+
 def test_a_long_past_is_pytorch(folder):
     """Sums over stretches of 2,048 tokens, brought to one scale, are the sum over all."""
     path, model = folder(layers=1, uses_rope=(False,))

@@ -5,7 +5,9 @@ import json
 import pytest
 from tests.support.serving import Settings, added_up, events, local, plain, speaking
 
-from smollm3.infer.errors import UnsupportedConstraint
+from smollm3.errors import UserError
+from smollm3.infer import Json, SamplingParams
+from smollm3.infer.errors import BrokenAnswer
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 4}}\n</tool_call>'
@@ -14,6 +16,8 @@ SCRIPT = {
     "call": f"<think>\na sum\n</think>\nwait\n{CALL}\n{OTHER}",
     "json": '{"a": 12}',
     "count": "one two three four five",
+    "numbers": "[1, 2]",
+    "twice": "[1, 1]",
 }
 TOOL = {
     "type": "function",
@@ -98,6 +102,71 @@ def test_calls(client):
     assert [json.loads(call["arguments"]) for call in calls] == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
     one = whole(client, "call", tools=[TOOL], parallel_tool_calls=False)["choices"][0]
     assert len(one["message"]["tool_calls"]) == 1
+
+
+UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+
+
+def formed(words, schema=UNIQUE, **fields):
+    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    return ask(words, response_format=form, reasoning_effort="none", **fields)
+
+
+def test_what_is_not_enforced_is_said_and_checked(client):
+    """Before it is written in a header; where it turns out wrong, at the end."""
+    good = client.post("/v1/chat/completions", json=formed("numbers"))
+    assert good.json()["choices"][0]["message"]["content"] == "[1, 2]"
+    assert (
+        good.headers["warning"] == '299 smollm3 "schema: uniqueItems is not enforced while writing"'
+    )
+    bad = client.post("/v1/chat/completions", json=formed("twice"))
+    assert bad.status_code == 422
+    error = bad.json()["error"]
+    assert error["code"] == "answer_breaks_schema"
+    assert "unique" in error["message"]
+    streamed = client.post("/v1/chat/completions", json=formed("twice", stream=True))
+    assert streamed.headers["warning"] == bad.headers["warning"]
+    assert events(streamed)[0][-1]["error"] == error
+    cut = client.post("/v1/chat/completions", json=formed("twice", max_tokens=2))
+    assert cut.json()["choices"][0]["finish_reason"] == "length"
+    plain = client.post("/v1/chat/completions", json=formed("json", {"type": "object"}))
+    assert "warning" not in plain.headers
+
+
+def test_outside_the_server_it_is_an_error_too(tokenizer):
+    with speaking(tokenizer, SCRIPT) as engine:
+        asked = {"enable_thinking": False, "constraint": Json(UNIQUE)}
+        params = SamplingParams(temperature=0)
+        with pytest.raises(BrokenAnswer, match="unique"):
+            engine.chat(ask("twice")["messages"], params=params, **asked)
+        assert engine.chat(ask("numbers")["messages"], params=params, **asked).content == "[1, 2]"
+
+
+def test_a_tool_that_cannot_be_supported(client):
+    bad = {
+        "type": "function",
+        "function": {
+            "name": "bad",
+            "parameters": {"type": "object", "properties": {"a": {"type": "nonsense"}}},
+        },
+    }
+    told = client.post("/v1/chat/completions", json=ask("call", tools=[TOOL, bad]))
+    assert told.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert "tools: bad: parameters" in told.headers["warning"]
+    named = {"type": "function", "function": {"name": "bad"}}
+    assert (
+        client.post(
+            "/v1/chat/completions", json=ask("call", tools=[TOOL, bad], tool_choice=named)
+        ).status_code
+        == 400
+    )
+    named["function"] = {"name": "add"}
+    assert (
+        client.post(
+            "/v1/chat/completions", json=ask("call", tools=[TOOL, bad], tool_choice=named)
+        ).status_code
+        == 200
+    )
 
 
 def test_stop_texts_end_content_only(client):
@@ -200,9 +269,9 @@ def test_the_glass_box_tells_every_token(client):
 
 def test_one_call_only_where_no_grammar_sees_to_it(client, monkeypatch):
     def unsupported(*_):
-        raise UnsupportedConstraint("tools: no grammar")
+        raise UserError("tools: no grammar")
 
-    monkeypatch.setattr("smollm3.infer.constrain.masks.Constraints._matcher", unsupported)
+    monkeypatch.setattr("smollm3.infer.constrain.masks.Constraints._compiled", unsupported)
     both = whole(client, "call", tools=[TOOL])["choices"][0]["message"]["tool_calls"]
     assert len(both) == 2
     choice = whole(client, "call", tools=[TOOL], parallel_tool_calls=False)["choices"][0]

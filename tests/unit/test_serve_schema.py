@@ -29,6 +29,16 @@ SHARES = {
     "POST /v1/messages/count_tokens": 5,
     "POST /tokenize": 5,
     "POST /detokenize": 5,
+    "POST /apply-template": 3,
+    "POST /api/chat": 10,
+    "POST /api/generate": 5,
+    "POST /api/embed": 3,
+    "POST /api/show": 1,
+    "POST /v1/embeddings": 5,
+    "POST /v1/rerank": 3,
+    "POST /v1/conversations": 3,
+    "POST /v1/responses/input_tokens": 3,
+    "POST /v1/responses/compact": 3,
     "GET /v1/responses/{name}": 2,
     "DELETE /v1/responses/{name}": 1,
     "GET /v1/models/{name}": 2,
@@ -36,11 +46,13 @@ SHARES = {
 
 
 @pytest.fixture(scope="module")
-def schema(tokenizer):
-    settings = Settings(max_tokens=3, aliases=("*",))
+def schema(tokenizer, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("kept"))
+    settings = Settings(max_tokens=3, aliases=("*",), files=folder)
     with speaking(tokenizer, {}) as engine:
         service = Service(engine, settings, Keys([]), "tiny")
         yield schemathesis.openapi.from_asgi("/openapi.json", guarded(service), headers=HOST)
+        service.drain()
 
 
 def thinned(body):

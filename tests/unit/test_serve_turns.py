@@ -210,7 +210,7 @@ LATER = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]
         ),
         ("/v1/completions", {"prompt": []}, "prompt"),
         ("/v1/completions", {"prompt": ""}, "prompt"),
-        ("/v1/completions", {"prompt": "x", "echo": True}, "echo"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ("/v1/completions", {"prompt": [[1], [2]], "glass_box": True}, "glass_box"),
         ("/v1/completions", {"prompt": [9999]}, None),
         ("/v1/completions", {"prompt": "x", "n": 16, "logprobs": 99}, "top_logprobs"),
@@ -265,7 +265,7 @@ def test_texts_and_tokens_are_continued(client, engine):
     told = one["logprobs"]
     assert "".join(told["tokens"]) == one["text"]
     assert told["text_offset"][:2] == [0, len(told["tokens"][0])]
-    assert all(len(top) == 1 for top in told["top_logprobs"])
+    assert all(len(top) in (1, 2) for top in told["top_logprobs"])
     body = {"prompt": ids, "stream": True, "stream_options": {"include_usage": True}, "logprobs": 1}
     response = client.post("/v1/completions", json=body | {"temperature": 0, "max_tokens": 8})
     chunks, done = events(response)
@@ -276,6 +276,63 @@ def test_texts_and_tokens_are_continued(client, engine):
     assert offsets == told["text_offset"]
     assert parts[-1]["finish_reason"] == "length"
     assert chunks[-1]["usage"]["completion_tokens"] == 8
+
+
+def test_every_place_has_as_many_alternatives_as_asked(client):
+    """Also where they are parts of characters; the token's own figure is always among them."""
+    asked = {"temperature": 2, "seed": 1, "max_tokens": 40, "ignore_eos": True}
+    for top in (0, 1, 5, 20):
+        [one] = post(client, "/v1/completions", prompt="noise", logprobs=top, **asked)["choices"]
+        told = one["logprobs"]
+        rows = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
+        for token, logprob, likeliest in rows:
+            assert len(likeliest) == max(top, 1) + (
+                min(likeliest, key=likeliest.get) == token and top > 0 and len(likeliest) > top
+            )
+            assert likeliest[token] == logprob
+        assert top < 20 or any("bytes:" in key for row in told["top_logprobs"] for key in row)
+        chat = {"messages": [{"role": "user", "content": "noise"}], "logprobs": True}
+        said = post(client, "/v1/chat/completions", top_logprobs=top, **chat, **asked)
+        for token in said["choices"][0]["logprobs"]["content"]:
+            likeliest = [(one["bytes"], one["logprob"]) for one in token["top_logprobs"]]
+            assert len(likeliest) in ((top, top + 1) if top else (0,))
+            assert not top or (token["bytes"], token["logprob"]) in likeliest
+
+
+def test_an_echo_has_the_figures_of_the_prompt(client, engine):
+    ids = engine.tokenizer.encode("go été")
+    body = {"prompt": "go été", "echo": True, "logprobs": 2, "max_tokens": 4, "ignore_eos": True}
+    [one] = post(client, "/v1/completions", **body)["choices"]
+    plain = post(client, "/v1/completions", **body | {"echo": False})["choices"][0]
+    assert one["text"] == "go été" + plain["text"]
+    told = one["logprobs"]
+    assert len(told["tokens"]) == len(ids) + 4
+    assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+    assert told["token_logprobs"][1 : len(ids)] == pytest.approx(engine.score(ids), abs=1e-4)
+    assert told["text_offset"][len(ids)] == len("go été")
+    for logprob, top in zip(told["token_logprobs"][1:], told["top_logprobs"][1:], strict=True):
+        assert logprob in top.values()
+        assert len(top) in (2, 3)
+    read = post(client, "/v1/completions", **body | {"max_tokens": 0, "prompt": [ids, [5]], "n": 2})
+    assert [choice["text"] for choice in read["choices"]][:2] == ["go été"] * 2
+    assert read["choices"][0]["logprobs"] == {k: v[: len(ids)] for k, v in told.items()}
+    assert read["usage"]["prompt_tokens"] == len(ids) + 1
+    assert read["usage"]["completion_tokens"] == 0
+    for prompt, count in (("go été", 1), ([ids, ids], 2)):
+        chunks, done = events(
+            client.post(
+                "/v1/completions", json=body | {"prompt": prompt, "stream": True, "temperature": 0}
+            )
+        )
+        assert done
+        parts = [part for chunk in chunks for part in chunk["choices"]]
+        for index in range(count):
+            mine = [part for part in parts if part["index"] == index]
+            assert "".join(part["text"] for part in mine) == one["text"]
+            offsets = [
+                at for part in mine if part["logprobs"] for at in part["logprobs"]["text_offset"]
+            ]
+            assert offsets == told["text_offset"]
 
 
 def test_a_stop_text_ends_a_continued_text(client):

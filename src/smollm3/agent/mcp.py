@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import re
 import shlex
 import tempfile
 import threading
@@ -19,12 +20,14 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import IO, Any
 
 from smollm3.agent.schema import inline
-from smollm3.agent.tools import Tool, ToolError, ToolOutput
+from smollm3.agent.tools import MAX_NAME, Tool, ToolError, ToolOutput, to_text
 from smollm3.errors import UserError
 
 START_SECONDS = 30.0
 CALL_SECONDS = 120.0
 logging.getLogger("mcp").addHandler(logging.NullHandler())  # what matters is raised
+log = logging.getLogger("smollm3.agent")
+_FOREIGN = re.compile(r"[^A-Za-z0-9_.-]")
 _END_SECONDS = 10.0  # the package gives a program 4 before it kills it
 
 
@@ -122,7 +125,8 @@ class McpServer:
             cursor = None
             while True:
                 page = await client.list_tools(cursor=cursor)
-                self.tools += [self._tool(found) for found in page.tools]
+                for found in page.tools:
+                    self.tools.append(self._tool(found))
                 cursor = page.next_cursor
                 if not cursor:
                     break
@@ -136,12 +140,23 @@ class McpServer:
 
         annotations = found.annotations
         return Tool(
-            name=found.name,
+            name=self._allowed_name(found.name),
             description=found.description or "",
             parameters=inline({"type": "object", "properties": {}, **found.input_schema}),
             run=run,
             read_only=bool(annotations and annotations.read_only_hint),
         )
+
+    def _allowed_name(self, name: str) -> str:
+        """The tool's own, or the nearest that a model may call, which no other tool has."""
+        allowed = base = _FOREIGN.sub("_", name)[:MAX_NAME] or "tool"
+        taken, number = {tool.name for tool in self.tools}, 2
+        while allowed in taken:
+            end = f"_{number}"
+            allowed, number = base[: MAX_NAME - len(end)] + end, number + 1
+        if allowed != name:
+            log.warning("%s: the tool %r is called %s here", self.name, name[:200], allowed)
+        return allowed
 
     def _call(self, name: str, arguments: dict[str, Any]) -> ToolOutput:
         assert self._loop
@@ -163,6 +178,8 @@ class McpServer:
         except Exception as e:
             raise ToolError(f"{name}: {_reason(e)}") from None
         text = "\n".join(map(_text, result.content))
+        if not text and result.structured_content is not None:
+            text = to_text(_value(text, result.structured_content))
         if result.is_error:
             raise ToolError(text or "the tool failed")
         return ToolOutput(text, _value(text, result.structured_content))

@@ -27,7 +27,8 @@ from smollm3.config import problems
 from smollm3.errors import UserError
 
 MAX_RESULT = 20_000  # characters of a result that the model is shown
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+MAX_NAME = 128  # characters
+_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 _SHOWN_ERRORS = 5
 
 
@@ -62,7 +63,7 @@ class Tool:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UserError(
-                f"tool {self.name!r:.80}: a name is letters, digits, _, - and ., at most 128"
+                f"tool {self.name!r:.80}: a name is letters, digits, _, - and ., at most {MAX_NAME}"
             )
 
     @property

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, BinaryIO, Protocol
@@ -216,6 +216,27 @@ def _constraint(values: Mapping[str, Any]) -> ConstraintSpec | None:
     return CONSTRAINTS[given[0]](values[given[0]]) if given else None
 
 
+class BatchLine(Protocol):
+    """A request of a batch.
+
+    id: as the answers tell it. place: for people. key: a checksum of all that decides its answer,
+    kept with the answer.
+    """
+
+    @property
+    def id(self) -> str | int: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+    def start(self, engine: Engine, date: datetime.date) -> list[Reply]:
+        """Hand it to the engine. Raises UserError for what is wrong with it."""
+
+    def answer(self, replies: Sequence[Reply], date: datetime.date) -> dict[str, Any]:
+        """What to keep of the finished replies. Raises UserError and RequestFailed."""
+
+
 @dataclass
 class Tally:
     """done: answers in the file, errors among them and those of earlier runs included; tokens:
@@ -235,20 +256,29 @@ class View(Protocol):
 
 
 class BatchRun:
-    """Answers the requests that `answers` has none for, at most `concurrency` at a time."""
+    """Answers the requests that `answers` has none for, at most `concurrency` at a time, and new
+    ones only while `welcome`."""
 
-    def __init__(self, engine: Engine, answers: Answers, view: View, concurrency: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        answers: Answers,
+        view: View,
+        concurrency: int,
+        welcome: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.welcome = welcome
         self.engine = engine
         self.answers = answers
         self.view = view
         self.concurrency = concurrency
         self.tally = Tally()
         self.date = _date(answers)
-        self._running: dict[int, tuple[Line, list[Reply]]] = {}
+        self._running: dict[int, tuple[BatchLine, list[Reply]]] = {}
         self._newest = -1
         self._synced = time.monotonic()
 
-    def run(self, lines: Iterator[Line]) -> Tally:
+    def run(self, lines: Iterator[BatchLine]) -> Tally:
         """Raises UserError where the file holds an answer to another request."""
         try:
             more = True
@@ -268,7 +298,7 @@ class BatchRun:
                     reply.cancel()
         return self.tally
 
-    def _start(self, lines: Iterator[Line]) -> bool:
+    def _start(self, lines: Iterator[BatchLine]) -> bool:
         """Start what there is room for; whether there may be more requests."""
         while self._room():
             line = next(lines, None)
@@ -285,9 +315,10 @@ class BatchRun:
 
     def _room(self) -> bool:
         running = sum(len(replies) for _, replies in self._running.values())
-        return running < self.concurrency and self._newest - self.answers.next < WINDOW
+        near = self._newest - self.answers.next < WINDOW
+        return running < self.concurrency and near and self.welcome()
 
-    def _answered(self, line: Line) -> bool:
+    def _answered(self, line: BatchLine) -> bool:
         old = self.answers.old(self._newest)
         if old is None:
             return False
@@ -323,11 +354,10 @@ class BatchRun:
             else:
                 self.answers.add(index, {"id": line.id, **body, "key": line.key})
                 self.tally.done += 1
-                choices = body.get("choices", [body])
-                self.tally.tokens += sum(choice["completion_tokens"] for choice in choices)
+                self.tally.tokens += sum(len(reply.steps) for reply in replies)
         return bool(finished)
 
-    def _failed(self, index: int, line: Line, error: str, key: str) -> None:
+    def _failed(self, index: int, line: BatchLine, error: str, key: str) -> None:
         self.view.error(f"{line.place}: {error}")
         self.answers.add(index, {"id": line.id, "error": error, "key": key})
         self.tally.done += 1

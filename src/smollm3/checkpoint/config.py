@@ -177,15 +177,25 @@ def _rope(keys: _Keys) -> tuple[float, Yarn | None, int]:
 
 
 def _yarn(rope: _Keys, context: int) -> Yarn:
-    """Where both lengths are given they decide the factor, as in the transformers release the
-    checkpoint was published with: YaRN without a raised max_position_embeddings does nothing.
-    With `factor` alone, max_position_embeddings is the original length."""
-    rope.defaults |= {"beta_fast": 32.0, "beta_slow": 1.0}
-    if rope.get("original_max_position_embeddings") is None:
-        original, factor = context, rope.number("factor")
-    else:
-        original = rope.integer("original_max_position_embeddings")
-        factor = context / original
+    """As transformers 5 reads it: `factor` decides, and may be left out where both lengths are
+    given. max_position_embeddings is the length with YaRN or, where it is the original one, the
+    length without. transformers warns where factor and lengths contradict each other; here that
+    is an error."""
+    rope.defaults |= {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": context,
+    }
+    original = rope.integer("original_max_position_embeddings")
+    factor = context / original
+    if original == context or rope.get("factor") is not None:
+        factor = rope.number("factor")
+    if original != context and factor != context / original:
+        raise rope.fail(
+            "factor",
+            f"{factor:g} contradicts max_position_embeddings / original_max_position_embeddings = "
+            f"{context} / {original} = {context / original:g}; mend one of the three",
+        )
     return Yarn(factor, original, rope.number("beta_fast"), rope.number("beta_slow"))
 
 

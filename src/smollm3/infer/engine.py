@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -21,9 +22,9 @@ from smollm3.infer import prefix, scheduler
 from smollm3.infer.backends import Backend
 from smollm3.infer.blocks import blocks_of
 from smollm3.infer.constrain.masks import Constraints, ConstraintSpec
-from smollm3.infer.generation import Channel, Completion, Generation
+from smollm3.infer.generation import Channel, Completion, Generation, Step
 from smollm3.infer.hooks import Constraint, MakeDrafter
-from smollm3.infer.jobs import AnswerJob, Reading
+from smollm3.infer.jobs import AnswerJob, Job, Pooling, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
 from smollm3.infer.speculation import StepCosts
 from smollm3.infer.text import TextStream
@@ -134,7 +135,7 @@ class Engine:
         if getattr(self._held, "jobs", None) is not None:  # inside another
             yield
             return
-        jobs: list[AnswerJob | Reading] = []
+        jobs: list[Job] = []
         self._held.jobs = jobs
         try:
             yield
@@ -206,10 +207,14 @@ class Engine:
         return [future.result()[:, 0].tolist() for future in self.submit_scores(batch, firsts)]
 
     def submit_scores(
-        self, batch: Sequence[Sequence[int]], firsts: Sequence[int] | None = None
+        self,
+        batch: Sequence[Sequence[int]],
+        firsts: Sequence[int] | None = None,
+        cache_salt: str = "",
     ) -> list[Future[Tensor]]:
         """[R, 2] of each text, without waiting: log-probabilities of each token from place `first`
-        on, and of the likeliest token there; the two are equal where greedy sampling takes it."""
+        on, and of the likeliest token there; the two are equal where greedy sampling takes it.
+        cache_salt: as in `submit`, here and below."""
         firsts = [1] * len(batch) if firsts is None else firsts
         jobs: list[Reading] = []
         futures: list[Future[Tensor]] = []
@@ -221,10 +226,41 @@ class Engine:
             if first < len(ids):
                 self._check_room(len(ids) - 1)
                 reduce = partial(_chosen, torch.tensor(ids))
-                jobs.append(Reading(list(ids[:-1]), first - 1, reduce, futures[-1]))
+                text = list(ids[:-1])
+                jobs.append(Reading(text, first - 1, reduce, futures[-1], cache_salt))
             else:
                 futures[-1].set_result(torch.empty(0, 2))
         self._add(jobs)
+        return futures
+
+    def submit_steps(
+        self, ids: Sequence[int], top: int, cache_salt: str = ""
+    ) -> Future[list[Step]]:
+        """A text's tokens as an answer's are told, with the `top` likeliest of each place, without
+        waiting. Nothing stands before the first: its figure is not a number."""
+        self._check(ids)
+        self._check_room(len(ids))
+        found: Future[Tensor] = Future()
+        if len(ids) > 1:
+            reduce = partial(_ranked, torch.tensor(ids), top)
+            self._add([Reading(list(ids[:-1]), 0, reduce, found, cache_salt)])
+        else:
+            found.set_result(torch.empty(0, 1 + 2 * top, dtype=torch.float64))
+        told: Future[list[Step]] = Future()
+        found.add_done_callback(partial(_tell_steps, self.tokenizer, ids, top, told))
+        return told
+
+    def submit_embeddings(
+        self, batch: Sequence[Sequence[int]], cache_salt: str = ""
+    ) -> list[Future[Tensor]]:
+        """[E] float32 of each text: the mean over its tokens of what the last layer says of them,
+        without waiting. A decoder's token knows only what stands before it."""
+        futures: list[Future[Tensor]] = [Future() for _ in batch]
+        for ids in batch:
+            self._check(ids)
+            self._check_room(len(ids))
+        pairs = zip(batch, futures, strict=True)
+        self._add([Pooling(list(ids), cache_salt, future) for ids, future in pairs])
         return futures
 
     def logprobs(self, ids: Sequence[int]) -> Tensor:
@@ -274,13 +310,14 @@ class Engine:
         self._check_params(settled)
         limit = min(len(ids) + settled.max_tokens, self.config.context)
         self._check_room(limit)
+        kept = self._constraint(constraint, ids, thinking_budget)
         return AnswerJob(
             scheduler.Sequence(ids, limit, cache_salt),
             settled,
             {*settled.stop_token_ids, *(() if settled.ignore_eos else self.stop_ids)},
             TextStream(self.tokenizer),
-            Channel(len(ids)),
-            self._constraint(constraint, ids, thinking_budget),
+            Channel(len(ids), kept),
+            kept,
             self._drafter() if self._drafter else None,
         )
 
@@ -302,9 +339,9 @@ class Engine:
     def _constraints(self) -> Constraints:
         return Constraints(self.tokenizer, self.config.vocab_size)
 
-    def _add(self, jobs: Sequence[AnswerJob | Reading]) -> None:
+    def _add(self, jobs: Sequence[Job]) -> None:
         self._check_process()
-        held: list[AnswerJob | Reading] | None = getattr(self._held, "jobs", None)
+        held: list[Job] | None = getattr(self._held, "jobs", None)
         if held is None:
             self._worker.add(jobs)
         else:
@@ -362,3 +399,29 @@ def _chosen(ids_T: Tensor, logits_RV: Tensor, place: int) -> Tensor:
     next_R1 = ids_T[place + 1 : place + 1 + len(logits_RV), None].to(logits_RV.device)
     pair_R2 = torch.cat([logits_RV.gather(1, next_R1), logits_RV.amax(-1, keepdim=True)], dim=1)
     return (pair_R2 - logits_RV.logsumexp(-1, keepdim=True)).cpu()
+
+
+def _ranked(ids_T: Tensor, top: int, logits_RV: Tensor, place: int) -> Tensor:
+    """[R, 1 + 2 top] float64: `_chosen`'s first, the likeliest log-probabilities and their ids."""
+    own_R1 = _chosen(ids_T, logits_RV, place)[:, :1].double()
+    best = (logits_RV - logits_RV.logsumexp(-1, keepdim=True)).topk(top)
+    return torch.cat([own_R1, best.values.cpu().double(), best.indices.cpu().double()], dim=1)
+
+
+def _tell_steps(
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    top: int,
+    told: Future[list[Step]],
+    found: Future[Tensor],
+) -> None:
+    if error := found.exception():
+        told.set_exception(error)
+        return
+    stream, steps = TextStream(tokenizer), []
+    rows = [[math.nan] + [0.0] * 2 * top, *found.result().tolist()]
+    for place, (token, row) in enumerate(zip(ids, rows, strict=True)):
+        piece = stream.push(token) + (stream.end() if place == len(ids) - 1 else "")
+        best = zip(map(int, row[1 + top :]), row[1 : 1 + top], strict=True)
+        steps.append(Step(token, piece, row[0], tuple(best)))
+    told.set_result(steps)

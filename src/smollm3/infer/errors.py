@@ -14,5 +14,9 @@ class UnsupportedConstraint(UserError):
     llguidance is not installed."""
 
 
+class BrokenAnswer(UserError):
+    """The finished answer is not what was asked for, which could not be enforced on the way."""
+
+
 class RequestFailed(RuntimeError):
     """A fault of the engine, or of a drafter or constraint, ended this one request."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from smollm3.errors import UserError
 from smollm3.infer.errors import RequestFailed
+from smollm3.infer.hooks import Constraint
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Source = Literal["sampled", "draft", "forced"]
@@ -47,8 +48,9 @@ class Completion:
 class Channel:
     """What passes between the engine's thread and the readers of one request."""
 
-    def __init__(self, prompt_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, constraint: Constraint | None = None) -> None:
         self.prompt_tokens = prompt_tokens
+        self.constraint = constraint
         self.cached_tokens = 0
         self.steps: list[Step] = []
         self.finish_reason: FinishReason | None = None
@@ -140,6 +142,11 @@ class Generation:
     @property
     def prompt_tokens(self) -> int:
         return self._channel.prompt_tokens
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What its tokens keep to."""
+        return self._channel.constraint
 
     @property
     def cached_tokens(self) -> int:

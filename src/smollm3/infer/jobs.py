@@ -27,7 +27,7 @@ class Job(ABC):
     @abstractmethod
     def take(self, step: Slice, logits_RV: Tensor, sampler: Sampler) -> bool:
         """Use what a step has found; True when the job is done. logits_RV: of the `step.wanted`
-        last tokens, on the backend's device."""
+        last tokens, on the backend's device; for a `whole` sequence the states of its tokens."""
 
     @abstractmethod
     def fail(self, error: BaseException) -> None: ...
@@ -144,8 +144,9 @@ class Reading(Job):
         first: int,
         reduce: Callable[[Tensor, int], Tensor],
         result: Future[Tensor],
+        cache_salt: str = "",
     ) -> None:
-        self.sequence = Sequence(ids, len(ids), logits_from=first)
+        self.sequence = Sequence(ids, len(ids), cache_salt, logits_from=first)
         self.result = result
         self._reduce = reduce
         self._results: list[Tensor] = []
@@ -162,6 +163,30 @@ class Reading(Job):
 
     def prepare(self, step: Slice, executor: Executor | None) -> None:
         """Nothing to do."""
+
+    def fail(self, error: BaseException) -> None:
+        self.result.set_exception(error)
+
+
+class Pooling(Job):
+    """A text of which the mean over its tokens' final states is wanted. `result`: float32 [E]."""
+
+    def __init__(self, ids: list[int], cache_salt: str, result: Future[Tensor]) -> None:
+        self.sequence = Sequence(ids, len(ids), cache_salt, whole=True)
+        self.result = result
+        self._sum: Tensor | float = 0.0
+
+    def prepare(self, step: Slice, executor: Executor | None) -> None:
+        """Nothing to do."""
+
+    def take(self, step: Slice, states_NE: Tensor, sampler: Sampler) -> bool:
+        if step.start == 0:  # also after a preemption
+            self._sum = 0.0
+        self._sum = self._sum + states_NE.sum(0, dtype=torch.float64)
+        if step.start + step.count < len(self.sequence.ids):
+            return False
+        self.result.set_result((self._sum / len(self.sequence.ids)).float())
+        return True
 
     def fail(self, error: BaseException) -> None:
         self.result.set_exception(error)

@@ -27,12 +27,14 @@ class Sequence:
     """ids: prompt and answer so far; keys and values of the first `computed` are in `blocks`.
     limit: the greatest length that ids will have.
     logits_from: the first place whose logits are wanted; None: the last one's alone are.
+    whole: all of it is computed for the states of its tokens, and no logits.
     """
 
     ids: list[int]
     limit: int
     cache_salt: str = ""
     logits_from: int | None = None
+    whole: bool = False
     computed: int = 0
     blocks: array[int] = field(default_factory=lambda: array("i"))
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of ids, as far as known
@@ -53,6 +55,9 @@ class Sequence:
 
     @property
     def first_wanted(self) -> int:
+        """The first place that the cache cannot stand for."""
+        if self.whole:
+            return 0
         return len(self.ids) - 1 if self.logits_from is None else self.logits_from
 
 
@@ -236,7 +241,7 @@ class Scheduler:
     def _enter(self, sequence: Sequence, count: int, drafts: list[int]) -> Slice:
         start = sequence.computed
         end = start + count + len(drafts)
-        wanted = max(0, end - max(sequence.first_wanted, start))
+        wanted = 0 if sequence.whole else max(0, end - max(sequence.first_wanted, start))
         self._plan[sequence] = entered = Slice(sequence, start, count, drafts, wanted)
         self._left -= entered.size
         return entered

@@ -227,6 +227,8 @@ class Worker:
             self._cpu_is_idle = logits_RV.device.type != "cpu"
             if not any(isinstance(self._jobs[s.sequence], Reading) for s in plan):
                 logits_RV = logits_RV.cpu()
+            whole = any(s.sequence.whole for s in plan)
+            states_NE = self.backend.states() if whole else logits_RV
         except Exception as e:
             for s in plan:
                 self._fail(s.sequence, e)
@@ -234,10 +236,11 @@ class Worker:
         model_seconds = time.perf_counter() - model_started
         if self._costs and all(s.count == 1 for s in plan):
             self._costs.record(len(plan), sum(s.size for s in plan), model_seconds)
-        taken, row = [], 0
+        taken, row, token = [], 0, 0
         for s in plan:
-            taken.append(self._take(s, logits_RV[row : row + s.wanted]))
-            row += s.wanted
+            found = states_NE[token:] if s.sequence.whole else logits_RV[row:]
+            taken.append(self._take(s, found[: s.size if s.sequence.whole else s.wanted]))
+            row, token = row + s.wanted, token + s.size
         prefill_tokens, decode_tokens, draft_tokens, accepted_tokens = map(
             sum, zip(*taken, strict=True)
         )

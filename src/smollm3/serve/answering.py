@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from smollm3.errors import UserError
 from smollm3.infer import Step
 from smollm3.infer.errors import EngineClosed, RequestFailed
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused, shutting_down
+from smollm3.serve.errors import ApiError, refused, shutting_down, too_late
 from smollm3.turn import End, Part, Reply, ToolResult, Usage
 
 QUIET_SECONDS = 10.0  # without an event, after which a stream says that it lives
@@ -33,6 +34,21 @@ class Quiet:
 StreamEvent = Part | End | Ran | Quiet
 
 
+class Answered(Protocol):
+    """Complete answers to what one HTTP request, or one line of a batch, asks."""
+
+    @property
+    def ask(self) -> Ask: ...
+    @property
+    def replies(self) -> Sequence[Reply]: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def prompt(self) -> list[int]: ...
+    @property
+    def cached(self) -> int: ...
+
+
 class Answering:
     """The answers of one request, as they come: iterate once. Close it, however that ends.
 
@@ -49,15 +65,19 @@ class Answering:
         self.end: End | None = None
         self._queue: asyncio.Queue[tuple[Reply, Step | None] | BaseException] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._pump(reply)) for reply in replies]
-        late = ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
         self._timer = asyncio.get_running_loop().call_later(
-            seconds if left is None else left, self.abort, late
+            seconds if left is None else left, self.abort, too_late(seconds)
         )
 
     @property
     def prompt(self) -> list[int]:
         """The first one's tokens."""
         return self.replies[0].prompt
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was asked for and is not enforced."""
+        return list(dict.fromkeys(line for reply in self.replies for line in reply.warnings))
 
     @property
     def cached(self) -> int:
@@ -102,6 +122,8 @@ class Answering:
             self.end = end
             if part.events:
                 yield part
+            if end.broken:
+                raise ApiError(422, end.broken, code="answer_breaks_schema")
             yield end
 
     def _count(self, end: End) -> None:

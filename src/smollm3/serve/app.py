@@ -17,10 +17,15 @@ from smollm3.infer import Engine
 from smollm3.serve import page
 from smollm3.serve.dialects import (
     anthropic,
+    llama_server,
     models,
+    ollama,
     openai_chat,
     openai_completions,
+    openai_conversations,
+    openai_files,
     openai_responses,
+    reading,
     tools,
 )
 from smollm3.serve.errors import ApiError, dialect_of, refused
@@ -54,7 +59,19 @@ def routes(service: Service) -> FastAPI:
         docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
         redoc_url=None,
     )
-    for module in (openai_chat, openai_completions, openai_responses, anthropic, models, tools):
+    for module in (
+        openai_chat,
+        openai_completions,
+        openai_responses,
+        openai_conversations,
+        openai_files,
+        reading,
+        llama_server,
+        ollama,
+        anthropic,
+        models,
+        tools,
+    ):
         app.include_router(module.router(service))
     page.add(app)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -9,9 +9,10 @@ from smollm3.serve.dialects.replies import (
     AnthropicErrorDetail,
     ErrorDetail,
     ErrorReply,
+    OllamaError,
 )
 
-Dialect = Literal["openai", "anthropic"]
+Dialect = Literal["openai", "anthropic", "ollama"]
 
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
@@ -54,6 +55,8 @@ class ApiError(Exception):
 
     def body(self, dialect: Dialect) -> dict[str, Any]:
         fault = self.status >= 500
+        if dialect == "ollama":
+            return OllamaError(error=self.message).dumped()
         if dialect == "anthropic":
             kind = _ANTHROPIC_TYPES.get(
                 self.status, "api_error" if fault else "invalid_request_error"
@@ -66,12 +69,18 @@ class ApiError(Exception):
 
 
 def dialect_of(path: str) -> Dialect:
+    if path.startswith("/api/"):
+        return "ollama"
     return "anthropic" if path.startswith("/v1/messages") else "openai"
 
 
 def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that is wrong."""
     return ApiError(400, message, param=param, code=code)
+
+
+def too_late(seconds: float) -> ApiError:
+    return ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
 
 
 def shutting_down() -> ApiError:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,6 +38,8 @@ SECURITY = {
 }
 FAULT = "the server has failed on this request; its log says where"
 GONE = 499  # the client has hung up; for the log and the figures only
+UPLOADS = "/v1/files"
+MULTIPART = 1 << 16  # bytes around an uploaded file
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -54,11 +58,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service)
+        state = scope.setdefault("state", {})
+        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service, state)
         path = scope["path"]
         try:
-            salt = self._check(scope, path)
-            scope.setdefault("state", {})["salt"] = salt
+            state["salt"] = self._check(scope, path)
             if scope["method"] == "OPTIONS" and reply.foreign:
                 await _preflight(scope, receive, reply.send)
             else:
@@ -109,12 +113,17 @@ class Guard:
             return receive
         headers, most = Headers(scope=scope), self._service.settings.max_body_bytes
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        upload = kind == "multipart/form-data" and scope["path"] == UPLOADS
+        if upload:
+            most = self._service.settings.max_file_bytes + MULTIPART
+        elif kind != "application/json" and (kind or _has_body(headers)):
             raise ApiError(415, "send the body as content-type: application/json")
         length = headers.get("content-length", "0")
         too_large = ApiError(413, f"the body is larger than {most} bytes")
         if not length.isdigit() or len(length) > 18 or int(length) > most:
             raise too_large
+        if upload:
+            return _measured(receive, most, too_large)
         parts, size = [], 0
         while True:
             message = await receive()
@@ -143,11 +152,33 @@ class Guard:
         requests.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
 
 
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def _measured(receive: Receive, most: int, too_large: ApiError) -> Receive:
+    """A body that its reader keeps on a disk, and that is not longer than it may be."""
+    size = 0
+
+    async def measured() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise too_large
+        return message
+
+    return measured
+
+
 class _Reply:
     """What goes out, with the headers that everything has."""
 
-    def __init__(self, send: Send, origin: str | None, service: Service) -> None:
+    def __init__(
+        self, send: Send, origin: str | None, service: Service, state: dict[str, Any]
+    ) -> None:
         self._send = send
+        self._state = state
         self.started = time.perf_counter()
         self.status = 0
         self.complete = False
@@ -159,12 +190,24 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers.update(SECURITY)
             headers.setdefault("cache-control", "no-store")
+            if warnings := self._state.get("warnings"):
+                headers["warning"] = _warning(warnings)
             if self.foreign:
                 headers["access-control-allow-origin"] = self.foreign
                 headers["vary"] = "origin"
         await self._send(message)
         if message["type"] == "http.response.body":
             self.complete = not message.get("more_body")
+
+
+def _warning(lines: Sequence[str]) -> str:
+    """In the form of RFC 7234: 299 is one that stays true."""
+    texts = (
+        line.encode("ascii", "replace").decode().replace("\\", "").replace('"', "'")
+        for line in lines
+    )
+    printable = ("".join(c for c in text if c.isprintable())[:200] for text in texts)
+    return ", ".join(f'299 smollm3 "{text}"' for text in printable)[:2000]
 
 
 def _trace(error: BaseException | None) -> str:

@@ -6,19 +6,26 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from smollm3.serve.service import Json
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """messages: the conversation up to and with the answer; response: as it was told; container:
-    of its Python."""
+    """messages: the conversation up to and with the answer; input_items: up to the answer, as the
+    API has it; response: as it was told; container: of its Python."""
 
     messages: Sequence[Json]
+    input_items: Sequence[Json]
     response: Json
     size: int
     container: str | None = None
+
+    @property
+    def items(self) -> list[Json]:
+        """With the answer's own."""
+        return [*self.input_items, *self.response["output"]]
 
 
 class ResponseStore:
@@ -33,11 +40,13 @@ class ResponseStore:
         self,
         salt: str,
         messages: Sequence[Json],
+        input_items: Sequence[Json],
         response: Json,
         container: str | None = None,
     ) -> None:
-        size = len(json.dumps([messages, response]))
-        self._all[salt, response["id"]] = StoredResponse(messages, response, size, container)
+        size = len(json.dumps([messages, input_items, response]))
+        kept = StoredResponse(messages, input_items, response, size, container)
+        self._all[salt, response["id"]] = kept
         self._room -= size
         while self._all and (len(self._all) > self._count or self._room < 0):
             self._room += self._all.popitem(last=False)[1].size

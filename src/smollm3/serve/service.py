@@ -6,7 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeVar
@@ -18,19 +19,25 @@ from starlette.types import Receive, Scope, Send
 from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.infer.errors import RequestFailed
+from smollm3.infer.errors import EngineClosed, RequestFailed
 from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused, shutting_down
+from smollm3.serve.conversation_store import ConversationStore
+from smollm3.serve.errors import ApiError, refused, shutting_down, too_late
 from smollm3.serve.metrics import Metrics, Watch
+from smollm3.serve.response_store import ResponseStore
 from smollm3.serve.settings import Keys, Settings
 from smollm3.serve.steps import RunsPython, Steps
 from smollm3.serve.tool_executor import ToolExecutor
 from smollm3.turn import Part
 
 T = TypeVar("T")
+Ids = Sequence[int]
 Json = dict[str, Any]
+
+
+EVENTS, LINES = "text/event-stream", "application/x-ndjson"  # media types of streams
 
 
 class Gone(Exception):
@@ -56,8 +63,12 @@ class Service:
         self.created = int(time.time())
         self.admission = AdmissionQueue(settings.running, settings.queue, settings.queue_seconds)
         self.metrics = Metrics(engine, self.admission)
+        kept = settings.stored_responses, settings.stored_bytes
+        self.responses = ResponseStore(*kept)
+        self.conversations = ConversationStore(*kept)
         self.draining = False
         self._live: set[Answering] = set()
+        self._ends: list[Callable[[], None]] = []
 
     def check_open(self) -> None:
         """Raises ApiError once nothing new is taken."""
@@ -122,6 +133,12 @@ class Service:
     def drain(self) -> None:
         """Take nothing new."""
         self.draining = True
+        for end in self._ends:
+            end()
+
+    def at_end(self, end: Callable[[], None]) -> None:
+        """Have this called when the server is about to end."""
+        self._ends.append(end)
 
     def end_all(self) -> None:
         """What still runs ends with an error that says why."""
@@ -136,9 +153,39 @@ class Service:
 
         async def work() -> Answering:
             async with self.answering(ask, salt_of(request), run) as answering:
+                warn(request, answering.warnings)
                 async for _ in self._watched(answering):
                     pass
                 return answering
+
+        return await unless_gone(request, work())
+
+    async def read(
+        self, request: Request, texts: Sequence[Ids], start: Callable[[str], Sequence[Future[T]]]
+    ) -> list[T]:
+        """What the engine finds in texts that it only reads, once it is their turn; each takes an
+        answer's place. start: hands them to the engine, with this salt; called in a thread."""
+
+        async def work() -> list[T]:
+            self.check_open()
+            places = min(len(texts), self.settings.running)
+            await self.admission.enter(places)
+            try:
+                async with asyncio.timeout(self.settings.request_seconds):
+                    started = await asyncio.to_thread(start, salt_of(request))
+                    # Shielded: the engine sets them, whoever still waits.
+                    waits = (asyncio.shield(asyncio.wrap_future(f)) for f in started)
+                    found = await asyncio.gather(*waits)
+                self.metrics.tokens.labels("prompt").inc(sum(map(len, texts)))
+                return found
+            except EngineClosed:
+                raise shutting_down() from None
+            except UserError as e:
+                raise refused(str(e)) from None
+            except TimeoutError:
+                raise too_late(self.settings.request_seconds) from None
+            finally:
+                self.admission.leave(places)
 
         return await unless_gone(request, work())
 
@@ -148,12 +195,14 @@ class Service:
         ask: Ask,
         tell: Callable[[Answering], Tell],
         run: RunsPython | None = None,
+        media_type: str = EVENTS,
     ) -> Response:
-        """An event stream of what `tell` makes of the answers. What is wrong with the request is
-        raised before it begins."""
+        """A stream of what `tell` makes of the answers. What is wrong with the request is raised
+        before it begins."""
         context = self.answering(ask, salt_of(request), run)
         answering = await unless_gone(request, context.__aenter__())
         teller = tell(answering)
+        warn(request, answering.warnings)
 
         async def chunks() -> AsyncIterator[bytes]:
             try:
@@ -169,7 +218,7 @@ class Service:
         async def close() -> None:
             await context.__aexit__(None, None, None)
 
-        return EventStream(chunks(), close)
+        return EventStream(chunks(), close, media_type)
 
     async def _watched(self, answering: Answering) -> AsyncIterator[StreamEvent]:
         watches = [Watch(self.metrics) for _ in range(answering.ask.count)]
@@ -188,10 +237,15 @@ class Tell(Protocol):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; `close` is called however they end."""
+    """Server-sent events, or lines of JSON; `close` is called however they end."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(chunks, media_type="text/event-stream")
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+        media_type: str = EVENTS,
+    ) -> None:
+        super().__init__(chunks, media_type=media_type)
         self.headers["x-accel-buffering"] = "no"  # proxies would collect them
         self._close = close
 
@@ -221,6 +275,11 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def warn(request: Request, lines: Iterable[str]) -> None:
+    """Say this in the reply's header `warning`."""
+    request.state.warnings = [*getattr(request.state, "warnings", ()), *lines]
 
 
 def salt_of(request: Request) -> str:

@@ -73,6 +73,21 @@ class Settings(StrictModel):
         ),
     ] = ()
     python_tools: Annotated[bool, Option("Run the model's own Python code, isolated.")] = False
+    files: Annotated[
+        str | None,
+        Option(
+            "Folder of uploaded files and of batches, which go on where the server is started "
+            "again; without it there are neither.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    max_file_bytes: Count = 64 << 20
+    max_files_bytes: Count = 1 << 30
+    """Of all files together."""
+    max_batches: Count = 16
+    """That wait or run."""
+    batch_running: Count = 8
+    """Maximum number of a batch's answers in progress at once; others go first."""
     running: Count = 64
     """Maximum number of answers in progress at once."""
     queue: Annotated[int, Field(ge=0, strict=True)] = 256

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from smollm3.chat import CallEnd, CallStart, ContentDelta, Event, Message
+from smollm3.infer.errors import BrokenAnswer
 from smollm3.infer.generation import Generation, Step
 from smollm3.infer.text import StopTexts
 from smollm3.turn.blocks import AnswerBlocks
@@ -57,12 +58,14 @@ class Part:
 
 @dataclass(frozen=True)
 class End:
-    """Answer `index` is complete. stop: the stop text that ended it."""
+    """Answer `index` is complete. stop: the stop text that ended it. broken: why it is not what
+    was asked for, where that could not be enforced while it was written."""
 
     index: int
     reason: FinishReason
     stop: str | None
     usage: Usage
+    broken: str | None = None
 
 
 class Reply:
@@ -108,6 +111,11 @@ class Reply:
         return Usage(g.prompt_tokens, g.cached_tokens, len(self.steps), self._reasoning)
 
     @property
+    def warnings(self) -> Sequence[str]:
+        """What of its constraint is not enforced while it is written."""
+        return getattr(self.generation.constraint, "warnings", ())
+
+    @property
     def reason(self) -> FinishReason:
         """Why it is complete."""
         assert self.end is not None
@@ -137,10 +145,13 @@ class Reply:
                 yield part.text
 
     def result(self) -> Message:
-        """The whole message, once it is there."""
+        """The whole message, once it is there. Raises BrokenAnswer as well as the engine's."""
         if self.end is None:
             for _ in self:
                 pass
+        assert self.end is not None
+        if self.end.broken:
+            raise BrokenAnswer(self.end.broken)
         return self.message
 
     def advance(self) -> bool:
@@ -180,7 +191,10 @@ class Reply:
         part = self._part(None, events, "", stoppable=self.ended)
         if reason == "stop" and self.blocks.calls:
             reason = "tool_calls"
-        self.end = End(self.index, reason, self._stops.found, self.usage)
+        broken = None
+        if reason in ("stop", "tool_calls") and self._stops.found is None:
+            broken = self._broken()
+        self.end = End(self.index, reason, self._stops.found, self.usage, broken)
         return part, self.end
 
     def _part(self, step: Step | None, events: list[Event], text: str, stoppable: bool) -> Part:
@@ -210,6 +224,16 @@ class Reply:
                 self._end()
                 return told
         return told
+
+    def _broken(self) -> str | None:
+        """What the checks of its constraint find in the complete answer."""
+        checks = getattr(self.generation.constraint, "checks", None) or {}
+        texts = [(block.name, block.text) for block in self.blocks.calls]
+        for name, text in texts or [("", self.blocks.text("content"))]:
+            if name in checks and (found := checks[name].broken(text)):
+                where = f"the call of {name}" if name else "the answer"
+                return f"{where} does not satisfy its schema: {found}; ask again"
+        return None
 
     def _end(self) -> None:
         """It is complete, whatever the model would still write."""

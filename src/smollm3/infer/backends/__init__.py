@@ -1,7 +1,7 @@
 """What runs the network for the engine: one forward step of several sequences, over paged memory.
 
-N tokens of a step, S sequences, B blocks of the longest, R tokens whose logits are wanted,
-V vocabulary.
+N tokens of a step, E hidden size, S sequences, B blocks of the longest, R tokens whose logits
+are wanted, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class Backend(Protocol):
 
     def step(self, batch: StepBatch) -> Tensor:
         """Logits float32 [R, V]; writes keys and values of all N tokens, and then attends."""
+
+    def states(self) -> Tensor:
+        """Final normed states float32 [N, E] of all tokens of the last step."""
 
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         """[n, block_bytes]: what `import_blocks` takes, in any block."""

@@ -63,6 +63,9 @@ class MlxBackend:
         mx.eval([c.state[:2] for c in self._cache])
         return torch.from_numpy(np.array(logits_RV))
 
+    def states(self) -> Tensor:
+        raise UserError("embeddings: not with engine mlx, only with torch and native")
+
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         rows = [np.array(self._kept[b].reshape(-1).view(self._mx.uint8)) for b in blocks]
         return np.stack(rows)

@@ -90,12 +90,15 @@ class NativeBackend:
             raise UserError(
                 f"{blocks * BLOCK} tokens of cache do not fit in memory; take a smaller context"
             ) from None
+        self._norm_E = plan.norms["norm"]
+        self._tokens = 0
         half = config.head_dim // 2
         self._cos = self._sin = np.empty((0, half), np.float32)
 
     def step(self, batch: StepBatch) -> Tensor:
         """Logits float32 [R, V]; writes keys and values of all N tokens, and then attends."""
         self._extend_rope(int(batch.positions_N.max()) + 1)
+        self._tokens = len(batch.ids_N)
         logits_RV = np.empty((len(batch.wanted_R), self.config.vocab_size), np.float32)
         self._model.step(
             batch.ids_N,
@@ -108,6 +111,12 @@ class NativeBackend:
             logits_RV,
         )
         return torch.from_numpy(logits_RV)
+
+    def states(self) -> Tensor:
+        x_NE = np.empty((self._tokens, self.config.hidden), np.float32)
+        self._model.read_states(x_NE)
+        scale_N1 = 1 / np.sqrt(np.square(x_NE).mean(-1, keepdims=True) + self.config.norm_eps)
+        return torch.from_numpy(x_NE * scale_N1 * self._norm_E)
 
     def _extend_rope(self, length: int) -> None:
         half = self.config.head_dim // 2

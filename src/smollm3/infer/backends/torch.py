@@ -52,6 +52,7 @@ class TorchBackend:
         places = (config.layers, (self.blocks + 1) * BLOCK, config.kv_heads, config.head_dim)
         self.k_LPGD, self.v_LPGD = _zeros(places, like), _zeros(places, like)
 
+        self._h_NE = like.new_empty(0, config.hidden)
         self._graphs: Graphs | None = None
         if like.device.type == "cuda":
             self._graphs = Graphs(config, like.device, self.decode, self.blocks, Capture())
@@ -63,7 +64,11 @@ class TorchBackend:
         ids_1N = self._tensor(batch.ids_N)[None]
         rope = rope_tables(self.config, self._tensor(batch.positions_N)[None])
         h_1NE = self.model.hidden(ids_1N, rope, self._attend(batch))
+        self._h_NE = h_1NE[0]
         return self.model.logits(h_1NE[0, self._tensor(batch.wanted_R)]).float()
+
+    def states(self) -> Tensor:
+        return self._h_NE.float().cpu()
 
     @torch.inference_mode()
     def decode(self, inputs: Inputs) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 from smollm3.errors import UserError
+from smollm3.infer.constrain.checks import Check
 from smollm3.infer.constrain.schemas import bounded_text, json_grammar
 
 # Options of llguidance that take tokens back or cannot be rolled back.
@@ -57,14 +58,20 @@ class Tools:
 
     tools: {"name", "parameters"}, bare or as OpenAI's {"type": "function", "function": {...}}.
     choice: "auto" text, then calls if the model wants to; "required" calls and nothing else;
-    {"name": ...} calls of this tool and nothing else. parallel: more than one call.
-    python: code between <code> and </code> is a call too, of the tool `python`.
+    {"name": ...} calls of this tool and nothing else. parallel: more than one call. strict: an
+    unsupported schema is an error; otherwise, where that tool need not be called, its arguments are
+    any object. python: code between <code> and </code> is a call too, of the tool `python`.
     """
 
     tools: Sequence[Any]
     choice: Literal["auto", "required"] | Mapping[str, Any] = "auto"
     parallel: bool = True
     python: bool = False
+    strict: bool = False
+
+    def needs(self, count: int) -> bool:
+        """Whether each of the `count` tools that may be called must be as it is declared."""
+        return self.strict or (self.choice != "auto" and count == 1)
 
 
 ConstraintSpec = Json | Regex | Grammar | Choice | Tools
@@ -72,16 +79,26 @@ ConstraintSpec = Json | Regex | Grammar | Choice | Tools
 
 @dataclass(frozen=True)
 class UserGrammar:
-    """A grammar that the user wrote. where: what an error in it is called."""
+    """A grammar that the user wrote. where: what an error in it is called. error: why it is not the
+    one that was asked for. unenforced, check: see `JsonGrammar`."""
 
     where: str
     name: str
     grammar: Mapping[str, Any]
+    unenforced: tuple[str, ...] = ()
+    check: Check | None = None
+    error: str | None = None
 
     @property
     def text(self) -> str:
         """By itself, in llguidance's form."""
         return json.dumps({"grammars": [self.grammar]})
+
+    @property
+    def warnings(self) -> list[str]:
+        if self.error:
+            return [f"{self.error}; any object is allowed instead"]
+        return [f"{self.where}: {key} is not enforced while writing" for key in self.unenforced]
 
 
 def read_parts(spec: ConstraintSpec) -> list[UserGrammar]:
@@ -89,7 +106,7 @@ def read_parts(spec: ConstraintSpec) -> list[UserGrammar]:
     match spec:
         case Json():
             schema = {"type": "object"} if spec.schema is None else spec.schema
-            return [UserGrammar("schema", "body", json_grammar("schema", schema))]
+            return [_json_part("schema", "body", schema)]
         case Regex():
             lark = _lark_of(bounded_text("regex", spec.pattern))
             return [UserGrammar("regex", "body", {"lark_grammar": lark})]
@@ -103,10 +120,41 @@ def read_parts(spec: ConstraintSpec) -> list[UserGrammar]:
             lark = "start: TEXT\nTEXT: " + " | ".join(map(_quoted, dict.fromkeys(spec.texts)))
             return [UserGrammar("choice", "body", {"lark_grammar": bounded_text("choice", lark)})]
         case Tools():
-            return [
-                UserGrammar(f"tools: {name}: parameters", f"arguments_{i}", grammar)
-                for i, (name, grammar) in enumerate(_chosen(spec).items())
-            ]
+            return _tool_parts(spec)
+
+
+def _json_part(where: str, name: str, schema: Any) -> UserGrammar:
+    found = json_grammar(where, schema)
+    return UserGrammar(where, name, found.grammar, found.unenforced, found.check)
+
+
+def any_object(part: UserGrammar, error: str) -> UserGrammar:
+    """Instead of a tool's arguments whose schema is not supported."""
+    grammar = json_grammar(part.where, {"type": "object"}).grammar
+    return UserGrammar(part.where, part.name, grammar, error=error)
+
+
+def _tool_parts(spec: Tools) -> list[UserGrammar]:
+    chosen, parts = _chosen(spec), []
+    for i, (name, parameters) in enumerate(chosen.items()):
+        where = f"tools: {name}: parameters"
+        try:
+            part = _json_part(where, f"arguments_{i}", _object_schema(where, parameters))
+        except UserError as e:
+            if spec.needs(len(chosen)):
+                raise
+            part = any_object(UserGrammar(where, f"arguments_{i}", {}), str(e))
+        parts.append(part)
+    return parts
+
+
+def checks_of(spec: ConstraintSpec, parts: Sequence[UserGrammar]) -> dict[str, Check]:
+    """Of the content (""), or of each tool whose arguments must be right, what finished values are
+    checked for."""
+    names = list(_chosen(spec)) if isinstance(spec, Tools) else [""]
+    if isinstance(spec, Tools) and not spec.needs(len(names)):
+        return {}
+    return {n: part.check for n, part in zip(names, parts, strict=False) if part.check}
 
 
 def write_grammar(
@@ -253,7 +301,10 @@ def _chosen(spec: Tools) -> dict[str, Any]:
     raise UserError(f"tool choice: {wanted!r:.80} is none of {', '.join(declared) or 'no tools'}")
 
 
-def _declared(tool: Any) -> tuple[str, dict[str, Any]]:
+_PLAIN = {"type", "properties", "required", "description", "title", "$defs", "$schema"}
+
+
+def _declared(tool: Any) -> tuple[str, Any]:
     if isinstance(tool, str):
         try:
             tool = json.loads(bounded_text("tools", tool))
@@ -265,12 +316,20 @@ def _declared(tool: Any) -> tuple[str, dict[str, Any]]:
     name, parameters = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not name:
         raise UserError(f"tools: no name in {tool!r:.80}")
-    where = f"tools: {name}: parameters"
+    return name, parameters
+
+
+def _object_schema(where: str, parameters: Any) -> dict[str, Any]:
+    """The schema of a tool's arguments."""
     if not parameters:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise UserError(f"{where}: must be a JSON schema of an object, not {parameters!r:.80}")
-    parameters = {"type": "object", **parameters}
-    if parameters.keys() <= {"type", "properties", "required", "description", "title", "$defs"}:
-        parameters["additionalProperties"] = False  # who declares some has no use for others
-    return name, json_grammar(where, parameters)
+    told: dict[str, Any] = {**parameters, "type": "object"}
+    required, declared = told.get("required"), told.get("properties")
+    if told.keys() <= _PLAIN:
+        told["additionalProperties"] = False  # who declares some has no use for others
+        if isinstance(required, list) and isinstance(declared, Mapping | None):
+            named: dict[str, Any] = {name: {} for name in required if isinstance(name, str)}
+            told["properties"] = {**named, **(declared or {})}
+    return told

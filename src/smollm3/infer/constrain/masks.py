@@ -7,7 +7,7 @@ mask leaves alone. Sampling under masks is all there is, so drafts cannot change
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smollm3.errors import UserError
+from smollm3.infer.constrain.checks import Check
 from smollm3.infer.constrain.grammars import (
     Choice,
     ConstraintSpec,
@@ -23,6 +24,9 @@ from smollm3.infer.constrain.grammars import (
     Reasoning,
     Regex,
     Tools,
+    UserGrammar,
+    any_object,
+    checks_of,
     read_parts,
     write_grammar,
 )
@@ -61,10 +65,22 @@ LIMITS = {
 
 
 class TokenConstraint:
-    """What may follow in one answer. Token ids are the model's; see `hooks.Constraint`."""
+    """What may follow in one answer. Token ids are the model's; see `hooks.Constraint`.
 
-    def __init__(self, matcher: LLMatcher | None, budget: Budget | None, words: int) -> None:
+    warnings: what was asked for and is not enforced while it is written. checks: of the finished
+    content ("") or of a tool's arguments (its name), what to look for."""
+
+    def __init__(
+        self,
+        matcher: LLMatcher | None,
+        budget: Budget | None,
+        words: int,
+        warnings: Sequence[str] = (),
+        checks: Mapping[str, Check] | None = None,
+    ) -> None:
         """words: of a mask, 32 tokens each. A matcher or a budget is given, or both."""
+        self.warnings = warnings
+        self.checks = checks or {}
         self._matcher = matcher
         self._budget = budget
         self._words = words
@@ -128,7 +144,8 @@ class Constraints:
         self._vocab_size = vocab_size
         self._words = (vocab_size + 31) // 32
         self._tags = tokenizer.tags
-        self._ready: OrderedDict[str, LLMatcher] = OrderedDict()
+        # And why their parts are not those that were asked for.
+        self._ready: OrderedDict[str, tuple[LLMatcher, list[str | None]]] = OrderedDict()
         self._made: LLTokenizer | None = None
         self._lock = Lock()
 
@@ -153,35 +170,48 @@ class Constraints:
             budget = Budget(self._tokenizer, reasoning, thinking_budget)
         if spec is None:
             return TokenConstraint(None, budget, self._words) if budget else None
-        return TokenConstraint(self._matcher(spec, reasoning), budget, self._words)
-
-    def _matcher(self, spec: ConstraintSpec, reasoning: Reasoning) -> LLMatcher:
         try:
-            return self._compiled(spec, reasoning)
+            parts = read_parts(spec)
+            matcher, parts = self._compiled(spec, parts, reasoning)
         except UserError as e:
             raise UnsupportedConstraint(str(e)) from None
+        warnings = [line for part in parts for line in part.warnings]
+        checks = checks_of(spec, parts)
+        return TokenConstraint(matcher, budget, self._words, warnings, checks)
 
-    def _compiled(self, spec: ConstraintSpec, reasoning: Reasoning) -> LLMatcher:
-        parts = read_parts(spec)
-        grammar = write_grammar(spec, parts, reasoning, self._tags)
+    def _compiled(
+        self, spec: ConstraintSpec, parts: list[UserGrammar], reasoning: Reasoning
+    ) -> tuple[LLMatcher, list[UserGrammar]]:
+        """The grammar of an answer, and its parts as they could be had."""
+        asked = write_grammar(spec, parts, reasoning, self._tags)
         with self._lock:
-            if grammar in self._ready:
-                self._ready.move_to_end(grammar)
-                return self._ready[grammar].deep_copy()
-        for part in parts:
-            matcher = self._compile(part.where, part.text)
-            try:
-                satisfiable = bool(_mask(matcher, self._words).any())
-            except UserError:
-                satisfiable = False
-            if not satisfiable:
-                raise UserError(f"{part.where}: no text satisfies it, or it is too complex")
+            if asked in self._ready:
+                self._ready.move_to_end(asked)
+                matcher, errors = self._ready[asked]
+                return matcher.deep_copy(), _instead(parts, errors)
+        errors = [self._error_of(part) for part in parts]
+        if any(errors) and not (isinstance(spec, Tools) and not spec.needs(len(parts))):
+            raise UserError(next(filter(None, errors)))
+        parts = _instead(parts, errors)
+        grammar = write_grammar(spec, parts, reasoning, self._tags)
         matcher = self._compile("tools" if isinstance(spec, Tools) else parts[0].where, grammar)
         with self._lock:
-            self._ready[grammar] = matcher
+            self._ready[asked] = matcher, errors
             if len(self._ready) > KEPT:
                 self._ready.popitem(last=False)
-            return matcher.deep_copy()
+            return matcher.deep_copy(), parts
+
+    def _error_of(self, part: UserGrammar) -> str | None:
+        """Why the part cannot be had."""
+        try:
+            matcher = self._compile(part.where, part.text)
+        except UserError as e:
+            return str(e)
+        try:
+            satisfiable = bool(_mask(matcher, self._words).any())
+        except UserError:
+            satisfiable = False
+        return None if satisfiable else f"{part.where}: no text satisfies it, or it is too complex"
 
     def _compile(self, where: str, grammar: str) -> LLMatcher:
         if len(grammar) > MAX_GRAMMAR:
@@ -217,6 +247,12 @@ def _library() -> Any:
     except ImportError:
         raise UserError("constraints need llguidance: pip install 'smollm3[structured]'") from None
     return llguidance
+
+
+def _instead(parts: list[UserGrammar], errors: Sequence[str | None]) -> list[UserGrammar]:
+    """The parts, with any object instead of those that cannot be had."""
+    pairs = zip(parts, errors, strict=True)
+    return [any_object(part, error) if error else part for part, error in pairs]
 
 
 def _mask(matcher: LLMatcher, words: int) -> Mask:

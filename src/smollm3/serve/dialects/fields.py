@@ -226,7 +226,7 @@ def toolbox(
     if choice == "none" or not there:
         return Toolbox([], [], may_call=not there)
     wanted: Any = {"name": name} if choice == "named" else choice
-    constraint = Tools(declared, wanted, parallel=parallel, python=bool(python))
+    constraint = Tools(declared, wanted, parallel=parallel, python=bool(python), strict=strict)
     optional = choice == "auto" and not strict
     return Toolbox(list(declared), list(python), constraint, optional)
 

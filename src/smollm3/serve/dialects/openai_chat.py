@@ -11,7 +11,7 @@ from pydantic import Field
 
 from smollm3 import turn
 from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
-from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
+from smollm3.serve.answering import Answered, Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
     Body,
@@ -143,7 +143,7 @@ def router(service: Service) -> APIRouter:
                 request, ask, lambda answering: _Teller(service, body, model, answering, usage)
             )
         answering = await service.whole(request, ask)
-        return _completion(service, body, model, answering).response()
+        return completion(service, body, model, answering).response()
 
     return routes
 
@@ -251,9 +251,7 @@ def _call_id() -> str:
     return new_id("call_")
 
 
-def _completion(
-    service: Service, body: ChatBody, model: str, answering: Answering
-) -> ChatCompletion:
+def completion(service: Service, body: ChatBody, model: str, answering: Answered) -> ChatCompletion:
     tokenizer = service.engine.tokenizer
     choices = []
     for i, answer in enumerate(answering.replies):

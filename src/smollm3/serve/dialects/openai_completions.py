@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,14 +12,13 @@ from pydantic import Field
 
 from smollm3 import turn
 from smollm3.infer import Step
-from smollm3.serve.answering import Answering, Quiet, StreamEvent
+from smollm3.serve.answering import Answered, Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
     OpenSampling,
     StreamOptions,
     Structured,
     TokenId,
-    Whole,
     params_of,
     stops_of,
     structured_of,
@@ -41,11 +41,13 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class CompletionBody(OpenSampling):
-    """A text, or several, or the same as tokens. Control tokens spelled in a text are text."""
+    """A text, or several, or the same as tokens. Control tokens spelled in a text are text. echo:
+    the prompt stands before the answer, also in its figures; then `max_tokens` may be 0."""
 
     prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1)]
     model: str | None = None
-    max_tokens: Whole | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    echo: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
@@ -60,23 +62,30 @@ def router(service: Service) -> APIRouter:
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue a text."""
         model = service.check_model(body.model)
-        ask = _ask_of(service, body)
+        ask = ask_of(service, body)
         usage = with_usage(body.stream, body.stream_options)
+        echoes = await _echoes(service, request, body, ask) if body.echo else [Echo()] * ask.count
+        if body.max_tokens == 0:
+            return _echoed(service, body, model, echoes).response()
         if body.stream:
             return await service.streamed(
-                request, ask, lambda answering: _Teller(service, body, model, answering, usage)
+                request,
+                ask,
+                lambda answering: _Teller(service, body, model, answering, usage, echoes),
             )
         answering = await service.whole(request, ask)
-        return _completion(service, body, model, answering).response()
+        return completion(service, body, model, answering, echoes).response()
 
     return routes
 
 
-def _ask_of(service: Service, body: CompletionBody) -> Ask:
+def ask_of(service: Service, body: CompletionBody) -> Ask:
     settings, given = service.settings, body.prompt
     prompts: Sequence[Any] = (
         given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     )
+    if body.max_tokens == 0 and not (body.echo and not body.stream):
+        raise refused("max_tokens: 0 goes with echo, without stream", "max_tokens")
     if body.glass_box and len(prompts) > 1:
         raise refused("glass_box: of one prompt only", "glass_box")
     params = params_of(
@@ -94,6 +103,61 @@ def _ask_of(service: Service, body: CompletionBody) -> Ask:
     return Ask(asked, body.glass_box)
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt as it stands before its answer. steps: its tokens, where their figures are told."""
+
+    text: str = ""
+    steps: Sequence[Step] = ()
+    tokens: int = 0
+
+
+async def _echoes(service: Service, request: Request, body: CompletionBody, ask: Ask) -> list[Echo]:
+    """One for each answer."""
+    engine = service.engine
+    given = [asked.ids(engine.tokenizer) for asked in ask.requests]
+    steps: list[list[Step]] = [[] for _ in given]
+    if body.logprobs is not None:
+        top = body.logprobs
+        steps = await service.read(
+            request, given, lambda salt: [engine.submit_steps(ids, top, salt) for ids in given]
+        )
+    echoes = []
+    for asked, ids, read in zip(ask.requests, given, steps, strict=True):
+        prompt = asked.prompt
+        text = prompt if isinstance(prompt, str) else engine.tokenizer.decode(ids)
+        echoes += [Echo(text, read, len(ids))] * ask.n
+    return echoes
+
+
+def _echoed(
+    service: Service, body: CompletionBody, model: str, echoes: Sequence[Echo]
+) -> TextCompletion:
+    """Prompts without answers."""
+    choices = [
+        TextChoice(
+            index=i,
+            text=echo.text,
+            finish_reason="length",
+            **_logprobs(service, body, echo.steps, 0),
+        )
+        for i, echo in enumerate(echoes)
+    ]
+    used = turn.Usage(prompt=sum(echo.tokens for echo in echoes[:: body.n or 1]))
+    return _text_completion(model, choices, usage=usage_of(used))
+
+
+def _text_completion(model: str, choices: list[TextChoice], **fields: Any) -> TextCompletion:
+    return TextCompletion(
+        id=new_id("cmpl-"),
+        object="text_completion",
+        created=int(time.time()),
+        model=model,
+        choices=choices,
+        **fields,
+    )
+
+
 def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], offset: int) -> Json:
     if body.logprobs is None or not steps:
         return {"logprobs": None}
@@ -101,40 +165,45 @@ def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], off
     return {"logprobs": told}
 
 
-def _completion(
+def completion(
     service: Service,
     body: CompletionBody,
     model: str,
-    answering: Answering,
+    answering: Answered,
+    echoes: Sequence[Echo],
 ) -> TextCompletion:
     tokenizer = service.engine.tokenizer
     choices = [
         TextChoice(
             index=i,
-            text=answer.text,
+            text=echo.text + answer.text,
             finish_reason=answer.reason,
-            **_logprobs(service, body, answer.steps, 0),
+            **_logprobs(service, body, [*echo.steps, *answer.steps], 0),
             **glass_of(tokenizer, answering.ask, answer.steps),
         )
-        for i, answer in enumerate(answering.replies)
+        for i, (echo, answer) in enumerate(zip(echoes, answering.replies, strict=True))
     ]
-    return TextCompletion(
-        id=new_id("cmpl-"),
-        object="text_completion",
-        created=int(time.time()),
-        model=model,
-        choices=choices,
+    return _text_completion(
+        model,
+        choices,
         usage=usage_of(answering.usage),
         **prompt_detail(tokenizer, answering),
     )
 
 
 class _Teller(Tell):
-    """A chunk for each token that shows something."""
+    """A chunk for the echo and for each token that shows something."""
 
     def __init__(
-        self, service: Service, body: CompletionBody, model: str, answering: Answering, usage: bool
+        self,
+        service: Service,
+        body: CompletionBody,
+        model: str,
+        answering: Answering,
+        usage: bool,
+        echoes: Sequence[Echo],
     ) -> None:
+        self._echoes = dict(enumerate(echoes)) if body.echo else {}
         self._service = service
         self._body = body
         self._answering = answering
@@ -153,10 +222,19 @@ class _Teller(Tell):
             case Quiet():
                 return KEEP_ALIVE
             case turn.End():
-                return self._chunk(event.index, "", finish_reason=event.reason)
+                data = self._echo(event.index)
+                return data + self._chunk(event.index, "", finish_reason=event.reason)
             case turn.Part(index, Step() as step):
-                return self._token(index, step)
+                return self._echo(index) + self._token(index, step)
         return b""
+
+    def _echo(self, index: int) -> bytes:
+        """The prompt, once."""
+        echo = self._echoes.pop(index, None)
+        if echo is None:
+            return b""
+        self._offsets[index] = len(echo.text)
+        return self._chunk(index, echo.text, **_logprobs(self._service, self._body, echo.steps, 0))
 
     def _token(self, index: int, step: Step) -> bytes:
         tokenizer = self._service.engine.tokenizer

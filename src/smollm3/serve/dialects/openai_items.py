@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from smollm3 import turn
 from smollm3.agent.python import declarations
@@ -27,7 +28,7 @@ from smollm3.serve.dialects.fields import (
 )
 from smollm3.serve.dialects.messages import conversation, text_of
 from smollm3.serve.errors import refused
-from smollm3.serve.service import Json, Service
+from smollm3.serve.service import Json, Service, new_id
 
 Status = Literal["in_progress", "completed", "incomplete"]
 LOGPROBS = "message.output_text.logprobs"
@@ -134,7 +135,28 @@ class ReasoningSettings(Body):
     effort: Effort | None = None
 
 
-Item = InputMessage | ReasoningItem | CallItem | PythonItem | ResultItem
+class CompactionItem(Body):
+    """A summary of what came before, in base64."""
+
+    type: Literal["compaction"]
+    encrypted_content: str
+    id: str | None = None
+
+    @property
+    def text(self) -> str:
+        try:
+            return base64.b64decode(self.encrypted_content, validate=True).decode()
+        except ValueError:
+            raise refused("input: this compaction was not made here", "input") from None
+
+
+class KeptConversation(Body):
+    id: str
+
+
+Item = InputMessage | ReasoningItem | CallItem | PythonItem | ResultItem | CompactionItem
+
+ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 
 class ResponseBody(Sampling):
@@ -144,6 +166,7 @@ class ResponseBody(Sampling):
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
+    conversation: str | KeptConversation | None = None
     store: bool | None = None
     stream: bool = False
     max_output_tokens: Whole | None = None
@@ -167,6 +190,11 @@ class ResponseBody(Sampling):
     @property
     def with_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
+
+    @property
+    def conversation_id(self) -> str | None:
+        given = self.conversation
+        return given.id if isinstance(given, KeptConversation) else given
 
     @property
     def choice(self) -> Any:
@@ -212,7 +240,7 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
     wanted = body.text.format if body.text else None
     form = format_of(wanted.type, wanted.schema_, settings) if wanted else None
     constraint, optional = one_constraint(box, form)
-    said = [*before, *_messages(body.input)]
+    said = [*before, *messages_of_items(body.input)]
     first = [{"role": "system", "content": body.instructions}] if body.instructions else []
     params = params_of(
         body,
@@ -245,7 +273,24 @@ def _functions(service: Service) -> list[Any]:
     return declarations(agent.functions)
 
 
-def _messages(given: str | Sequence[Item]) -> list[Json]:
+_KINDS = {"function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
+
+
+def items_of(given: str | Sequence[Item]) -> list[Json]:
+    """Items as the API tells them, each with an id."""
+    if isinstance(given, str):
+        given = [InputMessage(role="user", content=given)]
+    told = []
+    for item in given:
+        shown: Json = {"type": item.type, **item.model_dump(exclude_none=True)}
+        if isinstance(item, InputMessage) and isinstance(item.content, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            shown["content"] = [{"type": kind, "text": item.content}]
+        told.append(shown | {"id": item.id or new_id(_KINDS.get(item.type, "msg_"))})
+    return told
+
+
+def messages_of_items(given: str | Sequence[Item]) -> list[Json]:
     """Items of one answer, which follow each other, become one message."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
@@ -270,6 +315,8 @@ def _messages(given: str | Sequence[Item]) -> list[Json]:
                 _add(messages, {"tool_calls": [call]})
                 output = "\n".join(part.logs for part in item.outputs or ())
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": output})
+            case CompactionItem():
+                messages.append({"role": "assistant", "content": item.text})
             case ResultItem():
                 messages.append(
                     {

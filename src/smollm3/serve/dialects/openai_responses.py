@@ -15,11 +15,17 @@ from smollm3.chat.tags import PYTHON
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects import replies as said
-from smollm3.serve.dialects.openai_items import CodeInterpreter, ResponseBody, ResponseTool, ask_of
+from smollm3.serve.dialects.openai_items import (
+    CodeInterpreter,
+    ResponseBody,
+    ResponseTool,
+    ask_of,
+    items_of,
+)
+from smollm3.serve.dialects.openai_kept import before_of, found_response
 from smollm3.serve.dialects.replies import replies
 from smollm3.serve.dialects.tokens import chat_logprob
 from smollm3.serve.errors import ApiError
-from smollm3.serve.response_store import ResponseStore
 from smollm3.serve.service import KEEP_ALIVE, Json, Service, Tell, new_id, salt_of, sse
 from smollm3.serve.steps import arguments_of, messages_of
 from smollm3.serve.tool_executor import PythonRun
@@ -32,15 +38,13 @@ _FAILED = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
-    store = ResponseStore(service.settings.stored_responses, service.settings.stored_bytes)
+    store = service.responses
 
     @routes.post("/v1/responses", responses=replies(said.ResponseReply, stream=True))
     async def responses(body: ResponseBody, request: Request) -> Response:
         """Answer a conversation, as items."""
         model, salt = service.check_model(body.model), salt_of(request)
-        before = None
-        if body.previous_response_id is not None:
-            before = _found(store, salt, body.previous_response_id)
+        before = before_of(service, salt, body)
         ask, messages = ask_of(service, body, before.messages if before else ())
         container = before.container if before else None
         run = _python(service, body, salt, ask, container)
@@ -48,9 +52,12 @@ def router(service: Service) -> APIRouter:
         answer = _Answer(service, body, model, run.container if run else None)
 
         def keep(response: said.ResponseReply) -> said.ResponseReply:
+            told, given = response.dumped(), items_of(body.input)
             if body.store is not False:
-                told = response.dumped()
-                store.put(salt, [*messages, *answer.messages()], told, container)
+                items = [*(before.items if before else ()), *given]
+                store.put(salt, [*messages, *answer.messages()], items, told, container)
+            if body.conversation_id is not None:
+                service.conversations.add(salt, body.conversation_id, [*given, *told["output"]])
             return response
 
         if body.stream:
@@ -64,12 +71,12 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/responses/{name}", responses=replies(said.ResponseReply))
     async def get(name: str, request: Request) -> Response:
         """A response of before, as long as it is kept."""
-        return JSONResponse(_found(store, salt_of(request), name).response)
+        return JSONResponse(found_response(service, salt_of(request), name).response)
 
     @routes.delete("/v1/responses/{name}", responses=replies(said.DeletedResponse))
     async def delete(name: str, request: Request) -> Response:
         """Forget a response."""
-        _found(store, salt_of(request), name)
+        found_response(service, salt_of(request), name)
         store.drop(salt_of(request), name)
         return said.DeletedResponse(id=name, object="response", deleted=True).response()
 
@@ -87,18 +94,6 @@ def _python(
     # One that nothing leads back to lives for the request.
     kept = named is not None or body.store is not False
     return PythonRun(service.tools, salt, named or new_id("cntr_"), kept)
-
-
-def _found(store: ResponseStore, salt: str, name: str) -> Any:
-    found = store.get(salt, name)
-    if found is None:
-        raise ApiError(
-            404,
-            f"no response {name!r:.80} is kept here: only the newest are, and not those of others",
-            param="previous_response_id",
-            code="response_not_found",
-        )
-    return found
 
 
 @dataclass
@@ -222,11 +217,12 @@ class _Answer:
                 self.item(item, "incomplete" if self._is_cut(item, cut) else "completed")
                 for item in self.items
             ],
-            usage=_usage(usage) if end else None,
+            usage=response_usage(usage) if end else None,
             error=error,
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             instructions=body.instructions,
             previous_response_id=body.previous_response_id,
+            **_conversation(body),
             max_output_tokens=body.max_output_tokens,
             temperature=body.temperature,
             top_p=body.top_p,
@@ -243,6 +239,11 @@ class _Answer:
         )
 
 
+def _conversation(body: ResponseBody) -> Any:
+    name = body.conversation_id
+    return {} if name is None else {"conversation": said.ConversationId(id=name)}
+
+
 def _tool(tool: ResponseTool | CodeInterpreter) -> Json:
     if isinstance(tool, CodeInterpreter):
         return _dump(tool)
@@ -254,7 +255,7 @@ def _dump(body: Any) -> Json:
     return told
 
 
-def _usage(usage: Usage) -> said.ResponseUsage:
+def response_usage(usage: Usage) -> said.ResponseUsage:
     return said.ResponseUsage(
         input_tokens=usage.prompt,
         input_tokens_details=said.InputDetails(cached_tokens=usage.cached, cache_write_tokens=0),

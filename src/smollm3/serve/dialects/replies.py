@@ -37,6 +37,10 @@ class ErrorReply(ApiReply):
     error: ErrorDetail
 
 
+class OllamaError(ApiReply):
+    error: str
+
+
 class AnthropicErrorDetail(ApiReply):
     type: str
     message: str
@@ -66,9 +70,11 @@ class ChatLogprobs(ApiReply):
 
 
 class CompletionLogprobs(ApiReply):
+    """The first token of an echoed prompt has no figures."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -243,6 +249,10 @@ class ResponseError(ApiReply):
     message: str
 
 
+class ConversationId(ApiReply):
+    id: str
+
+
 class ResponseReply(ApiReply):
     """What was asked stands in it too."""
 
@@ -271,6 +281,7 @@ class ResponseReply(ApiReply):
     truncation: Literal["disabled"]
     metadata: dict[str, str]
     background: Literal[False]
+    conversation: ConversationId | None = None
 
 
 class DeletedResponse(ApiReply):
@@ -387,17 +398,6 @@ class ApprovalTaken(ApiReply):
     allowed: bool
 
 
-class Tokenized(ApiReply):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class Detokenized(ApiReply):
-    prompt: str
-    content: str
-
-
 class Health(ApiReply):
     status: str
 
@@ -407,12 +407,15 @@ _ERRORS = {
     401: "No key, or a wrong one",
     403: "A web page of elsewhere, or a name that is not this machine's",
     404: "No such model",
+    409: "It has ended already",
     413: "The body is too large",
     415: "The body is no JSON",
+    422: "The finished answer breaks the schema that was asked for",
     429: "The queue is full; Retry-After says when to try again",
     500: "A fault of the server",
     503: "The server is shutting down",
     504: "The answer took too long",
+    507: "There is no room on the disk",
 }
 
 
@@ -424,7 +427,9 @@ def replies(
         status: {"model": error, "description": told} for status, told in _ERRORS.items()
     }
     said[200] = {"model": model, "description": "The answer"}
-    if stream:
+    if stream and error is OllamaError:
+        said[200]["content"] = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    elif stream:
         fields = {"event": {"type": "string"}, "data": {"type": "string"}}
         event = {"type": "object", "properties": fields, "description": "One of its events"}
         events = {"schema": event}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from smollm3.infer import Step
-from smollm3.serve.answering import Answering
+from smollm3.serve.answering import Answered
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.replies import (
     CachedTokens,
@@ -42,7 +43,8 @@ def chat_logprobs(tokenizer: Tokenizer, steps: Sequence[Step], top: int) -> Chat
 
 
 def chat_logprob(tokenizer: Tokenizer, step: Step, top: int) -> TokenLogprob:
-    likeliest = [TopLogprob(**_logprob(tokenizer, *pair)) for pair in step.top_logprobs[:top]]
+    likeliest = [TopLogprob(**_logprob(tokenizer, *pair)) for pair in _alternatives(step, top)]
+    likeliest = likeliest if top else []
     return TokenLogprob(**_logprob(tokenizer, step.id, step.logprob), top_logprobs=likeliest)
 
 
@@ -54,20 +56,42 @@ def _logprob(tokenizer: Tokenizer, index: int, logprob: float) -> dict[str, Any]
     }
 
 
+def _alternatives(step: Step, top: int) -> list[tuple[int, float]]:
+    """The likeliest so many, and the token itself where it is none of them."""
+    found = list(step.top_logprobs[:top])
+    if all(index != step.id for index, _ in found):
+        found.append((step.id, step.logprob))
+    return found
+
+
+def _name(tokenizer: Tokenizer, index: int) -> str:
+    """A token as a key: no two are alike. Of a part of a character, its bytes."""
+    data = tokenizer.token_bytes(index)
+    try:
+        return data.decode() or f"token_id:{index}"
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
 def completion_logprobs(
     tokenizer: Tokenizer, steps: Sequence[Step], top: int, offset: int = 0
 ) -> CompletionLogprobs:
-    """OpenAI's older form. offset: of the first token in the text."""
+    """OpenAI's older form. offset: of the first token in the text. A step without a figure is the
+    first of an echoed prompt."""
     offsets = []
     for step in steps:
         offsets.append(offset)
         offset += len(step.text)
+    known = [not math.isnan(step.logprob) for step in steps]
     return CompletionLogprobs(
-        tokens=[token_text(tokenizer, step.id) for step in steps],
-        token_logprobs=[finite(step.logprob) for step in steps],
+        tokens=[_name(tokenizer, step.id) for step in steps],
+        token_logprobs=[
+            finite(step.logprob) if there else None
+            for step, there in zip(steps, known, strict=True)
+        ],
         top_logprobs=[
-            {token_text(tokenizer, i): finite(p) for i, p in step.top_logprobs[:top]}
-            for step in steps
+            {_name(tokenizer, i): finite(p) for i, p in _alternatives(step, top)} if there else None
+            for step, there in zip(steps, known, strict=True)
         ],
         text_offset=offsets,
     )
@@ -96,7 +120,7 @@ def glass_of(tokenizer: Tokenizer, ask: Ask, steps: Sequence[Step]) -> dict[str,
     return {"tokens": [glass_token(tokenizer, s) for s in steps]} if ask.glass_box else {}
 
 
-def prompt_detail(tokenizer: Tokenizer, answering: Answering) -> dict[str, Any]:
+def prompt_detail(tokenizer: Tokenizer, answering: Answered) -> dict[str, Any]:
     """All tokens of the prompt, and whether the prefix cache had them."""
     if not answering.ask.glass_box:
         return {}

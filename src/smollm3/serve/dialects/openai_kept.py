@@ -1,0 +1,57 @@
+"""What a response goes on from: a response before it, or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smollm3.serve.conversation_store import StoredConversation
+from smollm3.serve.dialects.openai_items import ITEMS, ResponseBody, messages_of_items
+from smollm3.serve.errors import ApiError, refused
+from smollm3.serve.response_store import StoredResponse
+from smollm3.serve.service import Json, Service
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a response goes on from: messages as templates know them, items as the API does."""
+
+    messages: Sequence[Json]
+    items: Sequence[Json]
+    container: str | None = None
+
+
+def before_of(service: Service, salt: str, body: ResponseBody) -> Before | None:
+    if body.conversation_id is not None:
+        if body.previous_response_id is not None:
+            raise refused("previous_response_id: not together with conversation", "conversation")
+        items = list(found_conversation(service, salt, body.conversation_id).items)
+        return Before(messages_of_items(ITEMS.validate_python(items)), items)
+    if body.previous_response_id is None:
+        return None
+    found = found_response(service, salt, body.previous_response_id)
+    return Before(found.messages, found.items, found.container)
+
+
+def found_conversation(service: Service, salt: str, name: str) -> StoredConversation:
+    found = service.conversations.get(salt, name)
+    if found is None:
+        raise ApiError(
+            404,
+            f"no conversation {name!r:.80} is kept here: only the newest are, and not others'",
+            param="conversation",
+            code="conversation_not_found",
+        )
+    return found
+
+
+def found_response(service: Service, salt: str, name: str) -> StoredResponse:
+    found = service.responses.get(salt, name)
+    if found is None:
+        raise ApiError(
+            404,
+            f"no response {name!r:.80} is kept here: only the newest are, and not those of others",
+            param="previous_response_id",
+            code="response_not_found",
+        )
+    return found
