@@ -132,7 +132,7 @@ def test_a_model_without_the_tags_does_not_think_in_them():
 
 
 def test_a_template_that_prints_nothing():
-    reads = Reads(parts=False, calls=None, reasoning=False, results=False)
+    reads = Reads(parts=False, calls=None, reasoning=False, results=False, systems=False)
     assert probe(lambda chat: "") == reads
 
 

@@ -117,8 +117,9 @@ def test_instructions():
     assert "You are Nano." in system_of([flags_only, user("")])
     assert system_of([user("")], custom_instructions="Sing.").endswith("\n\nSing.")
     assert "Sing" not in system_of([system, user("")], custom_instructions="Sing.")
-    later = TOK.render_text([user("a"), system, user("b")])
-    assert "Be brief" not in later
+    both = TOK.render_text([{**system, "content": "One."}, user("a"), system, user("b")])
+    assert "Instructions\n\nOne.\n\n  Be brief.<|im_end|>" in both
+    assert both.count("<|im_start|>system") == 1
 
 
 def test_instructions_survive_every_turn():

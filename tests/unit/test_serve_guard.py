@@ -139,10 +139,13 @@ def test_pages_that_are_allowed(locked):
     headers = {"authorization": f"Bearer {KEY}", "origin": "https://good.example"}
     response = locked.post(CHAT, json=BODY, headers=headers)
     assert response.headers["access-control-allow-origin"] == "https://good.example"
-    asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
+    wanted = "authorization, x-stainless-os, anthropic-version, openai-organization"
+    asked = {"origin": "https://good.example", "access-control-request-method": "DELETE"}
+    asked["access-control-request-headers"] = f"{wanted}, no name"
     response = locked.options(CHAT, headers=asked)
     assert response.status_code == 204
-    assert "authorization" in response.headers["access-control-allow-headers"]
+    assert response.headers["access-control-allow-headers"] == wanted
+    assert "DELETE" in response.headers["access-control-allow-methods"]
     other = locked.options(CHAT, headers={**asked, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
 

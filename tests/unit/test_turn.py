@@ -25,8 +25,7 @@ class Engine:
     def __init__(self, tokenizer, *texts, refuses=()):
         self.tokenizer = tokenizer
         self.texts = list(texts)
-        self.config = SimpleNamespace(context=400)
-        self.backend = SimpleNamespace(blocks=10)
+        self.room = 320
         self.asked = []
         self.refuses = refuses
 

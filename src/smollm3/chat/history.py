@@ -31,12 +31,14 @@ Chat = list[dict[str, Any]]
 @dataclass(frozen=True)
 class Reads:
     """What a template prints: contents as texts, or only as lists of parts; calls with arguments
-    as objects, as JSON text, or not at all; reasoning; results of tools."""
+    as objects, as JSON text, or not at all; reasoning; results of tools; system messages behind
+    others."""
 
     parts: bool
     calls: Literal["object", "text"] | None
     reasoning: bool
     results: bool
+    systems: bool
 
 
 def probe(run: Callable[[Chat], str]) -> Reads:
@@ -69,7 +71,14 @@ def probe(run: Callable[[Chat], str]) -> Reads:
     caller = {"object": as_object, "text": as_text, None: answer | {"content": "!"}}[calls]
     result = {"role": "tool", "tool_call_id": "call00001", "name": "f", "content": _MARK}
     thought = {"role": "assistant", "content": "!", **dict.fromkeys(_REASONING, _MARK)}
-    return Reads(parts, calls, reasoning=prints(thought), results=prints(caller, result))
+    later = {"role": "system", "content": _MARK}
+    return Reads(
+        parts,
+        calls,
+        reasoning=prints(thought),
+        results=prints(caller, result),
+        systems=prints({"role": "assistant", "content": "!"}, later),
+    )
 
 
 def normal(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]:
@@ -100,6 +109,22 @@ def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]
         if key in given:
             return {"thinking": given[key], **given, "reasoning_content": given[key]}
     return given
+
+
+def is_system(message: Mapping[str, Any]) -> bool:
+    return message["role"] in ("system", "developer")
+
+
+def gathered(chat: Chat, in_place: bool) -> Chat:
+    """The system messages as one, in front: all of them or, where the template prints later ones,
+    those that come first."""
+    count = next((i for i, m in enumerate(chat) if not is_system(m)), len(chat))
+    first = chat[:count] if in_place else [message for message in chat if is_system(message)]
+    rest = chat[count:] if in_place else [message for message in chat if not is_system(message)]
+    if not first:
+        return rest
+    texts = [message["content"] for message in first if message["content"]]
+    return [{**first[0], "content": "\n\n".join(texts)}, *rest]
 
 
 def rewrite(chat: Chat, reads: Reads, python: bool) -> Chat:

@@ -17,11 +17,20 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypedDict
 
-from smollm3.chat.history import Chat, Reads, as_given, normal, probe, rewrite
+from smollm3.chat.history import (
+    Chat,
+    Reads,
+    as_given,
+    gathered,
+    is_system,
+    normal,
+    probe,
+    rewrite,
+)
 from smollm3.chat.message import Message
 from smollm3.chat.sandbox import Overrun, render_apart
 from smollm3.chat.tags import THINK
-from smollm3.chat.template import SPARE, is_ours, render_views
+from smollm3.chat.template import SPARE, is_ours, render_views, variables_of
 from smollm3.errors import UserError
 
 _SPARE = tuple(map(chr, SPARE))
@@ -39,7 +48,14 @@ class RenderOptions(TypedDict, total=False):
     add_generation_prompt: bool
     custom_instructions: str | None
     date: datetime.date | None
+    variables: Mapping[str, Any]
     exact: bool
+
+
+# Variables of a template that are not for others to set.
+_GIVEN = frozenset(
+    (*RenderOptions.__annotations__, "messages", "xml_tools", "documents", "strftime_now")
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,7 @@ class Renderer:
         add_generation_prompt: bool = True,
         custom_instructions: str | None = None,
         date: datetime.date | None = None,
+        variables: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> Rendering:
         """Run the template over the messages.
@@ -112,6 +129,7 @@ class Renderer:
         add_generation_prompt: end with an answer's header; then nothing counts as generated.
         custom_instructions: where there is no system message.
         date: told to the model, by ours beside a cutoff. If None, other templates tell today's.
+        variables: of `Renderer.variables`, for templates that read more.
         exact: what `transformers` renders. Messages reach the template as they are, and what they
             spell like control tokens becomes some.
         """
@@ -125,6 +143,7 @@ class Renderer:
             "custom_instructions": custom_instructions,
         }
         inputs = {key: value for key, value in optional.items() if value is not None}
+        inputs |= {key: value for key, value in (variables or {}).items() if key in self.variables}
         try:
             chat = self._chat(messages, python=bool(inputs.get("python_tools")), exact=exact)
             start, end, *stand_ins = _unused([self.template, chat, inputs], len(self._firsts) + 2)
@@ -155,6 +174,11 @@ class Renderer:
                 problem = str(e)
         restore = {ord(stand_in): first for first, stand_in in table.items()}
         return Rendering(_cut(text, published, generated), restore, problem)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template reads beside what every rendering gives it."""
+        return variables_of(self.template) - self._named.keys() - _GIVEN
 
     def _run(
         self,
@@ -195,6 +219,8 @@ class Renderer:
         if exact:
             return [as_given(index, message) for index, message in enumerate(messages)]
         chat = [normal(index, message) for index, message in enumerate(messages)]
+        if any(is_system(message) for message in chat[1:]):
+            chat = gathered(chat, in_place=not self._ours and self._reads.systems)
         return chat if self._ours else rewrite(chat, self._reads, python)
 
     def _guard(

@@ -8,8 +8,11 @@ elsewhere are turned away.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import traceback
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,6 +39,13 @@ SECURITY = {
 }
 FAULT = "the server has failed on this request; its log says where"
 GONE = 499  # the client has hung up; for the log and the figures only
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,80}")
+# Half of a character, as an escape of JSON that has no other half, or as bytes.
+_HALVES = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)|(\xed[\xa0-\xbf][\x80-\xbf])",
+    re.DOTALL,
+)
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -54,11 +64,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service)
+        state = scope.setdefault("state", {})
+        reply = _Reply(send, Headers(scope=scope).get("origin"), self._service, state)
         path = scope["path"]
         try:
-            salt = self._check(scope, path)
-            scope.setdefault("state", {})["salt"] = salt
+            state["salt"] = self._check(scope, path)
             if scope["method"] == "OPTIONS" and reply.foreign:
                 await _preflight(scope, receive, reply.send)
             else:
@@ -126,7 +136,8 @@ class Guard:
                 raise too_large
             if not message.get("more_body"):
                 break
-        again: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+        body = _whole_text(b"".join(parts))
+        again: list[Message] = [{"type": "http.request", "body": body}]
 
         async def replay() -> Message:
             return again.pop() if again else await receive()
@@ -146,8 +157,11 @@ class Guard:
 class _Reply:
     """What goes out, with the headers that everything has."""
 
-    def __init__(self, send: Send, origin: str | None, service: Service) -> None:
+    def __init__(
+        self, send: Send, origin: str | None, service: Service, state: dict[str, Any]
+    ) -> None:
         self._send = send
+        self._state = state
         self.started = time.perf_counter()
         self.status = 0
         self.complete = False
@@ -159,12 +173,37 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers.update(SECURITY)
             headers.setdefault("cache-control", "no-store")
+            if left := self._state.get("left_out"):
+                headers["warning"] = _warning([f"{what} is left out" for what in left])
             if self.foreign:
                 headers["access-control-allow-origin"] = self.foreign
+                headers["access-control-expose-headers"] = "retry-after, warning"
                 headers["vary"] = "origin"
         await self._send(message)
         if message["type"] == "http.response.body":
             self.complete = not message.get("more_body")
+
+
+def _warning(lines: Sequence[str]) -> str:
+    """In the form of RFC 7234: 299 is one that stays true."""
+    texts = (
+        line.encode("ascii", "replace").decode().replace("\\", "").replace('"', "'")
+        for line in lines
+    )
+    printable = ("".join(c for c in text if c.isprintable())[:200] for text in texts)
+    return ", ".join(f'299 smollm3 "{text}"' for text in printable)[:2000]
+
+
+def _whole_text(body: bytes) -> bytes:
+    """JSON in which every half of a character is U+FFFD: text that was cut in its middle stays a
+    text, where tokenizers and answers can have none of it."""
+    if b"\\u" not in body and b"\xed" not in body:
+        return body
+
+    def mended(found: re.Match[bytes]) -> bytes:
+        return b"\\ufffd" if found[1] else b"\xef\xbf\xbd" if found[2] else found[0]
+
+    return _HALVES.sub(mended, body)
 
 
 def _trace(error: BaseException | None) -> str:
@@ -191,9 +230,12 @@ def _is_loopback_name(host: str) -> bool:
 
 
 async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
+    """Whoever may come in may send what headers they like: clients' libraries send their own."""
+    asked = Headers(scope=scope).get("access-control-request-headers", "")
+    names = [name.strip() for name in asked.split(",")]
     allowed = {
-        "access-control-allow-methods": "GET, POST",
-        "access-control-allow-headers": "authorization, content-type, x-api-key",
+        "access-control-allow-methods": "GET, HEAD, POST, DELETE",
+        "access-control-allow-headers": ", ".join(filter(_HEADER_NAME.fullmatch, names)),
         "access-control-max-age": "600",
     }
     await Response(status_code=204, headers=allowed)(scope, receive, send)

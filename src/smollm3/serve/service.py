@@ -22,7 +22,7 @@ from smollm3.infer.errors import RequestFailed
 from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused, shutting_down
+from smollm3.serve.errors import ApiError, shutting_down, wrong
 from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.settings import Keys, Settings
 from smollm3.serve.steps import RunsPython, Steps
@@ -110,7 +110,7 @@ class Service:
             # In a thread: templates of strangers run in a process, grammars are compiled.
             replies = await asyncio.to_thread(ask.start, self.engine, salt)
         except UserError as e:
-            raise refused(str(e)) from None
+            raise wrong(e) from None
         return Answering(ask, replies, self.settings.request_seconds, left)
 
     def _count(self, answering: Answering) -> None:

@@ -59,12 +59,14 @@ class Tools:
     choice: "auto" text, then calls if the model wants to; "required" calls and nothing else;
     {"name": ...} calls of this tool and nothing else. parallel: more than one call.
     python: code between <code> and </code> is a call too, of the tool `python`.
+    answer: with "auto", what an answer that is no call must be; then no text comes before calls.
     """
 
     tools: Sequence[Any]
     choice: Literal["auto", "required"] | Mapping[str, Any] = "auto"
     parallel: bool = True
     python: bool = False
+    answer: Json | Regex | Grammar | Choice | None = None
 
 
 ConstraintSpec = Json | Regex | Grammar | Choice | Tools
@@ -103,10 +105,12 @@ def read_parts(spec: ConstraintSpec) -> list[UserGrammar]:
             lark = "start: TEXT\nTEXT: " + " | ".join(map(_quoted, dict.fromkeys(spec.texts)))
             return [UserGrammar("choice", "body", {"lark_grammar": bounded_text("choice", lark)})]
         case Tools():
-            return [
+            answer = [] if spec.answer is None else read_parts(spec.answer)
+            arguments = [
                 UserGrammar(f"tools: {name}: parameters", f"arguments_{i}", grammar)
                 for i, (name, grammar) in enumerate(_chosen(spec).items())
             ]
+            return [*arguments, *answer]
 
 
 def write_grammar(
@@ -117,7 +121,7 @@ def write_grammar(
 ) -> str:
     """The grammar of a whole answer, in llguidance's form. tags: those that are one token."""
     rules = _Rules(tags)
-    content = rules.calls(spec, len(parts)) if isinstance(spec, Tools) else "@body"
+    content = rules.calls(spec) if isinstance(spec, Tools) else "@body"
     if reasoning == "closed":
         rules.add("start", content)
     else:
@@ -153,15 +157,15 @@ class _Rules:
             self.add("think[lazy]", f"/{THINK}(?s:.*){_escaped(END_THINK)}/")
             self.add("end_think[lazy]", f"/(?s:.*){_escaped(END_THINK)}/")
 
-    def calls(self, spec: Tools, count: int) -> str:
+    def calls(self, spec: Tools) -> str:
         """Calls, and the text before them where there may be some; the arguments of tool i are
-        the grammar `arguments_i`."""
+        the grammar `arguments_i`, an answer without calls is `body` where it must be something."""
         styles: dict[str, str] = {}
-        if count:
+        if names := list(_chosen(spec)):
             styles["call"] = CALL
-            bodies = " | ".join(f"tool_{i}" for i in range(count))
+            bodies = " | ".join(f"tool_{i}" for i in range(len(names)))
             self.add("rest_of_call", f'"\\n" ( {bodies} ) "\\n" {self._tag(END_CALL)}')
-            for i, name in enumerate(_chosen(spec)):
+            for i, name in enumerate(names):
                 head = f'{{"name": {_quoted(name)}, "arguments": '
                 self.add(f"tool_{i}", f'{_quoted(head)} @arguments_{i} "}}"')
         if _offers_code(spec):
@@ -171,6 +175,8 @@ class _Rules:
         more = f'( "\\n" ( {call} ) )* "\\n"?' if spec.parallel else '"\\n"?'
         if spec.choice != "auto":
             return f"( {call} ) {more}"
+        if spec.answer is not None:
+            return f"( @body | ( {call} ) {more} )"
         self._stretch("text", list(styles.values()), _NO_THOUGHT)
         for style, tag in styles.items():
             self._head(style, tag)

@@ -13,7 +13,7 @@ from smollm3.errors import UserError
 from smollm3.serve.ask import can_think
 from smollm3.serve.dialects import replies as said
 from smollm3.serve.dialects.fields import Body, TokenId
-from smollm3.serve.dialects.openai_chat import ChatMessage, FunctionTool, conversation_of
+from smollm3.serve.dialects.openai_chat_body import ChatMessage, FunctionTool, conversation_of
 from smollm3.serve.dialects.replies import replies
 from smollm3.serve.errors import refused
 from smollm3.serve.metrics import TYPE

@@ -14,6 +14,7 @@ from smollm3.infer import Step
 from smollm3.serve.answering import Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
+    Limit,
     OpenSampling,
     StreamOptions,
     Structured,
@@ -41,16 +42,18 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class CompletionBody(OpenSampling):
-    """A text, or several, or the same as tokens. Control tokens spelled in a text are text."""
+    """A text, or several, or the same as tokens. Control tokens spelled in a text are text.
+    best_of: so many are made, and the n likeliest of them told."""
 
+    place = "completions"
     prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1)]
     model: str | None = None
-    max_tokens: Whole | None = None
+    max_tokens: Limit = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
+    best_of: Whole | None = None
     structured_outputs: Structured | None = None
-    user: str | None = None
 
 
 def router(service: Service) -> APIRouter:
@@ -79,8 +82,11 @@ def _ask_of(service: Service, body: CompletionBody) -> Ask:
     )
     if body.glass_box and len(prompts) > 1:
         raise refused("glass_box: of one prompt only", "glass_box")
+    made = body.best_of or body.n or 1
+    if made < (body.n or 1) or (body.stream and made > (body.n or 1)):
+        raise refused("best_of: at least n, and more of them not as a stream", "best_of")
     params = params_of(
-        body,
+        body.model_copy(update={"n": made}),
         settings,
         max_tokens=body.max_tokens or DEFAULT_TOKENS,
         stop=stops_of(body.stop, settings, "stop"),
@@ -101,6 +107,20 @@ def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], off
     return {"logprobs": told}
 
 
+def _likeliest(answering: Answering, n: int) -> list[turn.Reply]:
+    """Of the answers to each prompt the n whose tokens are likeliest, the best first; all as they
+    are where no more were made."""
+    replies, made = answering.replies, answering.ask.n
+    if made == n:
+        return list(replies)
+
+    def likely(reply: turn.Reply) -> float:
+        return sum(step.logprob for step in reply.steps) / max(len(reply.steps), 1)
+
+    groups = (replies[i : i + made] for i in range(0, len(replies), made))
+    return [r for group in groups for r in sorted(group, key=likely, reverse=True)[:n]]
+
+
 def _completion(
     service: Service,
     body: CompletionBody,
@@ -116,7 +136,7 @@ def _completion(
             **_logprobs(service, body, answer.steps, 0),
             **glass_of(tokenizer, answering.ask, answer.steps),
         )
-        for i, answer in enumerate(answering.replies)
+        for i, answer in enumerate(_likeliest(answering, body.n or 1))
     ]
     return TextCompletion(
         id=new_id("cmpl-"),

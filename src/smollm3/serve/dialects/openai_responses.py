@@ -41,7 +41,9 @@ def router(service: Service) -> APIRouter:
         before = None
         if body.previous_response_id is not None:
             before = _found(store, salt, body.previous_response_id)
-        ask, messages = ask_of(service, body, before.messages if before else ())
+        request.state.left_out = body.left_out
+        said_before = before.messages if before else ()
+        ask, messages = ask_of(service, body, said_before, lambda id: _item(store, salt, id))
         container = before.container if before else None
         run = _python(service, body, salt, ask, container)
         container = run.container if run else container
@@ -98,6 +100,13 @@ def _found(store: ResponseStore, salt: str, name: str) -> Any:
             param="previous_response_id",
             code="response_not_found",
         )
+    return found
+
+
+def _item(store: ResponseStore, salt: str, name: str) -> Json:
+    found = store.item(salt, name)
+    if found is None:
+        raise ApiError(404, f"no item {name!r:.80} is kept here", param="input")
     return found
 
 
@@ -231,7 +240,7 @@ class _Answer:
             temperature=body.temperature,
             top_p=body.top_p,
             top_logprobs=body.top_logprobs or 0,
-            tools=[_tool(tool) for tool in body.tools or ()],
+            tools=[_tool(tool) for tool in body.callable_tools],
             tool_choice=body.choice,
             parallel_tool_calls=body.parallel,
             text=_dump(body.text) if body.text else {"format": {"type": "text"}},
