@@ -1,7 +1,5 @@
 """Requests, replies and the loop of tools, one at a time."""
 
-from types import SimpleNamespace
-
 import pytest
 from tests.support.said import said
 
