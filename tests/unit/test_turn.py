@@ -242,3 +242,13 @@ def test_steps_share_their_tokens():
     loop = ToolLoop(Request(ASK, tools=[ADD]), tokens=len(CALL))
     loop.results(results(loop.feed(one)))
     assert (loop.request, loop.reason) == (None, "length")
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_a_begun_answer_is_gone_on_from(cut):
+    """Prefill and content are the whole text, wherever it was cut."""
+    text = "a:\n\n<b"
+    found = reply("\n" + "c < d" if cut == 3 else text[cut:] + "c", prefill=text[:cut])
+    found.result()
+    rest = "\nc < d" if cut == 3 else text[cut:] + "c"
+    assert text[:cut] + found.message.content == text[:cut] + rest

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from smollm3.chat.calls import TO_EDGE, in_string, json_object, read_call
 from smollm3.chat.message import Message, ToolCall
@@ -91,8 +90,9 @@ class StreamParser:
     A reasoning block comes first, closed or not; what it says is never a call. Then calls are
     looked for in the styles that were offered: `xml` `<tool_call>{"name", "arguments"}</tool_call>`
     (JSON, or a Python dict; also `parameters`, and several objects), `python` `<code>...</code>`, a
-    call of the tool `python` with {"code": ...}. Their last tag may be missing. What stands in a Markdown code fence or behind a
-    backtick is a quote, and what turns out to be no call stays in the content.
+    call of the tool `python` with {"code": ...}. Their last tag may be missing. What stands in a
+    Markdown code fence or behind a backtick is a quote, and what turns out to be no call stays in
+    the content.
 
     The texts of the events add up to `message`, and the texts of a call's arguments to their JSON;
     newlines at the ends of reasoning and content are left out, and no part of a tag is shown.

@@ -32,11 +32,11 @@ from smollm3.serve.dialects.fields import (
     toolbox,
 )
 from smollm3.serve.dialects.messages import (
-    BEGUN,
     Content,
     Part,
     asked_from,
     begun_by,
+    check_begun,
     check_part,
     tag_of,
     text_of,
@@ -229,8 +229,7 @@ def asked_of(service: Service, body: CountBody) -> turn.Request:
     if isinstance(messages[-1], AssistantMessage):
         begun = begun_by(_answer(messages[-1].content), len(messages) > 1)
         messages = messages[:-1]
-        if thinking.on:
-            raise refused(f"thinking: {BEGUN}", "thinking")
+        check_begun(thinking.on, form)
     asked = asked_from([message.role for message in messages])
     told = [_told(i, message, now=i >= asked) for i, message in enumerate(messages)]
     return turn.Request(

@@ -16,7 +16,6 @@ from smollm3.serve.dialects.fields import Past
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Json
 
-BEGUN = "a begun answer has no room for reasoning; turn one of the two off"
 # Parts of an answer that are told elsewhere, or that nobody can read.
 _NOT_SAID = ("thinking", "redacted_thinking", "reasoning", "tool_use", "tool_call", "function_call")
 _TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal")
@@ -156,6 +155,14 @@ def begun_by(message: Json, follows: bool) -> str:
         raise refused("messages: only a text can be gone on from, no reasoning or call", "messages")
     text: str = message["content"]
     return text
+
+
+def check_begun(thinks: bool, form: object) -> None:
+    """Raises ApiError where an answer that has begun can no longer be what is asked."""
+    if thinks:
+        raise refused("messages: a begun answer has no room for reasoning; turn it off", "messages")
+    if form is not None:
+        raise refused("messages: a begun answer cannot be held to a format", "messages")
 
 
 def asked_from(roles: Sequence[str]) -> int:

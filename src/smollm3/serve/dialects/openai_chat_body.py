@@ -30,11 +30,11 @@ from smollm3.serve.dialects.fields import (
     toolbox,
 )
 from smollm3.serve.dialects.messages import (
-    BEGUN,
     Content,
     apart,
     asked_from,
     begun_by,
+    check_begun,
     check_readable,
     tag_of,
     text_of,
@@ -234,8 +234,9 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         effort=None if begun else body.reasoning_effort,
         budget=None if begun else body.thinking_budget,
     )
-    if begun and thinking.on:
-        raise refused(BEGUN, "chat_template_kwargs.enable_thinking")
+    form = _format(service, body)
+    if begun:
+        check_begun(thinking.on, form)
     tools = [_declared(tool.function) for tool in body.functions]
     tools += [_bare(tool) for tool in template.xml_tools or ()]
     parallel = body.parallel_tool_calls is not False
@@ -247,7 +248,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         parallel=parallel,
         strict=any(tool.strict or tool.function.strict for tool in body.functions),
     )
-    constraint, optional = one_constraint(box, _format(service, body))
+    constraint, optional = one_constraint(box, form)
     params = params_of(
         body,
         settings,
