@@ -212,8 +212,6 @@ def places(place, name, value):
     if place in BODIES:
         path, body = BODIES[place]
         yield path, body | given, name
-    text = {"type": "text", "text": "a text"}
-    user = {"role": "user", "content": [text | given]}
     function = {"name": "add", "parameters": ADD}
     tool = {"type": "function", "function": function}
     match place:
@@ -227,9 +225,6 @@ def places(place, name, value):
             yield ITEMS, BODIES["responses"][1] | {"tools": [flat | given]}, f"tools.0.{name}"
             own = {"name": "add", "input_schema": ADD} | given
             yield BLOCKS, BODIES["messages"][1] | {"tools": [own]}, f"tools.0.{name}"
-        case "content":
-            yield CHAT, {"messages": [user]}, name
-            yield BLOCKS, {"messages": [user], "max_tokens": 8}, name
         case "reasoning" | "text":
             yield ITEMS, BODIES["responses"][1] | {place: given}, f"{place}.{name}"
         case "thinking":

@@ -51,12 +51,7 @@ RULE = (
         ...,
     ),
     _row("chat completions", "cache_prompt id_slot", "a hint; prefixes are cached anyway", ...),
-    _row(
-        "chat messages tool content",
-        "cache_control",
-        "a hint; prefixes are cached anyway",
-        ...,
-    ),
+    _row("chat messages tool", "cache_control", "a hint; prefixes are cached anyway", ...),
     _row("chat completions responses messages", "service_tier priority", "a hint on speed", ...),
     _row("messages", "speed inference_geo", "a hint on where and how fast", ...),
     _row("messages", "billing_policy fallback_credit_token", "who pays", ...),
@@ -87,7 +82,7 @@ RULE = (
     _row("completions", "suffix", "the model does not fill in what is between texts", ""),
     _row("responses", "background", "answers are made while the client waits", False),
     _row("reasoning", "mode", "the model has one mode", "standard"),
-    _row("responses", "truncation", "'auto' or 'disabled'", "auto", "disabled"),
+    _row("responses", "truncation", "what is too long is turned away", "auto", "disabled"),
     _row("messages", "mcp_servers", "the server calls those it was started with only", []),
     # what would change the answer
     _row("chat", "audio web_search_options", "the model reads and writes text only"),
