@@ -199,13 +199,14 @@ def test_the_loop_goes_on_with_results():
     assert loop.messages[-1]["content"] == "it is 1"
 
 
-def test_the_last_step_does_without_calls():
-    loop = ToolLoop(Request(ASK, tools=[ADD], constraint=Tools([ADD])), 2)
+@pytest.mark.parametrize("form", [None, Json()])
+def test_the_last_step_does_without_calls(form):
+    loop = ToolLoop(Request(ASK, tools=[ADD], constraint=Tools([ADD], answer=form)), 2)
     first = reply(CALL, tools=[ADD])
     first.result()
     loop.results(results(loop.feed(first)))
     assert not loop.request.may_call
-    assert loop.request.constraint is None
+    assert loop.request.constraint == form
     last = reply(CALL, may_call=False, tools=[ADD])
     last.result()
     assert loop.feed(last) == ()

@@ -40,10 +40,12 @@ SECURITY = {
 FAULT = "the server has failed on this request; its log says where"
 GONE = 499  # the client has hung up; for the log and the figures only
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,80}")
-# Half of a character, as an escape of JSON that has no other half, or as bytes.
+# A stretch without halves of characters, or one of these: as an escape of JSON, or as bytes.
+_HALF = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+_PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _HALVES = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)|(\xed[\xa0-\xbf][\x80-\xbf])",
+    rb"((?:[^\\\xed]++|" + _PAIR + rb"|(?!" + _HALF + rb")\\(?:.|\Z)"
+    rb"|\xed(?![\xa0-\xbf][\x80-\xbf]))++)|" + _HALF + rb"|\xed..",
     re.DOTALL,
 )
 # What says nothing about anybody.
@@ -199,11 +201,7 @@ def _whole_text(body: bytes) -> bytes:
     text, where tokenizers and answers can have none of it."""
     if b"\\u" not in body and b"\xed" not in body:
         return body
-
-    def mended(found: re.Match[bytes]) -> bytes:
-        return b"\\ufffd" if found[1] else b"\xef\xbf\xbd" if found[2] else found[0]
-
-    return _HALVES.sub(mended, body)
+    return b"".join(whole or b"\xef\xbf\xbd" for whole in _HALVES.findall(body))
 
 
 def _trace(error: BaseException | None) -> str:
