@@ -299,6 +299,16 @@ def test_every_parameter_of_the_vendors_libraries_is_decided(place, model, param
     assert set(params.__annotations__) <= known
 
 
+def test_null_is_absent(client):
+    models = {"chat": ChatBody, "completions": CompletionBody}
+    models |= {"responses": ResponseBody, "messages": MessagesBody}
+    for place, model in models.items():
+        path, body = BODIES[place]
+        nulls = dict.fromkeys(field.alias or name for name, field in model.model_fields.items())
+        response = client.post(path, json=nulls | body)
+        assert response.status_code == 200, response.text
+
+
 def test_a_slip_is_named(client):
     for path, body in BODIES.values():
         response = client.post(path, json=body | {"temprature": 1})
@@ -605,9 +615,9 @@ def test_tools_with_a_format(client, words):
         response = client.post(path, json=body | {limit: 90, "temperature": 0, "seed": 1})
         assert response.status_code == 200, response.text
         [said] = said_in(path, response.json())
-        if words == "add":
+        if words == "add" or (words == "noise" and "add" in repr(said)):
             assert "add" in repr(said)
-        elif words == "json":
+        else:
             [found] = [part for part in said if isinstance(part, str) and part.startswith("{")]
             assert set(json.loads(found)) == {"a"}
 
