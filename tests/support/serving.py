@@ -21,9 +21,9 @@ class ScriptedBackend(FakeBackend):
     """Says what belongs to the last words of the prompt, and noise where there is nothing. Where a
     mask has led it elsewhere it goes on where the same was said."""
 
-    def __init__(self, tokenizer, script, blocks=256, **options) -> None:
+    def __init__(self, tokenizer, script, blocks=256, context=2048, **options) -> None:
         config = ModelConfig(
-            **{**vars(CONFIG), "vocab_size": tokenizer.vocab_size, "context": 2048}
+            **{**vars(CONFIG), "vocab_size": tokenizer.vocab_size, "context": context}
         )
         super().__init__(blocks, config, **options)
         self.tokenizer = tokenizer

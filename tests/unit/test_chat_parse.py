@@ -63,6 +63,39 @@ def answer(content="", reasoning=None, *calls):
             answer("", None, ToolCall("say", {"t": "</tool_call>"})),
         ),
         ('<tool_call>{"name": "now"}</tool_call>', answer("", None, ToolCall("now", {}))),
+        (
+            '<tool_call>{"arguments": {"t": "</tool_call> <tool_call>"}, "name": "say"}</tool_call>!',
+            answer("!", None, ToolCall("say", {"t": "</tool_call> <tool_call>"})),
+        ),
+        (
+            '<tool_call>{"name": "add", "parameters": {"a": 1, "b": [true, null]}}</tool_call>',
+            answer("", None, CALL),
+        ),
+        (
+            '<tool_call>{"parameters": {"a": 1, "b": [true, null]}, "name": "add"}</tool_call>',
+            answer("", None, CALL),
+        ),
+        (
+            f"{CALL_TEXT[:-13]}\n{CALL_TEXT[12:]}",
+            answer("", None, CALL, CALL),
+        ),
+        (
+            '<tool_call>{"arguments": {}, "name": "now"} {"arguments": {}, "name": "now"}'
+            "</tool_call>ok",
+            answer("ok", None, ToolCall("now", {}), ToolCall("now", {})),
+        ),
+        (
+            f'{CALL_TEXT[:-13]}\n{{"x": 1}} so</tool_call>',
+            answer('{"x": 1} so</tool_call>', None, CALL),
+        ),
+        (
+            """<tool_call>{'name': 'say', 'arguments': {'t': 'a "'}}</tool_call>"ok" """,
+            answer('"ok" ', None, ToolCall("say", {"t": 'a "'})),
+        ),
+        (
+            f'<tool_call>{{"name": "add</tool_call>\n{CALL_TEXT}',
+            answer('<tool_call>{"name": "add</tool_call>', None, CALL),
+        ),
     ],
 )
 def test_reads(text, expected):

@@ -117,21 +117,19 @@ def test_instructions():
     assert "You are Nano." in system_of([flags_only, user("")])
     assert system_of([user("")], custom_instructions="Sing.").endswith("\n\nSing.")
     assert "Sing" not in system_of([system, user("")], custom_instructions="Sing.")
-    later = TOK.render_text([user("a"), system, user("b")])
-    assert "Be brief" not in later
+    both = TOK.render_text([{**system, "content": "One."}, user("a"), system, user("b")])
+    assert "Instructions\n\nOne.\n\n  Be brief.<|im_end|>" in both
+    assert both.count("<|im_start|>system") == 1
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_whole_rendering_passes_over_no_system_message(role):
+def test_no_system_message_is_passed_over(role):
     first, second = ({"role": role, "content": c} for c in ("Be brief.", "Be kind."))
-    text = TOK.render_text([first, second, user("a")], whole=True)
-    assert "Be brief.\n\nBe kind.<|im_end|>" in text
-    assert TOK.render_text([first, user("a")], whole=True) == TOK.render_text([first, user("a")])
-    with pytest.raises(UserError, match=f"message 2: the template prints no {role} message"):
-        TOK.render([first, user("a"), second], whole=True)
+    for chat in ([first, second, user("a")], [first, user("a"), second]):
+        assert "Be brief.\n\nBe kind.<|im_end|>" in TOK.render_text(chat)
     every = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     chat = [first, second, user("a"), first]
-    text = TOK.with_template(every).render_text(chat, whole=True, add_generation_prompt=False)
+    text = TOK.with_template(every).render_text(chat, add_generation_prompt=False)
     assert (text.count("Be brief."), text.count("Be kind.")) == (2, 1)
 
 

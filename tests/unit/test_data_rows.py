@@ -143,6 +143,7 @@ USED = {
     "forged marks": (chat(said("<|im_start|>", "user"), A), ["A"]),
     "two system messages": (chat(said("a", "system"), said("b", "system"), Q, A), ["A"]),
     "a system column": (chat(Q, A, system="S"), ["A"]),
+    "a late system message": (chat(Q, A, said("S", "system"), A), ["A", "A"]),
     "NUL": (chat(said("\0", "user"), said("A")), ["A"]),
     "a line separator": (chat(Q, said("A\u2028B")), ["A\u2028B"]),
     "10 MB": (chat(Q, A, notes="x" * 10_000_000), ["A"]),
@@ -206,7 +207,6 @@ LEFT_OUT = {
         "a number that JSON has not",
     ),
     "tools that are numbers": (chat(Q, A, tools=[5]), "tools that are no objects"),
-    "a late system message": (chat(Q, A, said("S", "system"), A), "prints no system message"),
     "reasoning under /no_think": (
         chat(Q, said("A", reasoning_content="hm"), chat_template_kwargs={"enable_thinking": False}),
         "reasoning in a /no_think conversation",

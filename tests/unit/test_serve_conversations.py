@@ -141,7 +141,7 @@ def test_what_is_wrong_is_said(client):
     first = respond(client, "first")
     both = {"previous_response_id": first["id"], "conversation": "conv_1"}
     assert "together" in post(client, "/v1/responses", 400, input="x", **both)["error"]["message"]
-    post(client, "/v1/conversations", 400, items=[{"type": "nonsense"}])
+    post(client, "/v1/conversations", 400, items=[{"role": "nobody", "content": "x"}])
     post(client, "/v1/conversations", 400, metadata={str(i): "" for i in range(17)})
 
 

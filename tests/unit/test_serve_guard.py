@@ -1,16 +1,22 @@
 """Who may come in: names, origins, keys, bodies; and the queue."""
 
 import asyncio
+import json
 import logging
+import re
 import threading
+import time
 
 import httpx2
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tests.support.serving import listening, local, speaking
 
 from smollm3.errors import UserError
 from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.errors import ApiError
+from smollm3.serve.guard import _whole_text
 from smollm3.serve.settings import Keys, Settings, is_loopback, read_keys
 
 KEY = "k" * 24
@@ -139,10 +145,13 @@ def test_pages_that_are_allowed(locked):
     headers = {"authorization": f"Bearer {KEY}", "origin": "https://good.example"}
     response = locked.post(CHAT, json=BODY, headers=headers)
     assert response.headers["access-control-allow-origin"] == "https://good.example"
-    asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
+    wanted = "authorization, x-stainless-os, anthropic-version, openai-organization"
+    asked = {"origin": "https://good.example", "access-control-request-method": "DELETE"}
+    asked["access-control-request-headers"] = f"{wanted}, no name"
     response = locked.options(CHAT, headers=asked)
     assert response.status_code == 204
-    assert "authorization" in response.headers["access-control-allow-headers"]
+    assert response.headers["access-control-allow-headers"] == wanted
+    assert "DELETE" in response.headers["access-control-allow-methods"]
     other = locked.options(CHAT, headers={**asked, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
 
@@ -296,3 +305,33 @@ def test_a_full_queue_over_http(tokenizer):
                     thread.join(30)
             assert [response.status_code for response in got] == [200, 200]
             assert service.admission.running == 0
+
+
+@given(st.text(st.characters() | st.characters(categories=["Cs"]) | st.sampled_from('\\u"d8😀')))
+@example("\ud83d\ude00")
+@example("\\ud83d")
+@example("\ude00\ud83d")
+@settings(max_examples=200, deadline=None)
+def test_every_text_comes_in_whole(text):
+    """Whatever is spelled as escapes or in bytes: only halves of characters are replaced."""
+    escaped = json.dumps([text]).encode()
+    raw = json.dumps([text], ensure_ascii=False).encode("utf-8", "surrogatepass")
+    [paired] = json.loads(escaped)  # two halves in a row are one character
+    assert json.loads(_whole_text(escaped)) == [re.sub("[\ud800-\udfff]", "�", paired)]
+    found = _whole_text(raw)
+    assert len(found) == len(raw)
+    assert json.loads(found) == [re.sub("[\ud800-\udfff]", "�", text)]
+
+
+@given(st.binary())
+@settings(max_examples=200, deadline=None)
+def test_other_bytes_are_left_alone(data):
+    data = data.replace(b"\xed", b"") + b"\\u00e9\\"
+    assert _whole_text(data) == data
+
+
+def test_halves_are_found_in_linear_time():
+    for piece in (b"\\ud83d", b"\\n", b"\xed\xa0\xbd", b"\\\\", b"\xed\x9f\xbf", b"a\\u"):
+        start = time.process_time()
+        _whole_text(piece * 500_000 + b"\\u")
+        assert time.process_time() - start < 5

@@ -151,25 +151,18 @@ def test_only_so_many_are_kept_and_each_for_its_key(engine):
         assert client.get(f"/v1/responses/{id}").status_code == 404
 
 
-LATER = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]
-
-
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/v1/chat/completions", {"messages": LATER}, "messages"),
-        ("/v1/responses", {"input": LATER}, "messages"),
         ("/v1/responses", {"input": []}, "input"),
         ("/v1/responses", {"input": "x", "background": True}, "background"),
         ("/v1/responses", {"input": "x", "top_logprobs": 2}, "top_logprobs"),
-        ("/v1/responses", {"input": "x", "include": ["reasoning.encrypted_content"]}, "include.0"),
+        ("/v1/responses", {"input": "x", "include": ["everything"]}, "include.0"),
         (
             "/v1/responses",
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-            None,
+            "input.0.content.0.type",
         ),
-        ("/v1/responses", {"input": "x", "tools": [{"type": "web_search"}]}, None),
-        ("/v1/messages", {"messages": LATER, "max_tokens": 1}, None),
         (
             "/v1/messages",
             {"messages": [{"role": "assistant", "content": "x"}], "max_tokens": 1},

@@ -1,7 +1,5 @@
 """Requests, replies and the loop of tools, one at a time."""
 
-from types import SimpleNamespace
-
 import pytest
 from tests.support.said import said
 
@@ -25,8 +23,7 @@ class Engine:
     def __init__(self, tokenizer, *texts, refuses=()):
         self.tokenizer = tokenizer
         self.texts = list(texts)
-        self.config = SimpleNamespace(context=400)
-        self.backend = SimpleNamespace(blocks=10)
+        self.room = 320
         self.asked = []
         self.refuses = refuses
 
@@ -202,13 +199,14 @@ def test_the_loop_goes_on_with_results():
     assert loop.messages[-1]["content"] == "it is 1"
 
 
-def test_the_last_step_does_without_calls():
-    loop = ToolLoop(Request(ASK, tools=[ADD], constraint=Tools([ADD])), 2)
+@pytest.mark.parametrize("form", [None, Json()])
+def test_the_last_step_does_without_calls(form):
+    loop = ToolLoop(Request(ASK, tools=[ADD], constraint=Tools([ADD], answer=form)), 2)
     first = reply(CALL, tools=[ADD])
     first.result()
     loop.results(results(loop.feed(first)))
     assert not loop.request.may_call
-    assert loop.request.constraint is None
+    assert loop.request.constraint == form
     last = reply(CALL, may_call=False, tools=[ADD])
     last.result()
     assert loop.feed(last) == ()
@@ -245,3 +243,13 @@ def test_steps_share_their_tokens():
     loop = ToolLoop(Request(ASK, tools=[ADD]), tokens=len(CALL))
     loop.results(results(loop.feed(one)))
     assert (loop.request, loop.reason) == (None, "length")
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_a_begun_answer_is_gone_on_from(cut):
+    """Prefill and content are the whole text, wherever it was cut."""
+    text = "a:\n\n<b"
+    found = reply("\n" + "c < d" if cut == 3 else text[cut:] + "c", prefill=text[:cut])
+    found.result()
+    rest = "\nc < d" if cut == 3 else text[cut:] + "c"
+    assert text[:cut] + found.message.content == text[:cut] + rest

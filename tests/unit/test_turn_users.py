@@ -34,7 +34,8 @@ class Speaking:
     def __init__(self, tokenizer, text, size=3):
         self.tokenizer, self.text, self.size = tokenizer, text, size
         self.config = SimpleNamespace(context=4096, vocab_size=tokenizer.vocab_size)
-        self.backend = SimpleNamespace(blocks=1000, name="none")
+        self.backend = SimpleNamespace(name="none")
+        self.room = 4096
         self.asked = 0
 
     def submit(self, prompt, params=None, **options):

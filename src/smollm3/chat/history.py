@@ -33,7 +33,7 @@ Chat = list[dict[str, Any]]
 class Reads:
     """What a template prints: contents as texts, or only as lists of parts; calls with arguments
     as objects, as JSON text, or not at all; reasoning; results of tools; system messages behind
-    the first message."""
+    others."""
 
     parts: bool
     calls: Literal["object", "text"] | None
@@ -72,12 +72,13 @@ def probe(run: Callable[[Chat], str]) -> Reads:
     caller = {"object": as_object, "text": as_text, None: answer | {"content": "!"}}[calls]
     result = {"role": "tool", "tool_call_id": "call00001", "name": "f", "content": _MARK}
     thought = {"role": "assistant", "content": "!", **dict.fromkeys(_REASONING, _MARK)}
+    later = {"role": "system", "content": _MARK}
     return Reads(
         parts,
         calls,
         reasoning=prints(thought),
         results=prints(caller, result),
-        systems=prints({"role": "assistant", "content": "!"}, {"role": "system", "content": _MARK}),
+        systems=prints({"role": "assistant", "content": "!"}, later),
     )
 
 
@@ -111,19 +112,20 @@ def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]
     return given
 
 
-def one_system(chat: Chat) -> Chat:
-    """The same conversation with its first system messages as one, for templates that print no
-    more than one; one that comes later is a UserError, as it would be passed over in silence."""
-    first = next((i for i, m in enumerate(chat) if m["role"] not in SYSTEMS), len(chat))
-    for index, message in enumerate(chat[first:], first):
-        if message["role"] in SYSTEMS:
-            raise UserError(
-                f"message {index}: the template prints no {message['role']} message in this place"
-            )
-    if first < 2:
-        return chat
-    content = "\n\n".join(message["content"] for message in chat[:first])
-    return [{**chat[0], "content": content}, *chat[first:]]
+def is_system(message: Mapping[str, Any]) -> bool:
+    return message["role"] in ("system", "developer")
+
+
+def gathered(chat: Chat, in_place: bool) -> Chat:
+    """The system messages as one, in front: all of them or, where the template prints later ones,
+    those that come first."""
+    count = next((i for i, m in enumerate(chat) if not is_system(m)), len(chat))
+    first = chat[:count] if in_place else [message for message in chat if is_system(message)]
+    rest = chat[count:] if in_place else [message for message in chat if not is_system(message)]
+    if not first:
+        return rest
+    texts = [message["content"] for message in first if message["content"]]
+    return [{**first[0], "content": "\n\n".join(texts)}, *rest]
 
 
 def rewrite(chat: Chat, reads: Reads, python: bool) -> Chat:

@@ -6,15 +6,13 @@ what is read, so every decision waits until the text that decides it is there.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
+from smollm3.chat.calls import TO_EDGE, in_string, json_object, read_call
 from smollm3.chat.message import Message, ToolCall
 from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 
@@ -63,7 +61,9 @@ _BLANKS = re.compile(r"\s*")
 _EDGE = re.compile(f"{CALL}|{END_CALL}")
 # What begins a call whose arguments can be passed on as they come.
 _HEAD = re.compile(
-    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*,\s*"arguments"\s*:\s*(?=\{\s*["}])', re.DOTALL
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*,'
+    r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{\s*["}])',
+    re.DOTALL,
 )
 _OUTSIDE_STRING = re.compile(r'[^"{}\[\]<A-Za-z]+|[A-Za-z]+|["{}\[\]<]')
 _IN_STRING = re.compile(r'[^"\\\x00-\x1f]+|\\.|["\\\x00-\x1f]', re.DOTALL)
@@ -89,9 +89,10 @@ class StreamParser:
 
     A reasoning block comes first, closed or not; what it says is never a call. Then calls are
     looked for in the styles that were offered: `xml` `<tool_call>{"name", "arguments"}</tool_call>`
-    (JSON, or a Python dict), `python` `<code>...</code>`, a call of the tool `python` with
-    {"code": ...}. Their last tag may be missing. What stands in a Markdown code fence or behind a
-    backtick is a quote, and what turns out to be no call stays in the content.
+    (JSON, or a Python dict; also `parameters`, and several objects), `python` `<code>...</code>`, a
+    call of the tool `python` with {"code": ...}. Their last tag may be missing. What stands in a
+    Markdown code fence or behind a backtick is a quote, and what turns out to be no call stays in
+    the content.
 
     The texts of the events add up to `message`, and the texts of a call's arguments to their JSON;
     newlines at the ends of reasoning and content are left out, and no part of a tag is shown.
@@ -109,6 +110,7 @@ class StreamParser:
         self._content = _Trimmed()
         self._quotes = _Quotes()
         self._calls: list[ToolCall] = []
+        self._tag = CALL  # what is content where no call follows; the second in a block has none
         self._name = ""
         self._arguments: list[str] = []
         self._code = _Trimmed()
@@ -167,6 +169,7 @@ class StreamParser:
         if tag and self._quotes.quoted:
             self._add_content(tag)
         elif tag:
+            self._tag = tag
             self._state = self._begin_call if tag == CALL else self._begin_code
         return bool(tag)
 
@@ -178,18 +181,26 @@ class StreamParser:
             self._depth = 1  # the object of name and arguments is open
             self._state = self._read_arguments
             return True
-        body = self._buffer[self._at : end].strip()
-        if not edge and not self._final and body[:1] in ("", "{"):
+        begin = min(self._after_blanks(), end)
+        braced = self._buffer.startswith("{", begin)
+        if not edge and not self._final and (braced or begin == end):
             return False
-        if call := _read_call(body):
-            name, arguments = call
+        call = read_call(self._buffer[begin:end].rstrip()) if braced else None
+        if braced and edge and call is None:
+            later = TO_EDGE.match(self._buffer, begin)  # what looked like an edge may be quoted
+            if later is None and not self._final and in_string(self._buffer[begin:end]):
+                return False
+            if later and later.end() > end:
+                call = read_call(self._buffer[begin : later.end()].rstrip())
+        if call:
+            name, arguments, length = call
             self._start_call(name)
             self._add_arguments(arguments)
             self._end_call()
-            self._at = end
+            self._at = begin + length
             self._state = self._close
         else:
-            self._add_content(CALL)
+            self._add_content(self._tag)
             self._state = self._say
         return True
 
@@ -235,6 +246,8 @@ class StreamParser:
         closed = self._buffer.startswith(END_CALL, begin)
         self._at = begin + closed * len(END_CALL)
         self._state = self._say
+        if self._buffer.startswith("{", begin):
+            self._tag, self._state = "", self._begin_call
         return True
 
     def _begin_code(self) -> bool:
@@ -340,7 +353,7 @@ class StreamParser:
 
     def _end_call(self) -> None:
         text = "".join(self._arguments)
-        arguments = _json_object(text)
+        arguments = json_object(text)
         call = ToolCall(self._name, text if arguments is None else arguments)
         self._tell(CallEnd(len(self._calls), call))
         self._calls.append(call)
@@ -402,42 +415,3 @@ class _Quotes:
 @cache
 def _any(tags: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(tags) or "(?!)")
-
-
-def _read_call(body: str) -> tuple[str, str] | None:
-    """Name and arguments (JSON) of a whole call as JSON, or as a Python dict."""
-    if not (body.startswith("{") and body.endswith("}")):
-        return None
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = _python_literal(body)
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments")
-    if isinstance(arguments, str):
-        return value["name"], arguments
-    try:
-        text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    except (ValueError, TypeError, RecursionError):  # a Python literal can hold sets and bytes
-        return None
-    return None if _json_object(text) is None else (value["name"], text)
-
-
-def _python_literal(text: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's, of odd escapes
-            return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    """The object, if it is one that can be passed on: no NaN, infinities or lone surrogates."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

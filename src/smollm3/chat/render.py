@@ -17,11 +17,20 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypedDict
 
-from smollm3.chat.history import Chat, Reads, as_given, normal, one_system, probe, rewrite
+from smollm3.chat.history import (
+    Chat,
+    Reads,
+    as_given,
+    gathered,
+    is_system,
+    normal,
+    probe,
+    rewrite,
+)
 from smollm3.chat.message import Message
 from smollm3.chat.sandbox import Overrun, render_apart
 from smollm3.chat.tags import THINK
-from smollm3.chat.template import SPARE, is_ours, render_views
+from smollm3.chat.template import SPARE, is_ours, render_views, variables_of
 from smollm3.errors import UserError
 
 _SPARE = tuple(map(chr, SPARE))
@@ -39,8 +48,14 @@ class RenderOptions(TypedDict, total=False):
     add_generation_prompt: bool
     custom_instructions: str | None
     date: datetime.date | None
+    variables: Mapping[str, Any]
     exact: bool
-    whole: bool
+
+
+# Variables of a template that are not for others to set.
+_GIVEN = frozenset(
+    (*RenderOptions.__annotations__, "messages", "xml_tools", "documents", "strftime_now")
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +119,8 @@ class Renderer:
         add_generation_prompt: bool = True,
         custom_instructions: str | None = None,
         date: datetime.date | None = None,
+        variables: Mapping[str, Any] | None = None,
         exact: bool = False,
-        whole: bool = False,
     ) -> Rendering:
         """Run the template over the messages. One with `train: False` is context: it is no part of
         `published` and `generated`.
@@ -115,10 +130,9 @@ class Renderer:
         add_generation_prompt: end with an answer's header; then nothing counts as generated.
         custom_instructions: where there is no system message.
         date: told to the model, by ours beside a cutoff. If None, other templates tell today's.
+        variables: of `Renderer.variables`, for templates that read more.
         exact: what `transformers` renders. Messages reach the template as they are, and what they
             spell like control tokens becomes some.
-        whole: nothing is passed over: where the template prints one system message, the first ones
-            are joined and a later one is a UserError.
         """
         if not self.template:
             raise UserError("this model has no chat template (chat_template.jinja)")
@@ -130,9 +144,10 @@ class Renderer:
             "custom_instructions": custom_instructions,
         }
         inputs = {key: value for key, value in optional.items() if value is not None}
+        inputs |= {key: value for key, value in (variables or {}).items() if key in self.variables}
         try:
             python = bool(inputs.get("python_tools"))
-            chat = self._chat(messages, python=python, exact=exact, whole=whole)
+            chat = self._chat(messages, python=python, exact=exact)
             trained = [m.pop("train", True) for m in chat if m.get("role") == "assistant"]
             start, end, *stand_ins = _unused([self.template, chat, inputs], len(self._firsts) + 2)
             table = {} if exact else dict(zip(self._firsts, stand_ins, strict=True))
@@ -164,6 +179,11 @@ class Renderer:
                 problem = str(e)
         restore = {ord(stand_in): first for first, stand_in in table.items()}
         return Rendering(_cut(text, published, generated), restore, problem)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template reads beside what every rendering gives it."""
+        return variables_of(self.template) - self._named.keys() - _GIVEN
 
     def _run(
         self,
@@ -203,14 +223,13 @@ class Renderer:
         *,
         python: bool,
         exact: bool,
-        whole: bool,
     ) -> Chat:
         """The messages as the template gets them."""
         if exact:
             return [as_given(index, message) for index, message in enumerate(messages)]
         chat = [normal(index, message) for index, message in enumerate(messages)]
-        if whole and (self._ours or not self._reads.systems):
-            chat = one_system(chat)
+        if any(is_system(message) for message in chat[1:]):
+            chat = gathered(chat, in_place=not self._ours and self._reads.systems)
         return chat if self._ours else rewrite(chat, self._reads, python)
 
     def _guard(

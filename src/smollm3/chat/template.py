@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
@@ -100,6 +101,15 @@ def _compile(source: str) -> jinja2.Template:
         raise UserError(f"chat template, line {e.lineno}: {e.message}") from None
     except Exception as e:  # nested too deeply for Python, say
         raise UserError(f"chat template: {str(e) or type(e).__name__}") from None
+
+
+@lru_cache(maxsize=32)
+def variables_of(source: str) -> frozenset[str]:
+    """The names that a template reads and does not set; none of one that cannot be read."""
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(source)))
+    except Exception:  # as a template is a program, whatever may be wrong with it
+        return frozenset()
 
 
 def is_ours(source: str) -> bool:

@@ -376,7 +376,6 @@ def _render(document: Document, messages: Messages, tokenizer: Tokenizer) -> Ren
         messages,
         add_generation_prompt=False,
         date=_date(document),
-        whole=True,
         **document.options,
     )
 

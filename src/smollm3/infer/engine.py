@@ -19,9 +19,10 @@ from torch import Tensor
 from smollm3.chat import Message
 from smollm3.errors import UserError
 from smollm3.infer import prefix, scheduler
-from smollm3.infer.backends import Backend
+from smollm3.infer.backends import BLOCK, Backend
 from smollm3.infer.blocks import blocks_of
 from smollm3.infer.constrain.masks import Constraints, ConstraintSpec
+from smollm3.infer.errors import ContextOverflow
 from smollm3.infer.generation import Channel, Completion, Generation, Step
 from smollm3.infer.hooks import Constraint, MakeDrafter
 from smollm3.infer.jobs import AnswerJob, Job, Pooling, Reading
@@ -92,6 +93,11 @@ class Engine:
     def config(self) -> ModelConfig:
         return self.backend.config
 
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt and its answer that context and cache can hold."""
+        return min(self.config.context, self.backend.blocks * BLOCK)
+
     def close(self) -> None:
         """End the thread; requests that still run fail."""
         self._finalizer()
@@ -122,8 +128,9 @@ class Engine:
         after its reasoning (see `constraints`), or an object of one's own for this request alone.
         thinking_budget: tokens of reasoning, after which its block is closed. cache_salt: prompts
         share cached prefixes with those of the same salt only.
-        Raises UserError for an empty prompt, one that leaves no room in the context, ids outside
-        the vocabulary, what the cache can never hold, and constraints that nothing satisfies.
+        Raises UserError for an empty prompt, ids outside the vocabulary and constraints that
+        nothing satisfies; ContextOverflow for a prompt that leaves no room in the context, and for
+        what the cache can never hold.
         """
         job = self._answer(prompt, params, constraint, thinking_budget, cache_salt)
         self._add([job])
@@ -309,7 +316,7 @@ class Engine:
         settled = (params or SamplingParams()).over(self.params)
         self._check_params(settled)
         limit = min(len(ids) + settled.max_tokens, self.config.context)
-        self._check_room(limit)
+        self._check_room(limit, len(ids))
         kept = self._constraint(constraint, ids, thinking_budget)
         return AnswerJob(
             scheduler.Sequence(ids, limit, cache_salt),
@@ -355,9 +362,8 @@ class Engine:
             ids = list(prompt)
         self._check(ids)
         if len(ids) == self.config.context:
-            raise UserError(
-                f"the prompt fills the model's context of {len(ids)} tokens; shorten it"
-            )
+            message = f"the prompt fills the model's context of {len(ids)} tokens; shorten it"
+            raise ContextOverflow(message, len(ids), 0, self.room)
         return ids
 
     def _check(self, ids: Sequence[int]) -> None:
@@ -365,7 +371,8 @@ class Engine:
         if not ids:
             raise UserError("the prompt is empty; give it at least one token")
         if len(ids) > context:
-            raise UserError(f"{len(ids)} tokens do not fit the model's context of {context}")
+            message = f"{len(ids)} tokens do not fit the model's context of {context}"
+            raise ContextOverflow(message, len(ids), 0, self.room)
         if not 0 <= min(ids) <= max(ids) < entries:
             raise UserError(f"token ids must be from 0 to {entries - 1}")
 
@@ -380,13 +387,15 @@ class Engine:
             if any(index >= entries for index in ids):
                 raise UserError(f"{name}: token ids must be from 0 to {entries - 1}")
 
-    def _check_room(self, limit: int) -> None:
+    def _check_room(self, limit: int, prompt: int = 0) -> None:
         needed, there = blocks_of(limit), self.backend.blocks
         if needed > there:
-            raise UserError(
+            message = (
                 f"{limit} tokens need {needed} blocks of the cache, which has {there}; "
                 "lower max_tokens, shorten the prompt or give the cache more memory"
             )
+            asked = 0 if prompt >= self.room else limit - prompt
+            raise ContextOverflow(message, prompt or limit, asked, self.room)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

@@ -61,7 +61,7 @@ class AnswerJob(Job):
         self.channel = channel
         self._params = params
         self._stop_ids = stop_ids
-        self._adjustments = Adjustments(params, sequence.ids)
+        self._adjustments = Adjustments(params, sequence.ids, stop_ids)
         self._text = text
         self._stops = StopTexts(params.stop)
         self._constraint = constraint

@@ -32,6 +32,7 @@ class SamplingParams:
     tokens, once or for each time. logit_bias: id -> what is added to its logit.
     stop: texts that end the answer and are not part of it. stop_token_ids: tokens that end it,
     beside the model's own. ignore_eos: the model's own stop tokens do not (for benchmarks).
+    min_tokens: no such token comes before so many others, unless a constraint leaves nothing else.
     n: answers to each prompt. logprobs: so many likeliest tokens are told at each place.
     """
 
@@ -84,6 +85,7 @@ class SamplingParams:
     ] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
     n: int = 1
     logprobs: int = 0
 
@@ -98,6 +100,7 @@ class SamplingParams:
         _check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         _check_whole("top_k", self.top_k, 0, optional=True)
         _check_whole("max_tokens", self.max_tokens, 1)
+        _check_whole("min_tokens", self.min_tokens, 0)
         _check_whole("seed", self.seed)
         _check_whole("n", self.n, 1, MAX_CHOICES)
         _check_whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)

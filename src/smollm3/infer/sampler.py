@@ -26,6 +26,7 @@ FEW = 4096
 RUN = 256  # tokens summed at once when a token is drawn from the whole vocabulary
 # A temperature whose reciprocal float32 still holds.
 COLDEST = 1e-30
+TOO_EARLY = np.float32(-1e9)  # a logit less than any, and more than what a mask leaves of none
 
 # [256, 8]: what each byte of a mask adds to the logits of its eight tokens.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -45,16 +46,21 @@ def uniform(seed: int, position: int) -> float:
 
 
 class Adjustments:
-    """What a request adds to the logits: penalties on the tokens it has had, and its biases."""
+    """What a request adds to the logits: penalties on the tokens it has had, its biases, and what
+    keeps the tokens that would end it away until it is long enough."""
 
-    def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
-        """params: settled, none of them None."""
+    def __init__(
+        self, params: SamplingParams, prompt: Iterable[int], stops: Iterable[int] = ()
+    ) -> None:
+        """params: settled, none of them None. stops: tokens that end the answer."""
         self._params = params
         self._penalises = (
             params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
         )
         self._biased = np.fromiter(params.logit_bias.keys(), np.int64)
         self._biases = np.fromiter(params.logit_bias.values(), np.float32)
+        self._stops = np.fromiter(stops, np.int64)
+        self._missing = params.min_tokens
         self._places: dict[int, int] = {}
         self._ids = np.zeros(64, np.int64)
         self._counts = np.zeros(64, np.float32)  # in the answer
@@ -64,10 +70,11 @@ class Adjustments:
 
     @property
     def any(self) -> bool:
-        return bool(self._penalises or len(self._biased))
+        return bool(self._penalises or len(self._biased) or self._missing > 0)
 
     def push(self, token: int) -> None:
         """The answer has this token now."""
+        self._missing -= 1
         if self._penalises:
             place = self._place(token)  # which may move the counts
             self._counts[place] += 1
@@ -93,6 +100,8 @@ class Adjustments:
             logits_V[ids] = values
         if len(self._biased):
             logits_V[self._biased] += self._biases
+        if self._missing > 0:
+            logits_V[self._stops] = TOO_EARLY
 
 
 class Sampler:

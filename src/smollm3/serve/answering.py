@@ -11,7 +11,7 @@ from smollm3.errors import UserError
 from smollm3.infer import Step
 from smollm3.infer.errors import EngineClosed, RequestFailed
 from smollm3.serve.ask import Ask
-from smollm3.serve.errors import ApiError, refused, shutting_down, too_late
+from smollm3.serve.errors import ApiError, shutting_down, too_late, wrong
 from smollm3.turn import End, Part, Reply, ToolResult, Usage
 
 QUIET_SECONDS = 10.0  # without an event, after which a stream says that it lives
@@ -147,4 +147,4 @@ def _told(error: BaseException) -> BaseException:
     """A request may turn out to be too much only on the way."""
     if isinstance(error, EngineClosed):
         return shutting_down()
-    return refused(str(error)) if isinstance(error, UserError) else error
+    return wrong(error) if isinstance(error, UserError) else error

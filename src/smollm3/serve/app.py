@@ -28,7 +28,7 @@ from smollm3.serve.dialects import (
     reading,
     tools,
 )
-from smollm3.serve.errors import ApiError, dialect_of, refused
+from smollm3.serve.errors import ApiError, dialect_of, refused, wrong
 from smollm3.serve.guard import FAULT, GONE, Guard
 from smollm3.serve.service import Gone, Service
 from smollm3.serve.settings import Keys, Settings
@@ -98,7 +98,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _asked_wrong(request: Request, error: Exception) -> Response:
-    return _reply(request, refused(str(error)))
+    assert isinstance(error, UserError)
+    return _reply(request, wrong(error))
 
 
 async def _told(request: Request, error: Exception) -> Response:

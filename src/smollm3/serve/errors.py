@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from smollm3.errors import UserError
+from smollm3.infer.errors import ContextOverflow
 from smollm3.serve.dialects.replies import (
     AnthropicError,
     AnthropicErrorDetail,
@@ -53,6 +55,10 @@ class ApiError(Exception):
             headers["retry-after"] = str(self.retry_after)
         return headers
 
+    def said(self, dialect: Dialect) -> str:
+        """The message."""
+        return self.message
+
     def body(self, dialect: Dialect) -> dict[str, Any]:
         fault = self.status >= 500
         if dialect == "ollama":
@@ -61,11 +67,30 @@ class ApiError(Exception):
             kind = _ANTHROPIC_TYPES.get(
                 self.status, "api_error" if fault else "invalid_request_error"
             )
-            detail = AnthropicErrorDetail(type=kind, message=self.message)
+            detail = AnthropicErrorDetail(type=kind, message=self.said(dialect))
             return AnthropicError(type="error", error=detail).dumped()
         kind = _OPENAI_TYPES.get(self.status, "server_error" if fault else "invalid_request_error")
-        told = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
+        message = self.said(dialect)
+        told = ErrorDetail(message=message, type=kind, param=self.param, code=self.code)
         return ErrorReply(error=told).dumped()
+
+
+class TooLong(ApiError):
+    """In the words by which clients know that they must make the conversation shorter."""
+
+    def __init__(self, overflow: ContextOverflow) -> None:
+        super().__init__(400, str(overflow), param="messages", code="context_length_exceeded")
+        self._overflow = overflow
+
+    def said(self, dialect: Dialect) -> str:
+        found = self._overflow
+        if dialect == "anthropic":
+            return f"prompt is too long: {found.prompt} tokens > {found.most - 1} maximum"
+        wanted = f"you requested {found.prompt + found.asked} tokens ({found.prompt} in the "
+        wanted += f"messages, {found.asked} in the completion); reduce either"
+        if not found.asked:
+            wanted = f"your messages resulted in {found.prompt} tokens; reduce their length"
+        return f"This model's maximum context length is {found.most} tokens. However, {wanted}."
 
 
 def dialect_of(path: str) -> Dialect:
@@ -81,6 +106,11 @@ def refused(message: str, param: str | None = None, code: str | None = None) -> 
 
 def too_late(seconds: float) -> ApiError:
     return ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
+
+
+def wrong(error: UserError) -> ApiError:
+    """A request that the engine does not take."""
+    return TooLong(error) if isinstance(error, ContextOverflow) else refused(str(error))
 
 
 def shutting_down() -> ApiError:

@@ -8,6 +8,7 @@ elsewhere are turned away.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -40,6 +41,15 @@ FAULT = "the server has failed on this request; its log says where"
 GONE = 499  # the client has hung up; for the log and the figures only
 UPLOADS = "/v1/files"
 MULTIPART = 1 << 16  # bytes around an uploaded file
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,80}")
+# A stretch without halves of characters, or one of these: as an escape of JSON, or as bytes.
+_HALF = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+_PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALVES = re.compile(
+    rb"((?:[^\\\xed]++|" + _PAIR + rb"|(?!" + _HALF + rb")\\(?:.|\Z)"
+    rb"|\xed(?![\xa0-\xbf][\x80-\xbf]))++)|" + _HALF + rb"|\xed..",
+    re.DOTALL,
+)
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -135,7 +145,8 @@ class Guard:
                 raise too_large
             if not message.get("more_body"):
                 break
-        again: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+        body = _whole_text(b"".join(parts))
+        again: list[Message] = [{"type": "http.request", "body": body}]
 
         async def replay() -> Message:
             return again.pop() if again else await receive()
@@ -190,10 +201,12 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers.update(SECURITY)
             headers.setdefault("cache-control", "no-store")
-            if warnings := self._state.get("warnings"):
-                headers["warning"] = _warning(warnings)
+            lines = [f"{what} is left out" for what in self._state.get("left_out") or ()]
+            if lines := [*lines, *(self._state.get("warnings") or ())]:
+                headers["warning"] = _warning(lines)
             if self.foreign:
                 headers["access-control-allow-origin"] = self.foreign
+                headers["access-control-expose-headers"] = "retry-after, warning"
                 headers["vary"] = "origin"
         await self._send(message)
         if message["type"] == "http.response.body":
@@ -208,6 +221,14 @@ def _warning(lines: Sequence[str]) -> str:
     )
     printable = ("".join(c for c in text if c.isprintable())[:200] for text in texts)
     return ", ".join(f'299 smollm3 "{text}"' for text in printable)[:2000]
+
+
+def _whole_text(body: bytes) -> bytes:
+    """JSON in which every half of a character is U+FFFD: text that was cut in its middle stays a
+    text, where tokenizers and answers can have none of it."""
+    if b"\\u" not in body and b"\xed" not in body:
+        return body
+    return b"".join(whole or b"\xef\xbf\xbd" for whole in _HALVES.findall(body))
 
 
 def _trace(error: BaseException | None) -> str:
@@ -234,9 +255,12 @@ def _is_loopback_name(host: str) -> bool:
 
 
 async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
+    """Whoever may come in may send what headers they like: clients' libraries send their own."""
+    asked = Headers(scope=scope).get("access-control-request-headers", "")
+    names = [name.strip() for name in asked.split(",")]
     allowed = {
-        "access-control-allow-methods": "GET, POST",
-        "access-control-allow-headers": "authorization, content-type, x-api-key",
+        "access-control-allow-methods": "GET, HEAD, POST, DELETE",
+        "access-control-allow-headers": ", ".join(filter(_HEADER_NAME.fullmatch, names)),
         "access-control-max-age": "600",
     }
     await Response(status_code=204, headers=allowed)(scope, receive, send)

@@ -35,6 +35,7 @@ class ResponseStore:
         self._count = count
         self._room = size
         self._all: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
+        self._items: dict[tuple[str, str], Json] = {}  # of all their answers
 
     def put(
         self,
@@ -47,14 +48,20 @@ class ResponseStore:
         size = len(json.dumps([messages, input_items, response]))
         kept = StoredResponse(messages, input_items, response, size, container)
         self._all[salt, response["id"]] = kept
+        self._items.update({(salt, item["id"]): item for item in response["output"]})
         self._room -= size
         while self._all and (len(self._all) > self._count or self._room < 0):
-            self._room += self._all.popitem(last=False)[1].size
+            self.drop(*next(iter(self._all)))
 
     def get(self, salt: str, name: str) -> StoredResponse | None:
         return self._all.get((salt, name))
 
-    def drop(self, salt: str, name: str) -> bool:
-        found = self._all.pop((salt, name), None)
-        self._room += found.size if found else 0
-        return found is not None
+    def item(self, salt: str, name: str) -> Json | None:
+        """An item of one of the answers."""
+        return self._items.get((salt, name))
+
+    def drop(self, salt: str, name: str) -> None:
+        if found := self._all.pop((salt, name), None):
+            self._room += found.size
+            for item in found.response["output"]:
+                del self._items[salt, item["id"]]

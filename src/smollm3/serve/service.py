@@ -24,7 +24,7 @@ from smollm3.serve.admission import AdmissionQueue
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.conversation_store import ConversationStore
-from smollm3.serve.errors import ApiError, refused, shutting_down, too_late
+from smollm3.serve.errors import ApiError, refused, shutting_down, too_late, wrong
 from smollm3.serve.metrics import Metrics, Watch
 from smollm3.serve.response_store import ResponseStore
 from smollm3.serve.settings import Keys, Settings
@@ -121,7 +121,7 @@ class Service:
             # In a thread: templates of strangers run in a process, grammars are compiled.
             replies = await asyncio.to_thread(ask.start, self.engine, salt)
         except UserError as e:
-            raise refused(str(e)) from None
+            raise wrong(e) from None
         return Answering(ask, replies, self.settings.request_seconds, left)
 
     def _count(self, answering: Answering) -> None:

@@ -316,6 +316,11 @@ class Tokenizer:
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             yield [index], pieces[bisect_right(ends, start) : bisect_left(ends, end) + 1]
 
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """What the chat template reads beside what `render` has names for."""
+        return self._renderer.variables
+
     def render_text(
         self, messages: Sequence[Mapping[str, Any] | Message], **options: Unpack[RenderOptions]
     ) -> str:

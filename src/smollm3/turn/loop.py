@@ -120,5 +120,7 @@ def _offers_calls(request: Request) -> bool:
 
 
 def _without_calls(request: Request) -> Request:
-    constraint = None if isinstance(request.constraint, Tools) else request.constraint
+    constraint = request.constraint
+    if isinstance(constraint, Tools):
+        constraint = constraint.answer
     return replace(request, may_call=False, constraint=constraint)

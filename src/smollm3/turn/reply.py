@@ -89,6 +89,13 @@ class Reply:
         self.ended = False
         self.end: End | None = None
         self._parser = request.parser(opened)
+        begun = "".join(
+            event.text
+            for event in self._parser.feed(request.prefill)
+            if isinstance(event, ContentDelta)
+        )
+        # What it holds back of the prefill comes with more of the content.
+        self._held = request.prefill.lstrip("\n").removeprefix(begun)
         self._stops = StopTexts(request.stops)  # of the content
         self._text_stops = StopTexts(request.stops)
         self._texts: list[str] = []
@@ -211,7 +218,8 @@ class Reply:
         told: list[Event] = []
         for event in events:
             if isinstance(event, ContentDelta):
-                if piece := self._stops.push(event.text):
+                text, self._held = event.text.removeprefix(self._held), ""
+                if piece := self._stops.push(text):
                     told.append(ContentDelta(piece))
                 if self._stops.found is not None:
                     self._end()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from smollm3.chat import Message, StreamParser
 from smollm3.chat.tags import CALL, CODE
-from smollm3.infer.backends import BLOCK
 from smollm3.infer.constrain.grammars import ConstraintSpec, Tools
 from smollm3.infer.constrain.thinking import reasoning_of
 from smollm3.infer.errors import UnsupportedConstraint
@@ -32,7 +31,7 @@ class Request:
     tools, python_tools: what the template is told; called as JSON, or as Python code. may_call:
     False forbids calls of them. parallel: more than one call; without it the answer ends with the
     first. date: told to the model, today where it is None. instructions: where there is no system
-    message.
+    message. variables: others that the template reads.
     prefill: the beginning of the answer, which the model goes on from and the reply leaves out.
     params: their `stop` texts end the content of a conversation's answer, not its reasoning or its
     calls; of a prompt, they end the text. fit: `max_tokens` is lowered to what context and cache
@@ -51,6 +50,7 @@ class Request:
     enable_thinking: bool = True
     instructions: str | None = None
     date: datetime.date | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
     prefill: str = ""
     params: SamplingParams | None = None
     fit: bool = False
@@ -78,6 +78,7 @@ class Request:
                 enable_thinking=self.enable_thinking,
                 custom_instructions=self.instructions,
                 date=self.date or datetime.date.today(),
+                variables=self.variables,
             ).ids
             return ids + tokenizer.encode(self.prefill) if self.prefill else ids
         if isinstance(self.prompt, str):
@@ -106,8 +107,8 @@ class Request:
         if self.prompt is None and params.stop:
             params = replace(params, stop=())
         if self.fit:
-            room = min(engine.config.context, engine.backend.blocks * BLOCK) - len(ids)
-            params = replace(params, max_tokens=min(params.max_tokens, max(room, 1)))
+            room = max(engine.room - len(ids), 1)
+            params = replace(params, max_tokens=min(params.max_tokens, room))
         if not self.may_call:
             tags, called = engine.tokenizer.tags, [CALL, *([CODE] if self.python_tools else [])]
             banned = {tags[tag]: FORBIDDEN for tag in called if tag in tags}

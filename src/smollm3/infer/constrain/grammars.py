@@ -61,6 +61,7 @@ class Tools:
     {"name": ...} calls of this tool and nothing else. parallel: more than one call. strict: an
     unsupported schema is an error; otherwise, where that tool need not be called, its arguments are
     any object. python: code between <code> and </code> is a call too, of the tool `python`.
+    answer: with "auto", what an answer that is no call must be; then no text comes before calls.
     """
 
     tools: Sequence[Any]
@@ -68,6 +69,7 @@ class Tools:
     parallel: bool = True
     python: bool = False
     strict: bool = False
+    answer: Json | Regex | Grammar | Choice | None = None
 
     def needs(self, count: int) -> bool:
         """Whether each of the `count` tools that may be called must be as it is declared."""
@@ -120,7 +122,8 @@ def read_parts(spec: ConstraintSpec) -> list[UserGrammar]:
             lark = "start: TEXT\nTEXT: " + " | ".join(map(_quoted, dict.fromkeys(spec.texts)))
             return [UserGrammar("choice", "body", {"lark_grammar": bounded_text("choice", lark)})]
         case Tools():
-            return _tool_parts(spec)
+            answer = [] if spec.answer is None else read_parts(spec.answer)
+            return [*_tool_parts(spec), *answer]
 
 
 def _json_part(where: str, name: str, schema: Any) -> UserGrammar:
@@ -151,10 +154,17 @@ def _tool_parts(spec: Tools) -> list[UserGrammar]:
 def checks_of(spec: ConstraintSpec, parts: Sequence[UserGrammar]) -> dict[str, Check]:
     """Of the content (""), or of each tool whose arguments must be right, what finished values are
     checked for."""
-    names = list(_chosen(spec)) if isinstance(spec, Tools) else [""]
-    if isinstance(spec, Tools) and not spec.needs(len(names)):
-        return {}
-    return {n: part.check for n, part in zip(names, parts, strict=False) if part.check}
+    if not isinstance(spec, Tools):
+        return {"": parts[0].check} if parts and parts[0].check else {}
+    names = list(_chosen(spec))
+    if spec.answer is not None:
+        names.append("")  # its part stands last
+    needed = spec.needs(len(_chosen(spec)))
+    return {
+        name: part.check
+        for name, part in zip(names, parts, strict=False)
+        if part.check and (needed or not name)
+    }
 
 
 def write_grammar(
@@ -165,7 +175,7 @@ def write_grammar(
 ) -> str:
     """The grammar of a whole answer, in llguidance's form. tags: those that are one token."""
     rules = _Rules(tags)
-    content = rules.calls(spec, len(parts)) if isinstance(spec, Tools) else "@body"
+    content = rules.calls(spec) if isinstance(spec, Tools) else "@body"
     if reasoning == "closed":
         rules.add("start", content)
     else:
@@ -201,15 +211,15 @@ class _Rules:
             self.add("think[lazy]", f"/{THINK}(?s:.*){_escaped(END_THINK)}/")
             self.add("end_think[lazy]", f"/(?s:.*){_escaped(END_THINK)}/")
 
-    def calls(self, spec: Tools, count: int) -> str:
+    def calls(self, spec: Tools) -> str:
         """Calls, and the text before them where there may be some; the arguments of tool i are
-        the grammar `arguments_i`."""
+        the grammar `arguments_i`, an answer without calls is `body` where it must be something."""
         styles: dict[str, str] = {}
-        if count:
+        if names := list(_chosen(spec)):
             styles["call"] = CALL
-            bodies = " | ".join(f"tool_{i}" for i in range(count))
+            bodies = " | ".join(f"tool_{i}" for i in range(len(names)))
             self.add("rest_of_call", f'"\\n" ( {bodies} ) "\\n" {self._tag(END_CALL)}')
-            for i, name in enumerate(_chosen(spec)):
+            for i, name in enumerate(names):
                 head = f'{{"name": {_quoted(name)}, "arguments": '
                 self.add(f"tool_{i}", f'{_quoted(head)} @arguments_{i} "}}"')
         if _offers_code(spec):
@@ -219,6 +229,8 @@ class _Rules:
         more = f'( "\\n" ( {call} ) )* "\\n"?' if spec.parallel else '"\\n"?'
         if spec.choice != "auto":
             return f"( {call} ) {more}"
+        if spec.answer is not None:
+            return f"( @body | ( {call} ) {more} )"
         self._stretch("text", list(styles.values()), _NO_THOUGHT)
         for style, tag in styles.items():
             self._head(style, tag)

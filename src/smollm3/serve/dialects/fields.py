@@ -4,27 +4,69 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from smollm3.config import StrictModel
 from smollm3.infer import SamplingParams
 from smollm3.infer.constrain.grammars import Choice, ConstraintSpec, Grammar, Json, Regex, Tools
 from smollm3.serve.ask import can_think, check_schema
+from smollm3.serve.dialects import rule
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings
 
 
 class Body(StrictModel):
-    """What a request may say: nothing unknown, no text for a number."""
+    """What a request may say: nothing unknown, no text for a number. Null is absent.
+
+    place: of its fields in the rule; what that accepts is taken off before the rest is read.
+    """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    place: ClassVar[str] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_rule(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        known, kept = rule.rows(cls.place), {}
+        for name, value in given.items():
+            row = known.get(name)
+            if row is not None and value is not None and not rule.accepts(row, value):
+                why = PydanticCustomError(
+                    "unsupported", "{why}", {"why": f"not supported: {row.why}"}
+                )
+                wrong = InitErrorDetails(type=why, loc=(name,), input=value)
+                raise ValidationError.from_exception_data(cls.__name__, [wrong])
+            if row is None and value is not None:
+                kept[name] = value
+        return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        """The rule's fields are in the document of the API."""
+        schema = handler.resolve_ref_schema(handler(core))
+        for name, row in rule.rows(cls.place).items():
+            if row.only != ():
+                told = {} if row.only is None else {"enum": [None, *row.only]}
+                schema["properties"][name] = {"description": row.why, **told}
+        return schema
+
+
+class Past(Body):
+    """What was said before: what it does not need to know of it may say anything."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 Whole = Annotated[int, Field(ge=1, le=1 << 31)]
+# Some say -1 where they mean no limit.
+Limit = Annotated[Whole | None, BeforeValidator(lambda given: None if given == -1 else given)]
 TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -32,25 +74,12 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 BUDGETS: dict[str, int | None] = {"minimal": 256, "low": 1024, "medium": 4096}
 
 
-class TextPart(Body):
-    """The only kind of content that the model reads."""
-
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-    cache_control: dict[str, Any] | None = None
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-
-
-Content = str | list[TextPart]
-
-
 class Sampling(Body):
     """Fields of all dialects that choose tokens."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = None  # -1 and 0: among all
 
 
 class OpenSampling(Sampling):
@@ -65,6 +94,7 @@ class OpenSampling(Sampling):
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0, le=1 << 31)] = 0
     n: Whole | None = None
     glass_box: bool = False
 
@@ -82,7 +112,7 @@ def params_of(
     values: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "top_k": body.top_k,
+        "top_k": 0 if body.top_k == -1 else body.top_k,
         "logprobs": top_logprobs,
         "max_tokens": max_tokens or settings.max_tokens,
         "stop": stop,
@@ -100,6 +130,7 @@ def params_of(
             "logit_bias": _bias(body.logit_bias or {}, settings),
             "stop_token_ids": body.stop_token_ids or (),
             "ignore_eos": body.ignore_eos,
+            "min_tokens": body.min_tokens,
             "n": body.n or 1,
         }
     return SamplingParams(**values)
@@ -113,10 +144,11 @@ def _bias(given: dict[str, float], settings: Settings) -> dict[int, float]:
 
 
 def stops_of(stop: str | Sequence[str] | None, settings: Settings, param: str) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    """Without empty ones, which some clients send where they mean none."""
+    stops = tuple(filter(None, (stop,) if isinstance(stop, str) else stop or ()))
     limit(len(stops), settings.max_stops, param)
-    if not all(0 < len(text) <= 1000 for text in stops):
-        raise refused(f"{param}: texts of 1 to 1000 characters", param)
+    if not all(len(text) <= 1000 for text in stops):
+        raise refused(f"{param}: texts of at most 1000 characters", param)
     return stops
 
 
@@ -126,26 +158,16 @@ def limit(count: int, most: int, param: str) -> None:
 
 
 class StreamOptions(Body):
+    place = "stream_options"
     include_usage: bool = False
 
 
 def with_usage(stream: bool, options: StreamOptions | None) -> bool:
-    """Whether a stream tells at its end what was used."""
-    if options is not None and not stream:
-        raise refused("stream_options: only for streams", "stream_options")
-    return options is not None and options.include_usage
+    """Whether a stream tells at its end what was used. Elsewhere the options say nothing."""
+    return stream and options is not None and options.include_usage
 
 
 # Reasoning
-
-
-class TemplateArguments(Body):
-    """What a request may tell the chat template. Templates themselves are the server's."""
-
-    enable_thinking: bool | None = None
-    xml_tools: list[dict[str, Any]] | None = None
-    python_tools: list[dict[str, Any] | str] | None = None
-    custom_instructions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +205,35 @@ def thinking_of(
 # Tools and formats
 
 
+class ToolHints(Body):
+    """What all dialects' tools may say besides."""
+
+    place = "tool"
+
+
+class OtherTool(Past):
+    """A tool of a kind that cannot be called here: it is left out, and a header says so."""
+
+    type: str
+    name: str | None = None
+
+
+def left_out(tools: Sequence[Any]) -> list[str]:
+    """Of the tools of a request, those that are left out."""
+    return [
+        f"tools.{i} ({tool.type})" for i, tool in enumerate(tools) if isinstance(tool, OtherTool)
+    ]
+
+
+@dataclass(frozen=True)
+class Choose:
+    """How tools are to be called. name: this one; allowed: only these, though all are shown."""
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    name: str | None = None
+    allowed: Sequence[str] | None = None
+
+
 @dataclass(frozen=True)
 class Toolbox:
     """The tools of a request: as the template shows them, how they are called, if they may be."""
@@ -194,20 +245,17 @@ class Toolbox:
     may_call: bool = True
 
 
-ToolChoice = Literal["none", "auto", "required"] | str
-
-
 def toolbox(
     service: Service,
     declared: Sequence[dict[str, Any]],
     python: Sequence[Any],
-    choice: str,
-    name: str | None,
+    choice: Choose,
+    *,
     parallel: bool,
     strict: bool,
 ) -> Toolbox:
-    """declared: {"name", "description", "parameters"}. choice: none, auto, required, or named,
-    with `name`. strict: the schemas must be kept to, or it is an error."""
+    """declared: {"name", "description", "parameters"}. strict: the schemas must be kept to, or it
+    is an error."""
     settings = service.settings
     limit(len(declared) + len(python), settings.max_tools, "tools")
     for tool in declared:
@@ -218,16 +266,26 @@ def toolbox(
         raise refused("tools: two have the same name", "tools")
     if python and "python" in names:
         raise refused("tools: python: with Python that name is taken; rename it", "tools")
-    there = bool(declared or python)
-    if choice == "named" and name not in [*names, *(["python"] if python else [])]:
-        raise refused(f"tool_choice: there is no tool {name!r:.80}", "tool_choice")
-    if choice == "required" and not there:
+    known = [*names, *(["python"] if python else [])]
+    for name in [choice.name] if choice.name is not None else choice.allowed or ():
+        if name not in known:
+            raise refused(f"tool_choice: there is no tool {name!r:.80}", "tool_choice")
+    callable_ = known if choice.allowed is None else [n for n in known if n in choice.allowed]
+    if choice.mode == "required" and not callable_:
         raise refused("tool_choice: there are no tools to call", "tool_choice")
-    if choice == "none" or not there:
-        return Toolbox([], [], may_call=not there)
-    wanted: Any = {"name": name} if choice == "named" else choice
-    constraint = Tools(declared, wanted, parallel=parallel, python=bool(python), strict=strict)
-    optional = choice == "auto" and not strict
+    if choice.mode == "none" or not known:
+        return Toolbox([], [], may_call=not known)
+    if not callable_:
+        return Toolbox(list(declared), list(python), may_call=False)
+    wanted: Any = choice.mode if choice.name is None else {"name": choice.name}
+    constraint = Tools(
+        [tool for tool in declared if tool["name"] in callable_],
+        wanted,
+        parallel=parallel,
+        python=bool(python) and "python" in callable_,
+        strict=strict,
+    )
+    optional = choice.name is None and choice.allowed is None and wanted == "auto" and not strict
     return Toolbox(list(declared), list(python), constraint, optional)
 
 
@@ -266,16 +324,12 @@ def structured_of(structured: Structured, settings: Settings) -> ConstraintSpec:
     return Json(value)
 
 
-def one_constraint(
-    box: Toolbox, other: ConstraintSpec | None
-) -> tuple[ConstraintSpec | None, bool]:
-    """The constraint of an answer, and whether it may be left out."""
-    if other is None:
+def one_constraint(box: Toolbox, form: ConstraintSpec | None) -> tuple[ConstraintSpec | None, bool]:
+    """The constraint of an answer, and whether it may be left out. form: of an answer that is no
+    call."""
+    if form is None:
         return box.constraint, box.optional
-    if box.constraint is not None:
-        raise refused(
-            "a format of the answer and tools that may be called are not supported together; "
-            "set tool_choice to none, or leave out one",
-            "tool_choice",
-        )
-    return other, False
+    if isinstance(box.constraint, Tools):
+        assert not isinstance(form, Tools)
+        return replace(box.constraint, answer=form), False
+    return form, False

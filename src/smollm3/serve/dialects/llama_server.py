@@ -11,11 +11,12 @@ from pydantic import Field
 
 from smollm3 import turn
 from smollm3.errors import UserError
-from smollm3.serve.dialects.fields import Body, TemplateArguments, TokenId
-from smollm3.serve.dialects.openai_chat import (
+from smollm3.serve.dialects.fields import Body, TokenId
+from smollm3.serve.dialects.openai_chat_body import (
     ChatBody,
     ChatMessage,
     FunctionTool,
+    TemplateArguments,
     ask_of,
     conversation_of,
 )

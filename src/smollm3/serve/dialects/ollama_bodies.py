@@ -12,6 +12,7 @@ from smollm3 import turn
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
     Body,
+    Choose,
     OpenSampling,
     format_of,
     one_constraint,
@@ -20,8 +21,7 @@ from smollm3.serve.dialects.fields import (
     thinking_of,
     toolbox,
 )
-from smollm3.serve.dialects.messages import conversation
-from smollm3.serve.dialects.openai_chat import FunctionTool
+from smollm3.serve.dialects.openai_chat_body import FunctionTool
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Json, Service
 from smollm3.serve.settings import Settings
@@ -155,10 +155,10 @@ class OllamaShow(Body):
 
 def ask_of_chat(service: Service, body: OllamaChat) -> Ask:
     tools = [t.function.model_dump(exclude_none=True, exclude={"strict"}) for t in body.tools or ()]
-    box = toolbox(service, tools, (), "auto", None, True, strict=False)
+    box = toolbox(service, tools, (), Choose(), parallel=True, strict=False)
     constraint, optional = one_constraint(box, _format(service.settings, body))
     request = turn.Request(
-        conversation(_messages(body.messages)),
+        _messages(body.messages),
         tools=box.shown,
         may_call=box.may_call,
         constraint=constraint,

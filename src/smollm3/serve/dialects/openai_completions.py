@@ -15,6 +15,7 @@ from smollm3.infer import Step
 from smollm3.serve.answering import Answered, Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
+    Limit,
     OpenSampling,
     StreamOptions,
     Structured,
@@ -42,17 +43,19 @@ Text = Annotated[str, Field(min_length=1)]
 
 class CompletionBody(OpenSampling):
     """A text, or several, or the same as tokens. Control tokens spelled in a text are text. echo:
-    the prompt stands before the answer, also in its figures; then `max_tokens` may be 0."""
+    the prompt stands before the answer, also in its figures; then `max_tokens` may be 0. best_of:
+    so many are made, and the n likeliest of them told."""
 
+    place = "completions"
     prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1)]
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=1 << 31)] | Limit = None
     echo: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1000)] | None = None
     structured_outputs: Structured | None = None
-    user: str | None = None
 
 
 def router(service: Service) -> APIRouter:
@@ -88,8 +91,11 @@ def ask_of(service: Service, body: CompletionBody) -> Ask:
         raise refused("max_tokens: 0 goes with echo, without stream", "max_tokens")
     if body.glass_box and len(prompts) > 1:
         raise refused("glass_box: of one prompt only", "glass_box")
+    made = body.best_of or body.n or 1
+    if made < (body.n or 1) or (body.stream and made > (body.n or 1)):
+        raise refused("best_of: at least n, and more of them not as a stream", "best_of")
     params = params_of(
-        body,
+        body.model_copy(update={"n": made}),
         settings,
         max_tokens=body.max_tokens or DEFAULT_TOKENS,
         stop=stops_of(body.stop, settings, "stop"),
@@ -165,6 +171,21 @@ def _logprobs(service: Service, body: CompletionBody, steps: Sequence[Step], off
     return {"logprobs": told}
 
 
+def _likeliest(answering: Answered, n: int) -> list[int]:
+    """Of the answers to each prompt the n whose tokens are likeliest, the best first, by their
+    places; all as they are where no more were made."""
+    made = answering.ask.n
+    if made == n:
+        return list(range(len(answering.replies)))
+
+    def likely(place: int) -> float:
+        steps = answering.replies[place].steps
+        return sum(step.logprob for step in steps) / max(len(steps), 1)
+
+    groups = (range(i, i + made) for i in range(0, len(answering.replies), made))
+    return [p for group in groups for p in sorted(group, key=likely, reverse=True)[:n]]
+
+
 def completion(
     service: Service,
     body: CompletionBody,
@@ -181,7 +202,10 @@ def completion(
             **_logprobs(service, body, [*echo.steps, *answer.steps], 0),
             **glass_of(tokenizer, answering.ask, answer.steps),
         )
-        for i, (echo, answer) in enumerate(zip(echoes, answering.replies, strict=True))
+        for i, (echo, answer) in enumerate(
+            (echoes[place], answering.replies[place])
+            for place in _likeliest(answering, body.n or 1)
+        )
     ]
     return _text_completion(
         model,

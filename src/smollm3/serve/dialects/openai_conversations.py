@@ -21,7 +21,7 @@ from smollm3.serve.dialects.openai_items import (
     ask_of,
     items_of,
 )
-from smollm3.serve.dialects.openai_kept import before_of, found_conversation, found_response
+from smollm3.serve.dialects.openai_kept import before_of, finder, found_conversation, found_response
 from smollm3.serve.dialects.openai_responses import response_usage
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
@@ -202,7 +202,9 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
         """How many tokens a response would read."""
         service.check_model(body.model)
         before = before_of(service, salt_of(request), body)
-        ask, _ = ask_of(service, body, before.messages if before else ())
+        ask, _ = ask_of(
+            service, body, before.messages if before else (), finder(service, salt_of(request))
+        )
         count = len(ask.requests[0].ids(service.engine.tokenizer))
         return InputTokens(object="response.input_tokens", input_tokens=count).response()
 
@@ -212,7 +214,9 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
         base64 in an item that responses take instead."""
         service.check_model(body.model)
         before = before_of(service, salt_of(request), body)
-        _, messages = ask_of(service, body, before.messages if before else ())
+        _, messages = ask_of(
+            service, body, before.messages if before else (), finder(service, salt_of(request))
+        )
         most = min(SUMMARY_TOKENS, service.settings.max_tokens)
         asked = turn.Request(
             [*_instructed(body), *messages, {"role": "user", "content": _SUMMARISE}],

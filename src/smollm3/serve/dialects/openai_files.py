@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 
 from smollm3.config import problems
 from smollm3.serve.batches import Batches, Finished, MakeAsk
-from smollm3.serve.dialects import openai_chat, openai_completions
+from smollm3.serve.dialects import openai_chat, openai_chat_body, openai_completions
 from smollm3.serve.dialects.fields import Body
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
@@ -252,8 +252,8 @@ class _Kept:
 
 def _makers(service: Service) -> dict[str, MakeAsk]:
     def chat(values: Json) -> Any:
-        body = _checked(openai_chat.ChatBody, values)
-        model, ask = service.check_model(body.model), openai_chat.ask_of(service, body)
+        body = _checked(openai_chat_body.ChatBody, values)
+        model, ask = service.check_model(body.model), openai_chat_body.ask_of(service, body)
 
         def tell(finished: Finished) -> Json:
             return openai_chat.completion(service, body, model, finished).dumped()

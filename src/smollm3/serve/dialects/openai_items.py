@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from smollm3 import turn
 from smollm3.agent.python import declarations
@@ -15,82 +15,148 @@ from smollm3.chat.tags import PYTHON
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
     Body,
-    Content,
+    Choose,
     Effort,
+    Limit,
     Name,
+    OtherTool,
+    Past,
     Sampling,
-    Whole,
+    StreamOptions,
+    ToolHints,
     format_of,
+    left_out,
     one_constraint,
     params_of,
     thinking_of,
     toolbox,
 )
-from smollm3.serve.dialects.messages import conversation, text_of
+from smollm3.serve.dialects.messages import (
+    Content,
+    Part,
+    asked_from,
+    check_readable,
+    tag_of,
+    text_of,
+)
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Json, Service, new_id
 
-Status = Literal["in_progress", "completed", "incomplete"]
 LOGPROBS = "message.output_text.logprobs"
 
 
-class InputMessage(Body):
+class InputMessage(Past):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
-    id: str | None = None
-    status: Status | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
 
 
-class ReasoningText(Body):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class ReasoningItem(Body):
+class ReasoningItem(Past):
     type: Literal["reasoning"]
-    content: list[ReasoningText] | None = None
-    summary: Annotated[list[Any], Field(max_length=0)] | None = None
-    id: str | None = None
-    encrypted_content: None = None
-    status: Status | None = None
+    content: list[Part] | None = None
+    summary: list[Part] | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content or self.summary or ())
 
 
-class CallItem(Body):
+class CallItem(Past):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
-    id: str | None = None
-    status: Status | None = None
+    arguments: str | dict[str, Any]
 
 
-class Logs(Body):
-    type: Literal["logs"]
-    logs: str
+class CustomCallItem(Past):
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
 
 
-class PythonItem(Body):
+class Logs(Past):
+    type: str
+    logs: str = ""
+
+
+class PythonItem(Past):
     """Python that this server has run."""
 
     type: Literal["code_interpreter_call"]
-    code: str
+    code: str = ""
     outputs: list[Logs] | None = None
-    container_id: str | None = None
-    id: str | None = None
-    status: Status | Literal["interpreting", "failed"] | None = None
+    id: str = ""
 
 
-class ResultItem(Body):
-    type: Literal["function_call_output"]
+class ResultItem(Past):
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Content
+
+
+class ItemReference(Past):
+    """An item of a response that is kept here."""
+
+    type: Literal["item_reference"] = "item_reference"
+    id: str
+
+
+class CompactionItem(Past):
+    """A summary of what came before, in base64."""
+
+    type: Literal["compaction"]
+    encrypted_content: str
     id: str | None = None
-    status: Status | None = None
+
+    @property
+    def text(self) -> str:
+        try:
+            return base64.b64decode(self.encrypted_content, validate=True).decode()
+        except ValueError:
+            raise refused("input: this compaction was not made here", "input") from None
 
 
-class ResponseTool(Body):
+class OtherItem(Past):
+    """What another server did: it is left out, and a header says so."""
+
+    type: str
+
+
+def _kind_of(given: Any) -> str:
+    kind = given.get("type") if isinstance(given, Mapping) else getattr(given, "type", None)
+    if kind is None:
+        kind = "message" if isinstance(given, Mapping) and "role" in given else "item_reference"
+    kind = str(kind).replace("custom_tool_call_output", "function_call_output")
+    return kind if kind in _KINDS else "other"
+
+
+_KINDS = (
+    "message",
+    "reasoning",
+    "function_call",
+    "custom_tool_call",
+    "code_interpreter_call",
+    "function_call_output",
+    "item_reference",
+    "compaction",
+)
+Known = (
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[CustomCallItem, Tag("custom_tool_call")]
+    | Annotated[PythonItem, Tag("code_interpreter_call")]
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ItemReference, Tag("item_reference")]
+    | Annotated[CompactionItem, Tag("compaction")]
+    | Annotated[OtherItem, Tag("other")]
+)
+Item = Annotated[Known, Discriminator(_kind_of)]
+ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+
+
+class ResponseTool(ToolHints):
     type: Literal["function"]
     name: Name
     description: str | None = None
@@ -119,6 +185,19 @@ class PythonChoice(Body):
     type: Literal["code_interpreter"]
 
 
+class AllowedChoice(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[
+        Annotated[
+            Annotated[NamedTool, Tag("function")]
+            | Annotated[PythonChoice, Tag("code_interpreter")]
+            | Annotated[OtherTool, Tag("other")],
+            tag_of("function", "code_interpreter", other="other"),
+        ]
+    ]
+
+
 class TextFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -128,40 +207,36 @@ class TextFormat(Body):
 
 
 class TextSettings(Body):
+    place = "text"
     format: TextFormat | None = None
 
 
 class ReasoningSettings(Body):
+    place = "reasoning"
     effort: Effort | None = None
-
-
-class CompactionItem(Body):
-    """A summary of what came before, in base64."""
-
-    type: Literal["compaction"]
-    encrypted_content: str
-    id: str | None = None
-
-    @property
-    def text(self) -> str:
-        try:
-            return base64.b64decode(self.encrypted_content, validate=True).decode()
-        except ValueError:
-            raise refused("input: this compaction was not made here", "input") from None
 
 
 class KeptConversation(Body):
     id: str
 
 
-Item = InputMessage | ReasoningItem | CallItem | PythonItem | ResultItem | CompactionItem
-
-ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+# More than is told anyway is only the first of them.
+Included = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+]
 
 
 class ResponseBody(Sampling):
     """A request of the Responses API. seed and thinking_budget are extensions."""
 
+    place = "responses"
     input: str | Annotated[list[Item], Field(min_length=1, max_length=4096)]
     model: str | None = None
     instructions: str | None = None
@@ -169,22 +244,31 @@ class ResponseBody(Sampling):
     conversation: str | KeptConversation | None = None
     store: bool | None = None
     stream: bool = False
-    max_output_tokens: Whole | None = None
-    tools: list[ResponseTool | CodeInterpreter] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | PythonChoice | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: Limit = None
+    tools: (
+        list[
+            Annotated[
+                Annotated[ResponseTool, Tag("function")]
+                | Annotated[CodeInterpreter, Tag("code_interpreter")]
+                | Annotated[OtherTool, Tag("other")],
+                tag_of("function", "code_interpreter", other="other"),
+            ]
+        ]
+        | None
+    ) = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedTool | PythonChoice | AllowedChoice, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
     reasoning: ReasoningSettings | None = None
     thinking_budget: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: list[Included] | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
 
     @property
@@ -198,8 +282,35 @@ class ResponseBody(Sampling):
 
     @property
     def choice(self) -> Any:
+        """As it was said."""
         chosen = self.tool_choice or "auto"
-        return chosen if isinstance(chosen, str) else chosen.model_dump()
+        return chosen if isinstance(chosen, str) else chosen.model_dump(exclude_none=True)
+
+    @property
+    def chosen(self) -> Choose:
+        match self.tool_choice:
+            case NamedTool(name=name):
+                return Choose("required", name=name)
+            case PythonChoice():
+                return Choose("required", name=PYTHON)
+            case AllowedChoice(mode=mode, tools=tools):
+                known = [tool for tool in tools if not isinstance(tool, OtherTool)]
+                return Choose(
+                    mode, allowed=[t.name if isinstance(t, NamedTool) else PYTHON for t in known]
+                )
+            case str(mode):
+                return Choose(mode)
+        return Choose()
+
+    @property
+    def callable_tools(self) -> list[ResponseTool | CodeInterpreter]:
+        return [tool for tool in self.tools or () if not isinstance(tool, OtherTool)]
+
+    @property
+    def left_out(self) -> list[str]:
+        items = self.input if isinstance(self.input, list) else ()
+        others = [f"input.{i} ({x.type})" for i, x in enumerate(items) if isinstance(x, OtherItem)]
+        return left_out(self.tools or ()) + others
 
     @property
     def interpreter(self) -> CodeInterpreter | None:
@@ -213,9 +324,11 @@ class ResponseBody(Sampling):
         return self.parallel_tool_calls is not False
 
 
-def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tuple[Ask, list[Json]]:
+def ask_of(
+    service: Service, body: ResponseBody, before: Sequence[Json], kept: Callable[[str], Json]
+) -> tuple[Ask, list[Json]]:
     """What is asked of the engine, and the conversation without its instructions. before: the one
-    that it goes on from."""
+    that it goes on from; kept: finds an item of a kept response."""
     settings = service.settings
     if body.top_logprobs and not body.with_logprobs:
         raise refused(f"top_logprobs: needs include: [{LOGPROBS!r}]", "top_logprobs")
@@ -225,22 +338,18 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
         budget=body.thinking_budget,
     )
     tools = [tool for tool in body.tools or () if isinstance(tool, ResponseTool)]
-    named = None
-    if isinstance(body.tool_choice, NamedTool | PythonChoice):
-        named = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else PYTHON
     box = toolbox(
         service,
         [t.model_dump(exclude_none=True, exclude={"type", "strict"}) for t in tools],
         _functions(service) if body.interpreter else (),
-        "named" if named else body.choice,
-        named,
-        body.parallel,
-        any(tool.strict for tool in tools),
+        body.chosen,
+        parallel=body.parallel,
+        strict=any(tool.strict for tool in tools),
     )
     wanted = body.text.format if body.text else None
     form = format_of(wanted.type, wanted.schema_, settings) if wanted else None
     constraint, optional = one_constraint(box, form)
-    said = [*before, *messages_of_items(body.input)]
+    said = [*before, *messages_of_items(body.input, kept)]
     first = [{"role": "system", "content": body.instructions}] if body.instructions else []
     params = params_of(
         body,
@@ -250,7 +359,7 @@ def ask_of(service: Service, body: ResponseBody, before: Sequence[Json]) -> tupl
         seed=body.seed,
     )
     request = turn.Request(
-        conversation([*first, *said]),
+        [*first, *said],
         tools=box.shown,
         python_tools=box.python,
         may_call=box.may_call,
@@ -273,7 +382,7 @@ def _functions(service: Service) -> list[Any]:
     return declarations(agent.functions)
 
 
-_KINDS = {"function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
+_ID_PREFIXES = {"function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
 
 
 def items_of(given: str | Sequence[Item]) -> list[Json]:
@@ -286,35 +395,38 @@ def items_of(given: str | Sequence[Item]) -> list[Json]:
         if isinstance(item, InputMessage) and isinstance(item.content, str):
             kind = "output_text" if item.role == "assistant" else "input_text"
             shown["content"] = [{"type": kind, "text": item.content}]
-        told.append(shown | {"id": item.id or new_id(_KINDS.get(item.type, "msg_"))})
+        known = getattr(item, "id", None)
+        told.append(shown | {"id": known or new_id(_ID_PREFIXES.get(item.type, "msg_"))})
     return told
 
 
-def messages_of_items(given: str | Sequence[Item]) -> list[Json]:
+def messages_of_items(given: str | Sequence[Item], kept: Callable[[str], Json]) -> list[Json]:
     """Items of one answer, which follow each other, become one message."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
+    roles = [getattr(item, "role", "assistant" if _is_answer(item) else "") for item in given]
+    asked = asked_from(roles)
     messages: list[Json] = []
-    for item in given:
+    for i, one in enumerate(given):
+        item = _ITEM.validate_python(kept(one.id)) if isinstance(one, ItemReference) else one
         match item:
             case InputMessage(role="assistant"):
                 _add(messages, {"content": text_of(item.content)})
             case InputMessage():
+                if i >= asked:
+                    check_readable(item.content, f"input.{i}.content")
                 role = "system" if item.role == "developer" else item.role
                 messages.append({"role": role, "content": text_of(item.content)})
             case ReasoningItem():
-                thought = "".join(part.text for part in item.content or ())
-                _add(messages, {"reasoning_content": thought})
+                _add(messages, {"reasoning_content": item.text})
             case CallItem():
-                function = {"name": item.name, "arguments": item.arguments}
-                call = {"id": item.call_id, "type": "function", "function": function}
-                _add(messages, {"tool_calls": [call]})
+                _add(messages, _call(item.call_id, item.name, item.arguments))
+            case CustomCallItem():
+                _add(messages, _call(item.call_id, item.name, {"input": item.input}))
             case PythonItem():
-                code = {"name": PYTHON, "arguments": json.dumps({"code": item.code})}
-                call = {"id": item.id or "", "type": "function", "function": code}
-                _add(messages, {"tool_calls": [call]})
+                _add(messages, _call(item.id, PYTHON, json.dumps({"code": item.code})))
                 output = "\n".join(part.logs for part in item.outputs or ())
-                messages.append({"role": "tool", "tool_call_id": call["id"], "content": output})
+                messages.append({"role": "tool", "tool_call_id": item.id, "content": output})
             case CompactionItem():
                 messages.append({"role": "assistant", "content": item.text})
             case ResultItem():
@@ -328,6 +440,16 @@ def messages_of_items(given: str | Sequence[Item]) -> list[Json]:
     return messages
 
 
+def _is_answer(item: Item) -> bool:
+    return isinstance(item, ReasoningItem | CallItem | CustomCallItem | PythonItem | ItemReference)
+
+
+def _call(name: str, tool: str, arguments: Any) -> Json:
+    function = {"name": tool, "arguments": arguments}
+    return {"tool_calls": [{"id": name, "type": "function", "function": function}]}
+
+
+_ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 _ORDER = ("reasoning_content", "content", "tool_calls")  # in an answer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from smollm3.serve.conversation_store import StoredConversation
@@ -26,7 +26,8 @@ def before_of(service: Service, salt: str, body: ResponseBody) -> Before | None:
         if body.previous_response_id is not None:
             raise refused("previous_response_id: not together with conversation", "conversation")
         items = list(found_conversation(service, salt, body.conversation_id).items)
-        return Before(messages_of_items(ITEMS.validate_python(items)), items)
+        messages = messages_of_items(ITEMS.validate_python(items), finder(service, salt))
+        return Before(messages, items)
     if body.previous_response_id is None:
         return None
     found = found_response(service, salt, body.previous_response_id)
@@ -54,4 +55,16 @@ def found_response(service: Service, salt: str, name: str) -> StoredResponse:
             param="previous_response_id",
             code="response_not_found",
         )
+    return found
+
+
+def finder(service: Service, salt: str) -> Callable[[str], Json]:
+    """Finds an item of a kept response by its id."""
+
+    def found(name: str) -> Json:
+        item = service.responses.item(salt, name)
+        if item is None:
+            raise ApiError(404, f"no item {name!r:.80} is kept here", param="input")
+        return item
+
     return found

@@ -22,7 +22,7 @@ from smollm3.serve.dialects.openai_items import (
     ask_of,
     items_of,
 )
-from smollm3.serve.dialects.openai_kept import before_of, found_response
+from smollm3.serve.dialects.openai_kept import before_of, finder, found_response
 from smollm3.serve.dialects.replies import replies
 from smollm3.serve.dialects.tokens import chat_logprob
 from smollm3.serve.errors import ApiError
@@ -45,7 +45,9 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation, as items."""
         model, salt = service.check_model(body.model), salt_of(request)
         before = before_of(service, salt, body)
-        ask, messages = ask_of(service, body, before.messages if before else ())
+        request.state.left_out = body.left_out
+        said_before = before.messages if before else ()
+        ask, messages = ask_of(service, body, said_before, finder(service, salt))
         container = before.container if before else None
         run = _python(service, body, salt, ask, container)
         container = run.container if run else container
@@ -227,7 +229,7 @@ class _Answer:
             temperature=body.temperature,
             top_p=body.top_p,
             top_logprobs=body.top_logprobs or 0,
-            tools=[_tool(tool) for tool in body.tools or ()],
+            tools=[_tool(tool) for tool in body.callable_tools],
             tool_choice=body.choice,
             parallel_tool_calls=body.parallel,
             text=_dump(body.text) if body.text else {"format": {"type": "text"}},

@@ -1,0 +1,749 @@
+"""What clients send: recorded requests, fields by the rule, and histories in every spelling."""
+
+import json
+import random
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from anthropic.types.beta import message_count_tokens_params, message_create_params
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+from tests.support.serving import Settings, events, local, speaking
+
+from smollm3.infer.backends import BLOCK
+from smollm3.serve.dialects import rule
+from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
+from smollm3.serve.dialects.openai_chat_body import ChatBody
+from smollm3.serve.dialects.openai_completions import CompletionBody
+from smollm3.serve.dialects.openai_items import ResponseBody
+
+ROOT = Path(__file__).parents[2]
+RECORDED = [
+    pytest.param(request["path"], request["body"], id=f"{file.stem}-{i}")
+    for file in sorted((ROOT / "tests" / "clients").glob("*.jsonl"))
+    for i, request in enumerate(map(json.loads, file.read_text().splitlines()))
+]
+CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
+ITEMS, BLOCKS = "/v1/responses", "/v1/messages"
+COUNT = f"{BLOCKS}/count_tokens"
+SCRIPT = {
+    "text": "an answer",
+    "json": '{"a": true}',
+    "add": '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
+}
+ADD = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer):
+    with speaking(tokenizer, SCRIPT, blocks=1024, context=16_384) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def client(engine):
+    settings = Settings(max_tokens=24, aliases=("*",), think=False)
+    with local(engine, settings) as client:
+        yield client
+
+
+# one more turn
+
+
+def answer_of(path, response, stream):
+    """The answer, a stream's added up by what each dialect says of it."""
+    if not stream:
+        return response.json()
+    told, _ = events(response)
+    if path == ITEMS:
+        return told[-1]["response"]
+    if path == BLOCKS:
+        return blocks_of(told)
+    choices = defaultdict(lambda: defaultdict(str))
+    for chunk in told:
+        for part in chunk["choices"]:
+            delta = part.get("delta", part)
+            for key in ("content", "reasoning_content", "text"):
+                choices[part["index"]][key] += delta.get(key) or ""
+            for call in delta.get("tool_calls", ()):
+                calls = choices[part["index"]].setdefault("tool_calls", [])
+                if call["index"] == len(calls):
+                    calls.append(call)
+                else:
+                    calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+    return {"choices": [{"index": i, "message": m} for i, m in sorted(choices.items())]}
+
+
+def blocks_of(told):
+    message = told[0]["message"]
+    for event in told:
+        if event["type"] == "content_block_start":
+            message["content"].append(event["content_block"] | {"json": ""})
+        elif event["type"] == "content_block_delta":
+            block, delta = message["content"][-1], event["delta"]
+            for key in ("text", "thinking", "signature"):
+                block[key] = block.get(key, "") + delta.get(key, "")
+            block["json"] += delta.get("partial_json", "")
+    return message
+
+
+def said_in(path, answer):
+    """What the answer says, to compare: texts, and calls by name and arguments."""
+    if path == ITEMS:
+        return [
+            (item["type"], item.get("name"), item.get("arguments"), texts(item.get("content")))
+            for item in answer["output"]
+        ]
+    if path == BLOCKS:
+        return [
+            (block["type"], block.get("text"), block.get("thinking"), block.get("name"))
+            if block["type"] == "tool_use"
+            else (block["type"], block.get("text") or block.get("thinking"))
+            for block in answer["content"]
+        ]
+    told = []
+    for choice in answer["choices"]:
+        message = choice.get("message") or choice
+        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        plain = [message.get(key) or "" for key in ("content", "reasoning_content", "text")]
+        told.append((*plain, [(call["name"], call["arguments"]) for call in calls]))
+    return told
+
+
+def texts(content):
+    return "".join(part["text"] for part in content or ())
+
+
+def next_turn(path, body, answer):
+    """The request that goes on from the answer, as clients make it."""
+    body = {k: v for k, v in body.items() if k not in ("tool_choice", "stream", "stream_options")}
+    if path == ITEMS:
+        given = body["input"]
+        items = [{"role": "user", "content": given}] if isinstance(given, str) else [*given]
+        results = [
+            {"type": "function_call_output", "call_id": item["call_id"], "output": "42"}
+            for item in answer["output"]
+            if item["type"] == "function_call"
+        ]
+        more = {"role": "user", "content": "a text"}
+        return body | {"input": [*items, *answer["output"], *results, more]}
+    if path == BLOCKS:
+        uses = [block for block in answer["content"] if block["type"] == "tool_use"]
+        results = [{"type": "tool_result", "tool_use_id": b["id"], "content": "42"} for b in uses]
+        more = [*results, {"type": "text", "text": "a text"}]
+        said = [{"role": "assistant", "content": answer["content"]}] if answer["content"] else []
+        return body | {"messages": [*body["messages"], *said, {"role": "user", "content": more}]}
+    message = answer["choices"][0]["message"]
+    results = [
+        {"role": "tool", "tool_call_id": call["id"], "content": "42"}
+        for call in message.get("tool_calls") or ()
+    ]
+    more = {"role": "user", "content": "a text"}
+    told = {k: v for k, v in body.items() if k not in ("continue_final_message",)}
+    return told | {"messages": [*body["messages"], message, *results, more]}
+
+
+def check_turns(client, path, body):
+    """No fault; a stream says what the whole answer says; the answer may be sent back. The
+    status."""
+    fixed = body | {"temperature": 0}
+    whole = client.post(path, json=fixed | {"stream": False} if path != COUNT else body)
+    assert whole.status_code < 500, whole.text
+    if whole.status_code != 200:
+        error = whole.json()["error"]
+        assert error["message"]
+        return whole.status_code
+    if path == COUNT:
+        return 200
+    streamed = client.post(path, json=fixed | {"stream": True})
+    if streamed.status_code != 200:  # best_of
+        assert streamed.status_code == 400
+        return 200
+    answer, told = whole.json(), answer_of(path, streamed, stream=True)
+    assert said_in(path, told) == said_in(path, answer)
+    if path != TEXTS:
+        after = client.post(path, json=next_turn(path, fixed, answer) | {"stream": False})
+        assert after.status_code == 200, after.text
+        if "tool_choice" not in body and not body.get("previous_response_id"):
+            read, _ = usage(path, answer)
+            assert usage(path, after.json())[1] >= (read // BLOCK - 1) * BLOCK
+    return 200
+
+
+def usage(path, answer):
+    """Tokens of the prompt, and those of them that the prefix cache had."""
+    used = answer["usage"]
+    if path == BLOCKS:
+        cached = used["cache_read_input_tokens"]
+        return used["input_tokens"] + cached, cached
+    kind = "input" if path == ITEMS else "prompt"
+    return used[f"{kind}_tokens"], used[f"{kind}_tokens_details"]["cached_tokens"]
+
+
+@pytest.mark.parametrize(("path", "body"), RECORDED)
+def test_recorded_requests(client, path, body):
+    assert check_turns(client, path, shortened(path, body)) == 200
+
+
+def shortened(path, body):
+    """With a short answer: how many tokens are allowed changes nothing else."""
+    limits = {CHAT: ("max_tokens", "max_completion_tokens"), TEXTS: ("max_tokens",)}
+    limits |= {ITEMS: ("max_output_tokens",), BLOCKS: ("max_tokens",), COUNT: ()}
+    return body | {k: 12 for k in limits[path] if isinstance(body.get(k), int) and body[k] > 12}
+
+
+# the rule
+
+
+BODIES = {
+    "chat": (CHAT, {"messages": [{"role": "user", "content": "a text"}]}),
+    "completions": (TEXTS, {"prompt": "a text"}),
+    "responses": (ITEMS, {"input": "a text"}),
+    "messages": (BLOCKS, {"messages": [{"role": "user", "content": "a text"}], "max_tokens": 8}),
+}
+
+
+def places(place, name, value):
+    """Requests that have this field at this place of the rule: (path, body, the field's path)."""
+    given = {name: value}
+    if place in BODIES:
+        path, body = BODIES[place]
+        yield path, body | given, name
+    function = {"name": "add", "parameters": ADD}
+    tool = {"type": "function", "function": function}
+    match place:
+        case "stream_options":
+            for key in ("chat", "completions", "responses"):
+                path, body = BODIES[key]
+                yield path, body | {"stream": True, place: given}, f"{place}.{name}"
+        case "tool":
+            flat = {"type": "function"} | function
+            yield CHAT, BODIES["chat"][1] | {"tools": [tool | given]}, f"tools.0.{name}"
+            yield ITEMS, BODIES["responses"][1] | {"tools": [flat | given]}, f"tools.0.{name}"
+            own = {"name": "add", "input_schema": ADD} | given
+            yield BLOCKS, BODIES["messages"][1] | {"tools": [own]}, f"tools.0.{name}"
+        case "reasoning" | "text":
+            yield ITEMS, BODIES["responses"][1] | {place: given}, f"{place}.{name}"
+        case "thinking":
+            on = {"type": "adaptive"} | given
+            yield BLOCKS, BODIES["messages"][1] | {place: on}, f"{place}.{name}"
+        case "output_config":
+            yield BLOCKS, BODIES["messages"][1] | {place: given}, f"{place}.{name}"
+
+
+FIELDS = [
+    (place, name, row) for row in rule.RULE for place in row.places for name in sorted(row.names)
+]
+
+
+@pytest.mark.parametrize(("place", "name", "row"), FIELDS)
+def test_the_rule_is_kept(client, place, name, row):
+    """A label may be anything; another field only what changes nothing, and null is absent."""
+    accepted = [{"any": ["thing", 1]}, "x", True] if row.only is None else [*row.only]
+    refused = [] if row.only is None else ["other", {"other": 1}, 7]
+    requests = list(places(place, name, None))
+    assert requests, f"no request has a place {place}"
+    for value in [None, *accepted[:2]]:
+        for path, body, _ in places(place, name, value):
+            response = client.post(path, json=body)
+            assert response.status_code == 200, (value, response.text)
+    for value in refused[: None if row.only == () else 1]:
+        for path, body, field in places(place, name, value):
+            response = client.post(path, json=body)
+            assert response.status_code == 400, (value, response.text)
+            assert response.json()["error"]["message"].startswith(f"{field}: not supported: ")
+            if path != BLOCKS:
+                assert response.json()["error"]["param"] == field
+
+
+def test_the_rule_is_in_the_docs():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    for row in rule.RULE:
+        assert told(row) in page
+
+
+def told(row):
+    names = " ".join(f"`{name}`" for name in row.names)
+    only = "any" if row.only is None else " ".join(f"`{json.dumps(v)}`" for v in row.only) or "none"
+    return f"| {', '.join(row.places)} | {names} | {only} | {row.why} |\n"
+
+
+def test_no_field_has_two_rows():
+    pairs = [(place, name) for place, name, _ in FIELDS]
+    assert len(pairs) == len(set(pairs))
+    for place, model in (
+        ("chat", ChatBody),
+        ("completions", CompletionBody),
+        ("responses", ResponseBody),
+        ("messages", MessagesBody),
+    ):
+        assert not set(rule.rows(place)) & set(model.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("place", "model", "params"),
+    [
+        ("chat", ChatBody, chat_create_params.CompletionCreateParamsBase),
+        ("completions", CompletionBody, completion_create_params.CompletionCreateParamsBase),
+        ("responses", ResponseBody, response_create_params.ResponseCreateParamsBase),
+        ("messages", MessagesBody, message_create_params.MessageCreateParamsBase),
+        ("messages", CountBody, message_count_tokens_params.MessageCountTokensParams),
+    ],
+)
+def test_every_parameter_of_the_vendors_libraries_is_decided(place, model, params):
+    """Read, accepted or turned away with its reason; these two are headers."""
+    known = set(model.model_fields) | set(rule.rows(place)) | {"workspace_id", "echo"}
+    assert set(params.__annotations__) <= known
+
+
+def test_null_is_absent(client):
+    models = {"chat": ChatBody, "completions": CompletionBody}
+    models |= {"responses": ResponseBody, "messages": MessagesBody}
+    for place, model in models.items():
+        path, body = BODIES[place]
+        nulls = dict.fromkeys(field.alias or name for name, field in model.model_fields.items())
+        response = client.post(path, json=nulls | body)
+        assert response.status_code == 200, response.text
+
+
+def test_a_slip_is_named(client):
+    for path, body in BODIES.values():
+        response = client.post(path, json=body | {"temprature": 1})
+        assert response.status_code == 400
+        assert "temprature: not supported" in response.json()["error"]["message"]
+
+
+# any request
+
+
+def union_of_fields():
+    """path -> field -> the values that requests of clients have for it."""
+    found = defaultdict(lambda: defaultdict(list))
+    for parameter in RECORDED:
+        path, body = parameter.values
+        for key, value in body.items():
+            if value not in found[path][key]:
+                found[path][key].append(value)
+    for place, name, row in FIELDS:
+        if place in BODIES:
+            found[BODIES[place][0]][name] += [None, *(("x",) if row.only is None else row.only)]
+    found[CHAT] |= {
+        "n": [1, 2],
+        "stop": ["", [], ["a"], ["", "wer"]],
+        "max_tokens": [-1, 5],
+        "top_k": [-1, 0, 3],
+        "min_tokens": [0, 4],
+        "logit_bias": [{}, {"70": 1}],
+        "seed": [None, 3],
+        "reasoning_effort": ["none", "low"],
+        "logprobs": [True, None],
+        "response_format": [None, {"type": "text"}, {"type": "json_object"}],
+        "continue_final_message": [True, False],
+    }
+    found[TEXTS] |= {"best_of": [1, 2], "n": [1, 2], "logprobs": [None, 1], "stop": [None, ""]}
+    found[BLOCKS] |= {"output_format": [None, {"type": "json_schema", "schema": ADD}]}
+    found[BLOCKS] |= {"stop_sequences": [[], [""], ["wer"]]}
+    return found
+
+
+NEEDED = {CHAT: "messages", TEXTS: "prompt", ITEMS: "input", BLOCKS: "messages", COUNT: "messages"}
+
+
+def made_up(source, fields):
+    """A request of fields that some client has, in any combination."""
+    path = source.choice(list(NEEDED))
+    names = list(fields[path])
+    chosen = {NEEDED[path], *source.sample(names, min(len(names), source.randrange(7)))}
+    chosen |= {"max_tokens"} if path == BLOCKS else set()
+    body = {name: source.choice(fields[path][name]) for name in sorted(chosen)}
+    return path, shortened(path, body)
+
+
+def check_many(client, count):
+    source, fields = random.Random(20_261_127), union_of_fields()
+    statuses = defaultdict(int)
+    for _ in range(count):
+        path, body = made_up(source, fields)
+        statuses[path, check_turns(client, path, body)] += 1
+    for path in NEEDED:
+        assert statuses[path, 200] > 3 * statuses[path, 400], statuses
+
+
+def test_combinations_of_fields(client):
+    check_many(client, 100)
+
+
+@pytest.mark.slow
+def test_five_thousand_combinations_of_fields(client):
+    check_many(client, 5000)
+
+
+# what was said before
+
+
+@pytest.fixture
+def prompts(engine, monkeypatch):
+    """The prompts that the engine is given."""
+    seen, submit = [], engine.submit
+
+    def note(ids, *args, **options):
+        seen.append(engine.tokenizer.decode(ids))
+        return submit(ids, *args, **options)
+
+    monkeypatch.setattr(engine, "submit", note)
+    return seen
+
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+PDF = {"type": "document", "title": "b.pdf", "source": {"type": "base64", "data": "AAAA"}}
+PAGE = {"type": "document", "title": "c", "source": {"type": "text", "data": "page one"}}
+FOUND = {"type": "search_result", "source": "x", "title": "d", "content": [{"text": "found it"}]}
+LINK = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,AAAA"}}
+READ = {"type": "input_image", "image_url": "data:image/webp;base64,AAAA"}
+MADE = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "no json"}}
+
+
+@pytest.mark.parametrize(
+    ("part", "shown"),
+    [
+        (IMAGE, "[image image/png]"),
+        (PDF, "[document b.pdf]"),
+        (PAGE, "c\npage one"),
+        (FOUND, "d\nfound it"),
+        ({"type": "tool_reference", "tool_name": "edit"}, "[tool_reference edit]"),
+        (LINK, "[image image/gif]"),
+        (READ, "[image image/webp]"),
+        ({"type": "input_file", "filename": "e.txt", "file_data": "AAAA"}, "[file e.txt]"),
+        ({"type": "audio"}, "[audio]"),
+    ],
+)
+def test_what_a_tool_gave_is_told_by_its_kind(client, prompts, part, shown):
+    user, more = {"role": "user", "content": "x"}, {"role": "user", "content": "a text"}
+    call = {"role": "assistant", "content": None, "tool_calls": [MADE]}
+    result = {"role": "tool", "tool_call_id": "c1", "content": [part]}
+    use = {"type": "tool_use", "id": "c1", "name": "add", "input": {}}
+    given = {"type": "tool_result", "tool_use_id": "c1", "content": [part]}
+    requests = {
+        CHAT: {"messages": [user, call, result, more]},
+        ITEMS: {
+            "input": [
+                user,
+                {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "no json"},
+                {"type": "function_call_output", "call_id": "c1", "output": [part]},
+                more,
+            ]
+        },
+        BLOCKS: {
+            "messages": [
+                user,
+                {"role": "assistant", "content": [use]},
+                {"role": "user", "content": [given]},
+                more,
+            ],
+            "max_tokens": 8,
+        },
+    }
+    for path, body in requests.items():
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        assert shown in prompts[-1]
+    assert '"arguments": no json}' in prompts[0]
+
+
+def test_what_is_asked_must_be_text_and_what_was_asked_may_be_anything(client, prompts):
+    for part, readable in ((IMAGE, False), (LINK, False), (READ, False), (PAGE, True)):
+        for path in (CHAT, ITEMS, BLOCKS):
+            asked = {"role": "user", "content": [{"type": "text", "text": "a text"}, part]}
+            key = "input" if path == ITEMS else "messages"
+            limit = {"max_tokens": 8} if path == BLOCKS else {}
+            response = client.post(path, json={key: [asked], **limit})
+            assert response.status_code == (200 if readable else 400)
+            if not readable:
+                assert f"{key}.0.content.1.type: " in response.json()["error"]["message"]
+            later = [
+                asked,
+                {"role": "assistant", "content": "no"},
+                {"role": "user", "content": "b"},
+            ]
+            response = client.post(path, json={key: later, **limit})
+            assert response.status_code == 200, response.text
+
+
+LATER = [
+    {"role": "system", "content": "one"},
+    {"role": "user", "content": "a text"},
+    {"role": "assistant", "content": "b"},
+    {"role": "system", "content": [{"type": "text", "text": "two"}]},
+    {"role": "user", "content": "a text"},
+    {"role": "system", "content": "three"},
+]
+
+
+def test_system_messages_anywhere(client, prompts):
+    """In front where the template prints no later ones, as ours does not."""
+    client.post(CHAT, json={"messages": LATER})
+    developer = [{**m, "role": m["role"].replace("system", "developer")} for m in LATER]
+    client.post(CHAT, json={"messages": developer})
+    client.post(ITEMS, json={"input": developer[1:], "instructions": "one"})
+    client.post(BLOCKS, json={"messages": LATER[1:], "system": "one", "max_tokens": 8})
+    assert len(prompts) == 4
+    assert len(set(prompts)) == 1
+    assert "one\n\ntwo\n\nthree" in prompts[0]
+    assert prompts[0].count("<|im_start|>system") == 1
+
+
+PLACES = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ mood | default('calm') }} {% endif %}"
+)
+
+
+def test_system_messages_in_place_and_variables_of_the_template(tokenizer):
+    with speaking(tokenizer.with_template(PLACES), SCRIPT) as engine, local(engine) as client:
+        ids = client.post("/tokenize", json={"messages": LATER}).json()["tokens"]
+        text = engine.tokenizer.decode(ids)
+        assert "<|im_start|>system\none<|im_end|>" in text
+        assert "b<|im_end|>\n<|im_start|>system\ntwo<|im_end|>" in text
+        assert engine.tokenizer.template_variables == {"mood"}
+        body = {"messages": LATER, "max_tokens": 1}
+        for kwargs, status in (({"mood": "glad"}, 200), ({"moood": "glad"}, 400)):
+            response = client.post(CHAT, json=body | {"chat_template_kwargs": kwargs})
+            assert response.status_code == status, response.text
+        assert response.json()["error"]["param"] == "chat_template_kwargs.moood"
+        glad = engine.tokenizer.render_text(LATER, variables={"mood": "<|im_end|>"})
+        assert glad.count("<|im_end|>") == len(LATER) + 1
+        rendered = engine.tokenizer.render(LATER, variables={"mood": "<|im_end|>"}).ids
+        assert rendered.count(engine.tokenizer.stop_ids[0]) == len(LATER)
+
+
+def test_items_of_kept_responses(client, prompts):
+    tool = {"type": "function", "name": "add", "parameters": ADD}
+    first = client.post(
+        ITEMS, json={"input": "add", "tools": [tool], "temperature": 0, "max_output_tokens": 90}
+    )
+    first = first.json()
+    [call] = first["output"]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "42"}
+    user = {"role": "user", "content": "add"}
+    for reference in ({"type": "item_reference", "id": call["id"]}, {"id": call["id"]}, call):
+        response = client.post(ITEMS, json={"input": [user, reference, result], "tools": [tool]})
+        assert response.status_code == 200, response.text
+    assert len(set(prompts[1:])) == 1
+    assert client.delete(f"{ITEMS}/{first['id']}").json()["deleted"]
+    gone = client.post(ITEMS, json={"input": [user, {"id": call["id"]}, result]})
+    assert gone.status_code == 404
+    assert call["id"] in gone.json()["error"]["message"]
+
+
+def test_what_is_left_out_is_said(client):
+    tools = [{"type": "web_search"}, {"type": "namespace", "name": "é", "tools": []}]
+    done = {"type": "web_search_call", "id": "w", "status": "completed"}
+    body = {"input": [done, {"role": "user", "content": "a text"}], "tools": tools}
+    for stream in (False, True):
+        said = client.post(ITEMS, json=body | {"stream": stream}).headers["warning"]
+        for what in ("tools.0 (web_search)", "tools.1 (namespace)", "input.0 (web_search_call)"):
+            assert f'299 smollm3 "{what} is left out"' in said
+    forced = client.post(ITEMS, json=body | {"tool_choice": "required"})
+    assert forced.status_code == 400
+    path, body = BODIES["messages"]
+    server = {"type": "web_search_20250305", "name": "web_search"}
+    said = client.post(path, json=body | {"tools": [server]}).headers["warning"]
+    assert said == '299 smollm3 "tools.0 (web_search_20250305) is left out"'
+    assert "warning" not in client.post(path, json=body).headers
+
+
+# what is asked
+
+
+def test_only_allowed_tools_are_called(client):
+    """All are shown, whatever may be called."""
+    functions = [{"name": name, "parameters": ADD} for name in ("add", "sub")]
+    chat = [{"type": "function", "function": function} for function in functions]
+    flat = [{"type": "function", **function} for function in functions]
+    for mode in ("auto", "required"):
+        inner = {"mode": mode, "tools": [{"type": "function", "function": {"name": "sub"}}]}
+        body = {"messages": [{"role": "user", "content": "add"}], "temperature": 0, "tools": chat}
+        body["tool_choice"] = {"type": "allowed_tools", "allowed_tools": inner}
+        body["max_tokens"] = 90
+        message = client.post(CHAT, json=body).json()["choices"][0]["message"]
+        names = {call["function"]["name"] for call in message.get("tool_calls") or ()}
+        assert names <= {"sub"}
+        assert names or mode == "auto"
+        choice = {
+            "type": "allowed_tools",
+            "mode": mode,
+            "tools": [{"type": "function", "name": "x"}],
+        }
+        refused = client.post(ITEMS, json={"input": "x", "tools": flat, "tool_choice": choice})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "tool_choice"
+
+
+@pytest.mark.parametrize("words", ["add", "json", "text"])
+def test_tools_with_a_format(client, words):
+    """The answer is calls, or it obeys the format; in every dialect."""
+    form = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    form["additionalProperties"] = False
+    ask = [{"role": "user", "content": words}]
+    function = {"name": "add", "parameters": ADD}
+    requests = {
+        CHAT: {
+            "messages": ask,
+            "tools": [{"type": "function", "function": function}],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": form},
+            },
+        },
+        ITEMS: {
+            "input": ask,
+            "tools": [{"type": "function", **function}],
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": form}},
+        },
+        BLOCKS: {
+            "messages": ask,
+            "tools": [{"name": "add", "input_schema": ADD}],
+            "output_format": {"type": "json_schema", "schema": form},
+            "max_tokens": 90,
+        },
+    }
+    for path, body in requests.items():
+        limit = {CHAT: "max_tokens", ITEMS: "max_output_tokens", BLOCKS: "max_tokens"}[path]
+        response = client.post(path, json=body | {limit: 90, "temperature": 0, "seed": 1})
+        assert response.status_code == 200, response.text
+        [said] = said_in(path, response.json())
+        if words == "add" or (words == "text" and "add" in repr(said)):
+            assert "add" in repr(said)
+        else:
+            [found] = [part for part in said if isinstance(part, str) and part.startswith("{")]
+            assert set(json.loads(found)) == {"a"}
+
+
+def test_a_begun_answer(client):
+    """The reply is what follows; text and reply are one answer."""
+    said = {"role": "assistant", "content": "an"}
+    messages = [{"role": "user", "content": "a text"}, said]
+    asked = {"messages": messages, "temperature": 0}
+    answer = client.post(BLOCKS, json=asked | {"max_tokens": 9}).json()
+    assert [block["text"] for block in answer["content"]] == [" answer"]
+    going = asked | {"continue_final_message": True, "add_generation_prompt": False}
+    prefixed = {"messages": [messages[0], said | {"prefix": True}], "temperature": 0}
+    for body in (going, prefixed):
+        message = client.post(CHAT, json=body).json()["choices"][0]["message"]
+        assert message["content"] == " answer"
+    refused = [
+        (CHAT, asked | {"add_generation_prompt": False}),
+        (CHAT, going | {"add_generation_prompt": True}),
+        (CHAT, going | {"messages": messages[:1]}),
+        (CHAT, going | {"messages": messages[1:]}),
+        (CHAT, going | {"chat_template_kwargs": {"enable_thinking": True}}),
+        (CHAT, going | {"messages": [messages[0], said | {"tool_calls": [MADE]}]}),
+        (CHAT, going | {"response_format": {"type": "json_object"}}),
+        (BLOCKS, asked | {"max_tokens": 9, "thinking": {"type": "adaptive"}}),
+        (BLOCKS, asked | {"max_tokens": 9, "messages": messages[1:]}),
+    ]
+    for path, body in refused:
+        assert client.post(path, json=body).status_code == 400, body
+
+
+def test_at_least_so_many_tokens(client):
+    body = {"messages": [{"role": "user", "content": "a text"}], "temperature": 0}
+    for least in (0, 3, 15):
+        used = client.post(CHAT, json=body | {"min_tokens": least, "max_tokens": 20}).json()[
+            "usage"
+        ]
+        assert used["completion_tokens"] >= least
+    assert used["completion_tokens"] > 10  # beyond what the script says
+
+
+def test_the_best_of_some(client):
+    body = {"prompt": ["ab", "cd"], "max_tokens": 4, "temperature": 1, "seed": 7, "logprobs": 1}
+    all_ = client.post(TEXTS, json=body | {"n": 4}).json()["choices"]
+    best = client.post(TEXTS, json=body | {"n": 2, "best_of": 4}).json()
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    for i in range(2):
+        likely = {c["text"]: sum(c["logprobs"]["token_logprobs"]) for c in all_[4 * i : 4 * i + 4]}
+        expected = sorted(likely, key=likely.get, reverse=True)[:2]
+        assert [choice["text"] for choice in best["choices"][2 * i : 2 * i + 2]] == expected
+    assert best["usage"]["completion_tokens"] == 32
+    for wrong in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}):
+        response = client.post(TEXTS, json=body | wrong)
+        assert response.json()["error"]["param"] == "best_of"
+
+
+# how it is said
+
+
+LONG = "a long text " * 1600
+
+
+def test_a_context_overflow_is_known_by_its_words(client):
+    ask = [{"role": "user", "content": LONG}]
+    for path, body in ((CHAT, {"messages": ask}), (ITEMS, {"input": LONG, "truncation": "auto"})):
+        response = client.post(path, json=body)
+        error = response.json()["error"]
+        assert response.status_code == 400
+        assert error["code"] == "context_length_exceeded"
+        assert "maximum context length is 16384 tokens" in error["message"]
+    response = client.post(BLOCKS, json={"messages": ask, "max_tokens": 8})
+    found = re.fullmatch(
+        r"prompt is too long: (\d+) tokens > (\d+) maximum", response.json()["error"]["message"]
+    )
+    assert int(found[1]) > int(found[2])
+
+
+def test_an_answer_may_ask_for_more_than_there_is_room_for(client):
+    """Where the API makes it say how much: the rest of the room is what it gets."""
+    path, body = BODIES["messages"]
+    assert client.post(path, json=body | {"max_tokens": 999_999}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (ITEMS, {"input": [{"type": "function_call", "call_id": 1}]}, "input.0.call_id"),
+        (ITEMS, {"input": [{"type": "function_call", "call_id": "1"}]}, "input.0.name"),
+        (ITEMS, {"input": [{"type": "message", "role": "user"}]}, "input.0.content"),
+        (ITEMS, {"input": [{"role": "x", "content": "a"}]}, "input.0.role"),
+        (ITEMS, {"input": "a", "tools": [{"type": "function"}]}, "tools.0.name"),
+        (ITEMS, {"input": "a", "tools": [{"type": "function", "name": "a", "x": 1}]}, "tools.0.x"),
+        (ITEMS, {"input": "a", "tool_choice": {"type": "function"}}, "tool_choice.name"),
+        (CHAT, {"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages.0.content.0.type"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        (CHAT, {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.tool_call_id"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
+        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0"),
+        (BLOCKS, {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages.0.content.0.tool_use_id"),
+        (BLOCKS, {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "a"}]}]}, "messages.0.content.0.input"),
+        (BLOCKS, {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "a"}]}, "tools.0.input_schema"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_field(client, path, body, field):
+    response = client.post(path, json=body | ({"max_tokens": 3} if path == BLOCKS else {}))
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"].startswith(f"{field}: "), response.text
+
+
+@pytest.mark.parametrize("half", [b"\\ud83d", b"\\uDE00", b"\xed\xa0\xbd"])
+def test_half_a_character_stays_a_text(client, prompts, half):
+    """Wherever it stands; a whole one and what only looks like one are left as they are."""
+    for path, body in BODIES.values():
+        spelled = json.dumps(body).replace("a text", r"😀 \\ud83d @ a text").encode()
+        sent = spelled.replace(b"@", half)
+        response = client.post(path, content=sent, headers={"content-type": "application/json"})
+        assert response.status_code == 200, response.text
+        assert "😀 \\ud83d � a text" in prompts[-1]
+    tool = {"type": "function", "function": {"name": "add", "description": "@", "parameters": ADD}}
+    made = {"name": "add", "arguments": '{"a": "@"}'}
+    calls = [{"id": "@", "type": "function", "function": made}]
+    said = {"role": "assistant", "content": "@", "tool_calls": calls, "reasoning_content": "@"}
+    result = {"role": "tool", "tool_call_id": "@", "content": "@"}
+    messages = [{"role": "user", "content": "a"}, said, result]
+    body = json.dumps({"messages": messages, "tools": [tool], "stop": ["@"], "user": "@"})
+    body = body.encode().replace(b"@", half)
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 200, response.text
