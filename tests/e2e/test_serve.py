@@ -149,7 +149,10 @@ def test_openai_structured(gpt):
     assert json.loads(answer.choices[0].message.content)["city"] in ("Paris", "Oslo")
     answer = gpt.chat.completions.create(**SHORT | options, logprobs=True, top_logprobs=3, n=2)
     assert len(answer.choices) == 2
-    assert len(answer.choices[1].logprobs.content[0].top_logprobs) == 3
+    first = answer.choices[1].logprobs.content[0]
+    told = [alternative.token for alternative in first.top_logprobs]
+    assert first.token in told  # the grammar may have taken one that is not likely
+    assert len(set(told) - {first.token}) in (2, 3)
 
 
 def test_openai_tools(gpt):
