@@ -15,8 +15,8 @@ from smollm3.serve.ask import Ask
 from smollm3.serve.conversation_store import StoredConversation
 from smollm3.serve.dialects import replies as said
 from smollm3.serve.dialects.fields import Body, params_of
+from smollm3.serve.dialects.openai_item_kinds import Item
 from smollm3.serve.dialects.openai_items import (
-    Item,
     ResponseBody,
     ask_of,
     items_of,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from smollm3.serve.conversation_store import StoredConversation
-from smollm3.serve.dialects.openai_items import ITEMS, ResponseBody, messages_of_items
+from smollm3.serve.dialects.openai_item_kinds import ITEMS
+from smollm3.serve.dialects.openai_items import ResponseBody, messages_of_items
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.response_store import StoredResponse
 from smollm3.serve.service import Json, Service
