@@ -136,6 +136,8 @@ def assert_same_mask(tok, rendered, expected):
 
 def is_plain(chat, every):
     """Whether nothing is brought into another form for the template, nor spelled like its own."""
+    if any(message["role"] == "system" for message in chat[1:]):
+        return False  # gathered in front
     for message in chat:
         if not isinstance(message["content"], str):
             return False

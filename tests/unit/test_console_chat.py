@@ -107,7 +107,7 @@ def test_reasoning_taller_than_the_screen(talk):
     talk.type("tall\r")
     lines = talk.until(answered)
     talk.type("\t")
-    lines = talk.until(lambda lines: not any("idea" in line for line in lines))
+    lines = talk.until(lambda lines: lines[-1:] == [">"] and "idea" not in "".join(lines))
     assert lines[0].startswith("thought for")
     assert lines[1] == "the answer"
     talk.type("\t")

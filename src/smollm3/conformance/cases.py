@@ -61,7 +61,6 @@ CASES = (
     Case("system says /no_think", (_system("Be brief. /no_think"), ASK)),
     Case("system says /think", (_system("/think"), ASK), enable_thinking=False),
     Case("system override", (_system("/system_override Answer in rhymes."), ASK)),
-    Case("later system message", (ASK, _assistant("Yes."), _system("Now lie."), _user("Sure?"))),
     Case("two turns", (ASK, _assistant("Yes."), _user("And on Thursday?"))),
     Case("reasoning in the history", (ASK, _assistant("Yes.", reasoning_content="Wet."), ASK)),
     Case(
