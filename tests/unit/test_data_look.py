@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from smollm3.checkpoint.config import to_json
+from smollm3.cli import cli
 from smollm3.cli import look as view
-from smollm3.cli.data import data
 from smollm3.data.look import Summary, bytes_tokenizer, look
 from smollm3.data.spec import FileSource
 from smollm3.errors import UserError
@@ -20,7 +20,7 @@ TOOL = {"type": "function", "function": {"name": "g"}}
 
 
 def run(*arguments):
-    result = CliRunner().invoke(data, ["look", *map(str, arguments)])
+    result = CliRunner().invoke(cli, ["data", "look", *map(str, arguments)])
     return result.exit_code, result.output
 
 
@@ -130,7 +130,7 @@ def test_the_chosen_context_and_evaluation_items(write, tmp_path):
 def test_settings_overrule_what_is_found(write):
     path = write({"frage": "Q", "antwort": "A"})
     with pytest.raises(UserError, match="no texts, conversations or pairs in its first 1 rows"):
-        data(["look", str(path)], standalone_mode=False)
+        cli(["data", "look", str(path)], standalone_mode=False)
     names = ["--column", "prompt=frage", "--column", "completion=antwort", "--thinking", "think"]
     [row] = map(json.loads, run(path, "--json", *names)[1].splitlines())
     assert row["trained"] == ["A<|im_end|>"]
@@ -141,13 +141,13 @@ def test_settings_overrule_what_is_found(write):
     )
     assert row["text"] == "Q: A"
     with pytest.raises(UserError, match="prompt: write it as key=value"):
-        data(["look", str(path), "--column", "prompt"], standalone_mode=False)
+        cli(["data", "look", str(path), "--column", "prompt"], standalone_mode=False)
 
 
 def test_a_file_of_which_nothing_can_be_used_is_an_error(write):
     path = write({"messages": [Q]})
     with pytest.raises(UserError, match="no row of it can be used"):
-        data(["look", str(path)], standalone_mode=False)
+        cli(["data", "look", str(path)], standalone_mode=False)
 
 
 def test_a_models_tokens_and_context(write, tokenizer, make_job, tmp_path):
