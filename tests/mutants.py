@@ -145,7 +145,7 @@ MUTANTS = [
     Mutant("a call of others' does not end the loop", "turn/loop.py", "or not all(map(self._ours, message.tool_calls))", "", f"{U}turn.py"),
     Mutant("a stop text runs on until somebody reads", "turn/reply.py", "if self.ended:\n                    self.finish()", "if False:\n                    self.finish()", f"{U}turn.py"),
     Mutant("what no grammar says is not checked", "infer/constrain/grammars.py", "if part.check and (needed or not name)", "if False", f"{U}infer_schemas.py"),
-    Mutant("a bad tool hurts every request", "infer/constrain/grammars.py", 'self.strict or (self.choice != "auto" and count == 1)', "True", f"{U}infer_schemas.py"),
+    Mutant("a bad tool hurts every request", "infer/constrain/grammars.py", 'spec.strict or (spec.choice != "auto" and len(_chosen(spec)) == 1)', "True", f"{U}infer_schemas.py"),
     Mutant("bounds wider than numbers", "infer/constrain/schemas.py", "if beyond > _EXACT:", "if beyond > 2.0**70:", f"{U}infer_schemas.py"),
     Mutant("endless schemas are begun", "infer/constrain/schemas.py", "if not _has_finite(reduced):", "if False:", CONSTRAINTS),
     Mutant("the sampled token is not among the alternatives", "serve/dialects/tokens.py", "if all(index != step.id for index, _ in found):", "if False:", f"{U}serve_turns.py"),

@@ -155,3 +155,21 @@ def plain(message):
     if message.get("tool_calls"):
         told["tool_calls"] = [call["function"] for call in message["tool_calls"]]
     return told
+
+
+def noted_prompts(engine, monkeypatch):
+    """The prompts that the engine is given from here on."""
+    seen, submit = [], engine.submit
+
+    def note(ids, *args, **options):
+        seen.append(engine.tokenizer.decode(ids))
+        return submit(ids, *args, **options)
+
+    monkeypatch.setattr(engine, "submit", note)
+    return seen
+
+
+def post(client, path, status=200, **body):
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    return response.json()

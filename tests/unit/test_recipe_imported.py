@@ -195,6 +195,11 @@ def test_neither(written):
         import_recipe([written({"a": 1})], "x")
 
 
+def test_a_name_that_is_none_is_one_line():
+    with pytest.raises(UserError, match="name"):
+        import_recipe(PRETRAINING[:1], "no name")
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     def run(*more):
         words = ["recipe", "import", PRETRAINING[0], POST_TRAINING[0], "--name", "mine", *more]

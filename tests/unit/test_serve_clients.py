@@ -11,7 +11,7 @@ from anthropic.types.beta import message_count_tokens_params, message_create_par
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
-from tests.support.serving import Settings, events, local, speaking
+from tests.support.serving import Settings, events, local, noted_prompts, speaking
 
 from smollm3.infer.backends import BLOCK
 from smollm3.serve.dialects import rule
@@ -386,15 +386,7 @@ def test_five_thousand_combinations_of_fields(client):
 
 @pytest.fixture
 def prompts(engine, monkeypatch):
-    """The prompts that the engine is given."""
-    seen, submit = [], engine.submit
-
-    def note(ids, *args, **options):
-        seen.append(engine.tokenizer.decode(ids))
-        return submit(ids, *args, **options)
-
-    monkeypatch.setattr(engine, "submit", note)
-    return seen
+    return noted_prompts(engine, monkeypatch)
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
@@ -669,6 +661,10 @@ def test_the_best_of_some(client):
         expected = sorted(likely, key=likely.get, reverse=True)[:2]
         assert [choice["text"] for choice in best["choices"][2 * i : 2 * i + 2]] == expected
     assert best["usage"]["completion_tokens"] == 32
+    nothing = body | {"n": 2, "best_of": 4, "max_tokens": 0, "echo": True}
+    echoed = client.post(TEXTS, json=nothing).json()
+    assert len(echoed["choices"]) == 4
+    assert echoed["usage"]["prompt_tokens"] == best["usage"]["prompt_tokens"]
     for wrong in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}):
         response = client.post(TEXTS, json=body | wrong)
         assert response.json()["error"]["param"] == "best_of"

@@ -4,7 +4,7 @@ import base64
 
 import openai
 import pytest
-from tests.support.serving import Settings, listening, local, speaking
+from tests.support.serving import Settings, listening, local, post, speaking
 
 SCRIPT = {
     "first": "<think>\nhm\n</think>\none",
@@ -24,12 +24,6 @@ def engine(tokenizer):
 def client(engine):
     with local(engine) as client:
         yield client
-
-
-def post(client, path, status=200, **body):
-    response = client.post(path, json=body)
-    assert response.status_code == status, response.text
-    return response.json()
 
 
 def get(client, path, status=200):

@@ -8,7 +8,7 @@ import openai
 import pytest
 import torch
 from tests.support.fake_backend import FakeBackend
-from tests.support.serving import Settings, listening, local, speaking
+from tests.support.serving import Settings, listening, local, post, speaking
 
 from smollm3.infer import Engine, SamplingParams
 from smollm3.infer.backends.torch import TorchBackend
@@ -37,12 +37,6 @@ def engine(model, tokenizer):
 def client(engine):
     with local(engine) as client:
         yield client
-
-
-def post(client, path, status=200, **body):
-    response = client.post(path, json=body)
-    assert response.status_code == status, response.text
-    return response.json()
 
 
 def test_the_mean_of_the_last_states(engine, model):

@@ -1,7 +1,7 @@
 """A second turn: the dialects send the same conversation, and the engine reads the same prompt."""
 
 import pytest
-from tests.support.serving import Settings, events, local, speaking
+from tests.support.serving import Settings, events, local, noted_prompts, speaking
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 SCRIPT = {
@@ -32,15 +32,7 @@ def client(engine):
 
 @pytest.fixture
 def prompts(engine, monkeypatch):
-    """The prompts that the engine is given."""
-    seen, submit = [], engine.submit
-
-    def note(ids, *args, **options):
-        seen.append(engine.tokenizer.decode(ids))
-        return submit(ids, *args, **options)
-
-    monkeypatch.setattr(engine, "submit", note)
-    return seen
+    return noted_prompts(engine, monkeypatch)
 
 
 def post(client, path, **body):

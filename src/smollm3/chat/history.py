@@ -22,7 +22,7 @@ from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON,
 from smollm3.errors import UserError
 
 SYSTEMS = ("system", "developer")
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = (*SYSTEMS, "user", "assistant", "tool")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _MARK = "smollm3marker"
 
@@ -113,7 +113,7 @@ def as_given(index: int, message: Mapping[str, Any] | Message) -> dict[str, Any]
 
 
 def is_system(message: Mapping[str, Any]) -> bool:
-    return message["role"] in ("system", "developer")
+    return message["role"] in SYSTEMS
 
 
 def gathered(chat: Chat, in_place: bool) -> Chat:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from smollm3.cli.options import SET
 from smollm3.errors import UserError
 
 
@@ -19,7 +20,7 @@ def data() -> None:
 @click.argument("recipe", metavar="RECIPE")
 @click.option("--source", "names", multiple=True, metavar="NAME", help="Only this; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/NAME].")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
+@SET
 @click.option(
     "--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True
 )
@@ -162,7 +163,7 @@ def verify(folder: Path) -> None:
 
 @data.command()
 @click.argument("recipe", metavar="RECIPE")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
+@SET
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Say what of RECIPE's data can be had, what needs consent, what is missing, and its size.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP
+from smollm3.cli.options import MODEL, MODEL_HELP, SET
 
 
 @click.command(epilog=MODEL_HELP)
@@ -32,13 +32,7 @@ from smollm3.cli.options import MODEL, MODEL_HELP
     help="What is trained: lora, rslora, dora, qlora, full (the model itself), or auto.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and the recipe; train nothing.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one value of the recipe; repeatable.",
-)
+@SET
 def finetune(
     model: str,
     data: str,

@@ -79,6 +79,13 @@ ENGINE = {
         help="Turn speculative decoding off; the answers are the same.",
     ),
 }
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one value of the recipe; repeatable.",
+)
 THINK = click.option(
     "--think/--no-think", default=True, help="Reason before answering, or answer at once."
 )

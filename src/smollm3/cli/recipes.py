@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from smollm3.cli.options import SET
+
 if TYPE_CHECKING:
     from smollm3.recipe import Recipe
 
@@ -20,13 +22,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Folder of the run. [default: runs/NAME]",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one value of the recipe; repeatable.",
-)
+@SET
 @click.option("--only", metavar="STAGE", help="Run only this stage.")
 @click.option(
     "--redo",

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from smollm3.cli.options import SET
+
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results [synth/NAME].")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value.")
+@SET
 def synth(recipe: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
     """Ask a teacher the prompts of RECIPE (a .yaml file), keep what passes its checks.
 

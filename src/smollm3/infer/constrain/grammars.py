@@ -71,10 +71,6 @@ class Tools:
     strict: bool = False
     answer: Json | Regex | Grammar | Choice | None = None
 
-    def needs(self, count: int) -> bool:
-        """Whether each of the `count` tools that may be called must be as it is declared."""
-        return self.strict or (self.choice != "auto" and count == 1)
-
 
 ConstraintSpec = Json | Regex | Grammar | Choice | Tools
 
@@ -137,14 +133,21 @@ def any_object(part: UserGrammar, error: str) -> UserGrammar:
     return UserGrammar(part.where, part.name, grammar, error=error)
 
 
+def needs_tools(spec: ConstraintSpec) -> bool:
+    """Whether each tool that may be called must be as it is declared."""
+    return isinstance(spec, Tools) and (
+        spec.strict or (spec.choice != "auto" and len(_chosen(spec)) == 1)
+    )
+
+
 def _tool_parts(spec: Tools) -> list[UserGrammar]:
-    chosen, parts = _chosen(spec), []
-    for i, (name, parameters) in enumerate(chosen.items()):
+    parts = []
+    for i, (name, parameters) in enumerate(_chosen(spec).items()):
         where = f"tools: {name}: parameters"
         try:
             part = _json_part(where, f"arguments_{i}", _object_schema(where, parameters))
         except UserError as e:
-            if spec.needs(len(chosen)):
+            if needs_tools(spec):
                 raise
             part = any_object(UserGrammar(where, f"arguments_{i}", {}), str(e))
         parts.append(part)
@@ -156,10 +159,8 @@ def checks_of(spec: ConstraintSpec, parts: Sequence[UserGrammar]) -> dict[str, C
     checked for."""
     if not isinstance(spec, Tools):
         return {"": parts[0].check} if parts and parts[0].check else {}
-    names = list(_chosen(spec))
-    if spec.answer is not None:
-        names.append("")  # its part stands last
-    needed = spec.needs(len(_chosen(spec)))
+    names = [*_chosen(spec), ""]  # the part of `answer` stands last
+    needed = needs_tools(spec)
     return {
         name: part.check
         for name, part in zip(names, parts, strict=False)

@@ -27,6 +27,7 @@ from smollm3.infer.constrain.grammars import (
     UserGrammar,
     any_object,
     checks_of,
+    needs_tools,
     read_parts,
     write_grammar,
 )
@@ -191,10 +192,9 @@ class Constraints:
                 return matcher.deep_copy(), _instead(parts, errors)
         errors = [self._error_of(part) for part in parts]
         # Arguments that need not be as declared may be any object; nothing else may.
-        tools = isinstance(spec, Tools) and len(parts) - (spec.answer is not None)
-        lenient = isinstance(spec, Tools) and not spec.needs(tools)
+        needed = needs_tools(spec)
         for part, error in zip(parts, errors, strict=True):
-            if error and not (lenient and part.name.startswith("arguments_")):
+            if error and (needed or not part.name.startswith("arguments_")):
                 raise UserError(error)
         parts = _instead(parts, errors)
         grammar = write_grammar(spec, parts, reasoning, self._tags)

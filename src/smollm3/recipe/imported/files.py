@@ -14,7 +14,7 @@ from smollm3.errors import UserError
 from smollm3.files import read_text
 from smollm3.recipe.imported import handbook, nanotron
 from smollm3.recipe.imported.part import Part
-from smollm3.recipe.load import load_recipe, shipped_recipes
+from smollm3.recipe.load import load_recipe, load_recipe_text, shipped_recipes
 from smollm3.recipe.schema import Recipe
 from smollm3.train.spec import TrainStage
 
@@ -56,6 +56,7 @@ def _joined(parts: Sequence[Part], name: str) -> Imported:
     values: dict[str, Any] = {"name": name, "seed": parts[0].seed}
     notes = [note for part in parts for note in part.notes]
     stages: dict[str, dict[str, Any]] = {}
+    joined: set[str] = set()
     theta = None
     model = parts[0].model
     if model:
@@ -73,7 +74,10 @@ def _joined(parts: Sequence[Part], name: str) -> Imported:
             if stages and "from" in stage:
                 notes.append(f"{wanted}: from {stage.pop('from')} there, from the stage above here")
             number = sum(key.rstrip("_0123456789") == wanted for key in stages)
-            stages[f"{wanted}_{number + 1}" if number else wanted] = stage
+            key = f"{wanted}_{number + 1}" if number else wanted
+            stages[key] = stage
+            if part.joined:
+                joined.add(key)
     shipped = [load_recipe(recipe) for recipe in shipped_recipes()]
     known = {name: source for recipe in shipped for name, source in recipe.sources.items()}
     renamed = {key: _known(key, source, known) for key, source in sources.items()}
@@ -84,7 +88,7 @@ def _joined(parts: Sequence[Part], name: str) -> Imported:
         if "mixture" not in stage:
             continue
         mixture = {renamed[source]: weight for source, weight in stage["mixture"].items()}
-        if stage.pop("joined", False):
+        if key in joined:
             mixture, note = _sizes(mixture, shipped)
             notes.append(f"{key}: {note}")
         stage["mixture"] = mixture
@@ -94,7 +98,7 @@ def _joined(parts: Sequence[Part], name: str) -> Imported:
         if name not in known and source["kind"] == "jsonl"
     ]
     values["stages"] = stages
-    return Imported(values, Recipe.model_validate(values), notes)
+    return Imported(values, load_recipe_text(_yaml(values), name), notes)
 
 
 def _known(name: str, source: dict[str, Any], known: dict[str, Any]) -> str:
@@ -122,11 +126,14 @@ def _plain(source: Any) -> dict[str, Any]:
     return values
 
 
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, width=100, default_flow_style=None)
+
+
 def recipe_text(imported: Imported, paths: Iterable[Path]) -> str:
     """The recipe as a YAML file, with the notes at its head."""
     head = [
         f"# From {', '.join(path.name for path in paths)}.",
         *(f"# {n}" for n in imported.notes),
     ]
-    body = yaml.safe_dump(imported.values, sort_keys=False, width=100, default_flow_style=None)
-    return "\n".join(head) + "\n" + body
+    return "\n".join(head) + "\n" + _yaml(imported.values)

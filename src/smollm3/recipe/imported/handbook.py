@@ -98,12 +98,11 @@ def part_of(document: Document, text: str, gpus: int | None) -> Part:
         "clip": config.max_grad_norm,
         "precision": config.torch_dtype,
         **({"recompute": "full"} if config.gradient_checkpointing else {}),
-        "joined": True,  # weights are to be sizes
         "mixture": mixture,
     }
     name = config.loss_type or ("sft" if config.assistant_only_loss else "mid")
     seed = config.dataset_mixture.seed
-    return Part([(name, stage)], sources, config.seed if seed is None else seed)
+    return Part([(name, stage)], sources, config.seed if seed is None else seed, joined=True)
 
 
 def _loss(config: Handbook, pairs: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from smollm3.serve.dialects.fields import (
     StreamOptions,
     Structured,
     TokenId,
+    Whole,
     params_of,
     stops_of,
     structured_of,
@@ -54,7 +55,7 @@ class CompletionBody(OpenSampling):
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1000)] | None = None
+    best_of: Whole | None = None
     structured_outputs: Structured | None = None
 
 
@@ -91,7 +92,8 @@ def ask_of(service: Service, body: CompletionBody) -> Ask:
         raise refused("max_tokens: 0 goes with echo, without stream", "max_tokens")
     if body.glass_box and len(prompts) > 1:
         raise refused("glass_box: of one prompt only", "glass_box")
-    made = body.best_of or body.n or 1
+    # Where nothing is written there is nothing to choose among.
+    made = (body.max_tokens != 0 and body.best_of) or body.n or 1
     if made < (body.n or 1) or (body.stream and made > (body.n or 1)):
         raise refused("best_of: at least n, and more of them not as a stream", "best_of")
     params = params_of(

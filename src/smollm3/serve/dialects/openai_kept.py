@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from smollm3.serve.conversation_store import StoredConversation
 from smollm3.serve.dialects.openai_item_kinds import ITEMS
@@ -11,6 +12,8 @@ from smollm3.serve.dialects.openai_items import ResponseBody, messages_of_items
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.response_store import StoredResponse
 from smollm3.serve.service import Json, Service
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,21 @@ def before_of(service: Service, salt: str, body: ResponseBody) -> Before | None:
 
 
 def found_conversation(service: Service, salt: str, name: str) -> StoredConversation:
-    found = service.conversations.get(salt, name)
-    if found is None:
-        raise ApiError(
-            404,
-            f"no conversation {name!r:.80} is kept here: only the newest are, and not others'",
-            param="conversation",
-            code="conversation_not_found",
-        )
-    return found
+    return _there(
+        service.conversations.get(salt, name),
+        f"no conversation {name!r:.80} is kept here: only the newest are, and not others'",
+        "conversation",
+        "conversation_not_found",
+    )
 
 
 def found_response(service: Service, salt: str, name: str) -> StoredResponse:
-    found = service.responses.get(salt, name)
-    if found is None:
-        raise ApiError(
-            404,
-            f"no response {name!r:.80} is kept here: only the newest are, and not those of others",
-            param="previous_response_id",
-            code="response_not_found",
-        )
-    return found
+    return _there(
+        service.responses.get(salt, name),
+        f"no response {name!r:.80} is kept here: only the newest are, and not those of others",
+        "previous_response_id",
+        "response_not_found",
+    )
 
 
 def finder(service: Service, salt: str) -> Callable[[str], Json]:
@@ -64,8 +61,12 @@ def finder(service: Service, salt: str) -> Callable[[str], Json]:
 
     def found(name: str) -> Json:
         item = service.responses.item(salt, name)
-        if item is None:
-            raise ApiError(404, f"no item {name!r:.80} is kept here", param="input")
-        return item
+        return _there(item, f"no item {name!r:.80} is kept here", "input")
 
+    return found
+
+
+def _there(found: Kept | None, otherwise: str, param: str, code: str | None = None) -> Kept:
+    if found is None:
+        raise ApiError(404, otherwise, param=param, code=code)
     return found
