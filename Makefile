@@ -16,7 +16,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt 'torch>=2.9'
-	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q -c constraints.txt -e '.[server]'
 	-$(PIP) install -q ./kernels  # needs a C++ compiler; without, PyTorch does the work
 	touch $@
 

@@ -59,3 +59,13 @@ def test_the_glossary_is_in_order_and_says_each_term_once():
         assert len(terms) > 3
         assert terms == sorted(terms), section
         assert len(set(terms)) == len(terms)
+
+
+def test_make_demo_installs_what_the_readme_then_calls():
+    """`smollm3 serve` stands right behind `make demo`, and needs its extra."""
+    root = DOCS.parent
+    first = (root / "README.md").read_text().split("## ")[1]
+    assert "make demo" in first
+    assert "smollm3 serve runs/nano" in first
+    rule = (root / "Makefile").read_text().split("$(VENV)/.installed:")[1].split("touch")[0]
+    assert "'.[server]'" in rule
