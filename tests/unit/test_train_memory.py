@@ -84,7 +84,8 @@ def test_more_sharing_never_needs_more():
 def test_logits_are_counted_as_chunked():
     spec = stage(context=4096, batch=3, precision="bfloat16")
     memory = training_memory(BIG, spec, Layout(), sharded=True, chunk=LOGITS)
-    assert memory.working == LOGITS * 10  # not 3 x 4096 x 128,256
+    whole = training_memory(BIG, spec, Layout(), sharded=True, chunk=100 * LOGITS)
+    assert whole.head - memory.head == 12 * (3 * 4096 * 128_256 - LOGITS)
 
 
 def published(name: str) -> TrainStage:

@@ -66,6 +66,7 @@ class Segments:
 def segmented(segments: Segments, width: int, gather: Gather | None = None) -> Attend:
     """Causal attention inside each document. width: columns of a whole row."""
     cu_q, cu_k, keys_S = segments.cu_q, segments.cu_k, segments.keys
+    kernel = flash() if cu_q.is_cuda else None
 
     def attend(layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         if gather is not None:
@@ -73,8 +74,8 @@ def segmented(segments: Segments, width: int, gather: Gather | None = None) -> A
         q_NHD, k_SGD, v_SGD = (x.flatten(0, 1) for x in (q_BTHD, k_BTGD, v_BTGD))
         if keys_S is not None:
             k_SGD, v_SGD = k_SGD[keys_S], v_SGD[keys_S]
-        if q_NHD.is_cuda and q_NHD.dtype in (torch.bfloat16, torch.float16):
-            o_NHD = flash()(q_NHD, k_SGD, v_SGD, cu_q, cu_k, width, width)
+        if kernel is not None and q_NHD.dtype in (torch.bfloat16, torch.float16):
+            o_NHD = kernel(q_NHD, k_SGD, v_SGD, cu_q, cu_k, width, width)
         else:
             o_NHD = one_by_one(q_NHD, k_SGD, v_SGD, cu_q, cu_k)
         return o_NHD.view_as(q_BTHD)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smollm3.data.batch import Batch
+from smollm3.errors import UserError
 from smollm3.model import Attend, Rope, Transformer, packed, rope_tables
+from smollm3.quiet import quiet
+from smollm3.train.losses import cross_entropy
 from smollm3.train.spec import TrainStage
 
 Gather = Callable[[Tensor], Tensor]  # [B, own columns, ...] -> [B, all columns, ...]
@@ -39,7 +44,8 @@ class Forward:
         self.hidden, self.device, self.columns, self.gather = model.hidden, device, columns, gather
         self.multiple = multiple
         self.rope = rope_tables(model.config, torch.arange(stage.context, device=device))
-        self.autocast = stage.precision == "bfloat16" if autocast is None else autocast
+        self.autocast = stage.is_half if autocast is None else autocast
+        self.compiled = stage.compile
         self.segments = stage.compile or gather is not None or device.type == "cuda"
 
     def precision(self) -> AbstractContextManager[object]:
@@ -76,13 +82,50 @@ class Forward:
         from smollm3.train.attention import Segments, segmented  # its operations take a second
 
         segments = Segments.of(documents_BT, columns).to(self.device)
+        if self.compiled:  # one graph for any number of documents, from the first on
+            for lengths in (segments.cu_q, segments.cu_k):
+                torch._dynamo.maybe_mark_dynamic(lengths, 0)
         return segmented(segments, documents_BT.shape[1], self.gather)
 
 
-def compile_blocks(model: Transformer) -> None:
-    """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE."""
+def compile_parts(model: Transformer, *, whole_logits: bool = True) -> None:
+    """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE. Also
+    what `losses` does with logits, unless each rank has a part of the vocabulary."""
+    # Graphs count by their code, which all models of a process share: those of every stage, with
+    # and without gradients, for rows of one width and of any.
+    torch._dynamo.config.recompile_limit = 64
     for block in model.blocks:
         block.forward = torch.compile(block.forward, fullgraph=True)
+    if whole_logits:
+        compiled: Any = torch.compile(cross_entropy, fullgraph=True)
+        model.cross_entropy = compiled
+
+
+def use_float8(model: Transformer, device: torch.device) -> None:
+    """Make the products of the blocks float8, forward and backward, with one scale for a tensor
+    (torchao's `tensorwise`). Embedding, head, norms stay, and keys' and values' products, which are
+    too small to gain.
+
+    A scale for each row is closer, but finding it takes what the products save: on an H200 the 3B
+    at 4k trains 1.21 times as fast as in bfloat16 with one, 1.00 times with many. Where the device
+    has no float8 products (NVIDIA's since compute capability 8.9) they are emulated: rounded alike,
+    and slower. UserError without torchao.
+    """
+    with quiet():
+        try:
+            torchao = importlib.import_module("torchao.float8")
+        except ImportError as e:
+            raise UserError(
+                f"precision: float8 needs torchao ({e}); pip install 'smollm3[gpu]'"
+            ) from None
+        emulate = device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)
+        config = replace(torchao.Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
+        for block in model.blocks:
+            torchao.convert_to_float8_training(
+                block,
+                config=config,
+                module_filter_fn=lambda _, name: name not in ("attention.k", "attention.v"),
+            )
 
 
 def _padded(batch: Batch, more: int) -> Batch:

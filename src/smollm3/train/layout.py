@@ -62,6 +62,8 @@ class Layout:
         """Why this split cannot train `stage`, in one line with the fix; None: it can."""
         if config.kv_heads % self.tp:
             return f"tp {self.tp} does not divide the model's {config.kv_heads} key/value heads"
+        if stage.precision == "float8" and self.tp > 1:
+            return f"tp {self.tp} shares products that float8 has whole; take bfloat16, or no tp"
         if stage.context % self.cuts:
             return (
                 f"cp {self.cp} x tp {self.tp} cut a row into {self.cuts} equal parts, which "

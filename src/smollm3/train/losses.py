@@ -104,4 +104,9 @@ def negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor)
 
 
 def _cross_entropy(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
-    return local(F.cross_entropy(model.logits(h_NE).float(), targets_N, reduction="none"))
+    return local(getattr(model, "cross_entropy", cross_entropy)(model.logits(h_NE), targets_N))
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(logits)[target] in float32, [N]."""
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -43,7 +44,7 @@ from smollm3.data import Loader
 from smollm3.data.batch import Batch
 from smollm3.files import publish
 from smollm3.model import ModelConfig, Transformer
-from smollm3.train.forward import Forward, compile_blocks
+from smollm3.train.forward import Forward, compile_parts, use_float8
 from smollm3.train.layout import Layout
 from smollm3.train.parts import Read, fill_model, local
 from smollm3.train.process_group import ProcessGroup
@@ -100,12 +101,13 @@ class Sharded:
             if config.tied:
                 model.unembed.weight = model.embed.weight
             model.norm.register_forward_hook(_all_columns)
+        if self.stage.precision == "float8":
+            use_float8(model, self.group.device)
         apply_recompute(model, self.stage.recompute)
         if self.stage.compile:
-            compile_blocks(model)
-        half = self.stage.precision == "bfloat16"
+            compile_parts(model, whole_logits=self.layout_.tp == 1)
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if half else None,
+            param_dtype=torch.bfloat16 if self.stage.is_half else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
@@ -298,12 +300,15 @@ def _holders(parameter: Tensor) -> int:
 
 
 class AsyncCheckpoints:
-    """Each rank copies its shards and goes on training while a thread writes them."""
+    """Each rank copies its shards to the host and goes on training while a thread writes them."""
 
     def __init__(self, folder: Path, keep_every: int | None, group: ProcessGroup) -> None:
         self.folder, self.keep_every, self.group = folder, keep_every, group
         # A group of its own: the writing threads talk while training does.
         self.own_group = dist.new_group(backend="gloo")
+        # From a GPU into pinned memory, kept for the next checkpoint, as getting it takes seconds.
+        pinned = group.device.type == "cuda"
+        self.stager = BlockingAsyncStager(cache_staged_state_dict=pinned)
         self.pool = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
 
@@ -316,10 +321,10 @@ class AsyncCheckpoints:
             partial.mkdir(parents=True, exist_ok=True)
             for left in partial.iterdir():
                 left.unlink()
-        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         dist.barrier(self.own_group)
         written = async_save(
-            copies,
+            {name: tensor.detach() for name, tensor in tensors.items()},
+            async_stager=self.stager,
             storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
             process_group=self.own_group,
         )

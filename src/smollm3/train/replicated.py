@@ -13,7 +13,7 @@ from smollm3.data.batch import Batch
 from smollm3.model import ModelConfig, Transformer
 from smollm3.train import training_checkpoint
 from smollm3.train.adapters import adapted, trained
-from smollm3.train.forward import Forward, compile_blocks
+from smollm3.train.forward import Forward, compile_parts, use_float8
 from smollm3.train.parts import Read, fill_model
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
@@ -35,15 +35,16 @@ class Replicated:
         adapter, device = self.stage.adapter, self.group.device
         if adapter is not None:
             assert read is not None  # the base does not lie in a training checkpoint
-            half = self.stage.precision == "bfloat16"
-            model = adapted(config, adapter, read, half=half, device=device)
+            model = adapted(config, adapter, read, half=self.stage.is_half, device=device)
         else:
             model = Transformer(config).to(device)
             if read is not None:
                 fill_model(model, read)
+        if self.stage.precision == "float8":
+            use_float8(model, device)
         apply_recompute(model, self.stage.recompute)
         if self.stage.compile:
-            compile_blocks(model)
+            compile_parts(model)
         return model
 
     def forward(self, model: Transformer) -> Forward:

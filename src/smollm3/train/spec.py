@@ -102,6 +102,8 @@ class TrainStage(BatchSpec):
     from: the stage, folder or Hub id to start from (absent: the model stage above).
     carry: what continues from the parent: its optimizer state, its place in the data.
     micro_batch: rows in one forward pass of one rank (absent: all at once).
+    precision: of the products; weights and moments are float32. float8 is for the blocks' large
+    ones, beside bfloat16 for the rest.
     recompute: activation checkpointing, what the backward pass computes again instead of keeping
     it. selective: all but matrix products and attention; full: all but each block's input.
     parallel: instead of the recipe's, where a stage needs another split.
@@ -125,12 +127,23 @@ class TrainStage(BatchSpec):
     loss_spikes: Literal["skip", "keep"] = "skip"
     adapter: Adapter | None = None
     validation: Validation | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float8"] = "float32"
     compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     parallel: Parallel | None = None
     save_every: int = Field(default=200, gt=0)
     keep_every: int | None = Field(default=None, gt=0)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether what is kept and sent has 16 bits a number."""
+        return self.precision != "float32"
+
+    @model_validator(mode="after")
+    def _can_compute_in_float8(self) -> TrainStage:
+        if self.precision == "float8" and self.adapter is not None:
+            raise ValueError("precision: float8 trains whole models; an adapter takes bfloat16")
+        return self
 
     @model_validator(mode="after")
     def _can_carry_the_optimizer(self) -> TrainStage:

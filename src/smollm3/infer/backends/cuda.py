@@ -8,10 +8,7 @@ CUDA graph they start together; a graph is of fixed memory and sizes, so there i
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from smollm3.errors import UserError
 from smollm3.infer.backends import BLOCK, Ints, StepBatch
 from smollm3.model import ModelConfig, Rope, Transformer, rope_tables
+from smollm3.quiet import quiet
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 QUANTISED = ("int4", "int8")
@@ -175,16 +173,3 @@ def _narrowed(model: Transformer, kind: str, device: torch.device) -> Transforme
         for block in model.blocks:
             torchao.quantize_(block, wanted, lambda part, _: isinstance(part, nn.Linear), device)
     return model.to(device)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torchao tells of every kernel that it has for another machine."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
