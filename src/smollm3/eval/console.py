@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from smollm3.eval.harness import Wanted, run_tasks, versions
-from smollm3.eval.journal import Journal
-from smollm3.eval.results import ITEMS, table, write_results
+from smollm3.eval.harness import Wanted
+from smollm3.eval.results import ITEMS, RESULTS, table
+from smollm3.eval.run import run
 from smollm3.eval.target import Settings, Target
 from smollm3.files import folder_lock
 
@@ -62,44 +61,24 @@ def eval_on_console(
     """Evaluate into `out`; a second run goes on from what is there, or with more items."""
     console = Console(highlight=False)
     view = EvalView(console)
-    origin = {"model": target.origin(), "settings": settings.to_dict()}
-    began = time.monotonic()
-    with folder_lock(out), Journal(out / ITEMS, origin) as journal:
-        before = len(journal)
+    with folder_lock(out):
         try:
             with view.bar:
-                found = run_tasks(target, wanted, settings, journal, view)
+                outcome = run(target, wanted, settings, out / ITEMS, suite, view)
         except KeyboardInterrupt:
             console.print("stopped; run the same command again to go on")
             raise
-        config = {
-            "model": target.name,
-            "model_source": "smollm3",
-            "suite": suite,
-            "tasks": list(wanted.tasks),
-            "few_shot": wanted.few_shot,
-            "limit": wanted.limit,
-            "settings": settings.to_dict(),
-            "versions": versions(),
-            "prompts_cut": getattr(target, "cut", 0),
-        }
-        seconds = round(time.monotonic() - began, 3)
-        run = {
-            "seconds": seconds,
-            "items_made": len(journal) - before,
-            "threads": torch.get_num_threads(),
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        }
-        path = write_results(out, found, config, run)
+        outcome.write(out)
+    found = outcome.found
     console.print(table(found))
     for why in found["smollm3"]["skipped"].values():
         console.print(f"left out: {why}", soft_wrap=True)
-    cut = getattr(target, "cut", 0)
-    if cut:
+    if cut := outcome.config["prompts_cut"]:
         console.print(f"{cut:,} prompts lost their beginning, to fit the model's context")
     limited = found["smollm3"]["answers_at_limit"]
     if limited:
         asked = found["smollm3"]["answers"]
         console.print(f"{limited:,} of {asked:,} answers were ended by their limit of tokens")
-    console.print(f"{path}: {len(journal) - before:,} items in {duration(seconds)}")
+    made, seconds = outcome.run["items_made"], outcome.run["seconds"]
+    console.print(f"{out / RESULTS}: {made:,} items in {duration(seconds)}")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ from smollm3.errors import UserError
 from smollm3.eval.console import eval_on_console
 from smollm3.eval.harness import Wanted
 from smollm3.eval.ruler import Files
-from smollm3.eval.suites import suite_of
-from smollm3.eval.target import EngineTarget, Settings, Target
+from smollm3.eval.run import plan
+from smollm3.eval.target import EngineTarget, Target
 
 URL = re.compile(r"https?://")
-ALIASES = {"arc": ("arc_easy", "arc_challenge")}  # pairs that tables print as one
 
 
 def launch(
@@ -37,19 +35,8 @@ def launch(
         raise UserError("give either --tasks or --suite")
     if data is not None and not data.is_dir():
         raise UserError(f"{data}: no such folder of data sets")
-    chosen = suite_of(suite) if suite else None
-    settings = chosen.settings if chosen else Settings()
-    # Reasoning is of chats: --think alone means both.
-    if asked.get("think") and asked.get("chat") is None:
-        asked = {**asked, "chat": True}
-    given = {key: value for key, value in asked.items() if value is not None}
-    if given.get("chat") is False:
-        settings = replace(settings, chat=False, think=False)
-    settings = replace(settings, **given)
-    names = names_of(tasks) if tasks else chosen.tasks if chosen else []
-    wanted = Wanted(
-        names, few_shot, limit, data, lengths_of(lengths), files, skip=chosen is not None
-    )
+    settings, names, skip = plan(suite, names_of(tasks) if tasks else [], asked)
+    wanted = Wanted(names, few_shot, limit, data, lengths_of(lengths), files, skip=skip)
     folder = out or Path("evals") / f"{_name(model)}{f'-{suite}' if suite else ''}"
     if URL.match(model):
         from smollm3.eval.remote import UrlTarget
@@ -71,7 +58,7 @@ def names_of(tasks: str) -> list[str]:
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise UserError("--tasks: names no task")
-    return [each for name in names for each in ALIASES.get(name, (name,))]
+    return names
 
 
 def lengths_of(lengths: str | None) -> list[int]:

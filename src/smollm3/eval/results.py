@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,12 +181,26 @@ def table(found: Mapping[str, Any], names: Iterable[str] = ()) -> Table:
     ):
         grid.add_column(title, justify=justify)  # type: ignore[arg-type]
     wanted = set(names)
-    for task, by_name in measures(found).items():
-        if wanted and task not in wanted:
-            continue
+    for task, *cells in rows_of(measures(found)):
+        if not wanted or task in wanted:
+            grid.add_row(task, *cells)
+    return grid
+
+
+def rows_of(measured: Mapping[str, Mapping[str, Measure]]) -> Iterator[tuple[str, ...]]:
+    """(task, metric, score in percent, its 95% interval, items), as people read them."""
+    for task, by_name in measured.items():
         for name, m in by_name.items():
             metric, _, filter_name = name.partition(",")
             label = metric if filter_name == "none" else f"{metric} ({filter_name})"
             interval = f"{100 * m.low:.1f} to {100 * m.high:.1f}" if m.high > m.low else ""
-            grid.add_row(task, label, f"{100 * m.value:.1f}", interval, f"{m.n:,}")
-    return grid
+            yield task, label, f"{100 * m.value:.1f}", interval, f"{m.n:,}"
+
+
+def rows_in(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """`rows_of` a results.json of ours."""
+    measured = {
+        task: {name: Measure(**numbers) for name, numbers in by_name.items()}
+        for task, by_name in results["smollm3"]["intervals"].items()
+    }
+    return list(rows_of(measured))

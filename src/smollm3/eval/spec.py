@@ -49,6 +49,31 @@ class Claim(StrictModel):
         return (self.at_most if self.metric.startswith("loss/") else self.at_least) is not None
 
 
+class BenchmarkStage(StrictModel):
+    """Scores a model on benchmarks, as `smollm3 eval` does: results.json, a table in the report.
+
+    from: absent: the nearest model above. suite: one of the report's tables; or tasks of
+    lm-evaluation-harness and of ours. data: a folder of data sets; absent: the Hub. limit: items
+    of each task. few_shot: examples instead of the task's number. think: reason before answering,
+    in a chat.
+    """
+
+    kind: Literal["benchmark"]
+    from_: str | None = Field(default=None, alias="from")
+    suite: str | None = None
+    tasks: list[str] = Field(default_factory=list)
+    data: str | None = None
+    limit: int | None = Field(default=None, gt=0)
+    few_shot: int | None = Field(default=None, ge=0)
+    think: bool | None = None
+
+    @model_validator(mode="after")
+    def _says_what(self) -> BenchmarkStage:
+        if (self.suite is None) == (not self.tasks):
+            raise ValueError("give either suite or tasks")
+        return self
+
+
 class EvalStage(StrictModel):
     """Measures models and writes scorecard.json.
 

@@ -15,7 +15,7 @@ from smollm3 import checkpoint
 from smollm3.data import places
 from smollm3.data.spec import FileSource, ProceduralSource, Source
 from smollm3.errors import UserError
-from smollm3.eval.spec import EvalStage
+from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.model import ModelConfig
 from smollm3.plan import timing
 from smollm3.plan.hardware import Hardware
@@ -133,6 +133,9 @@ class _Planner:
                 note = f"{parents[0]} as {', '.join(stage.to)}"
             case EvalStage():
                 note = f"{len(stage.claims)} claims on {len(parents)} models"
+            case BenchmarkStage():
+                of = f"first {stage.limit:,} items" if stage.limit else "all items"
+                note = f"{parents[0]} on {stage.suite or ', '.join(stage.tasks)}, {of}"
         return StageCost(name, stage.kind, note, self.models.get(name))
 
     def _vocab(self) -> tuple[int, str]:

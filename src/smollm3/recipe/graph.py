@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smollm3.eval.spec import EvalStage
+from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.train.spec import TrainStage
 
@@ -26,7 +26,7 @@ def model_parents(recipe: Recipe) -> dict[str, list[str]]:
             case EvalStage():
                 named = [m for c in stage.claims for m in (c.model, c.baseline_model) if m]
                 parents[name] = list(dict.fromkeys(named))
-            case TrainStage() | ExportStage():
+            case TrainStage() | BenchmarkStage() | ExportStage():
                 start = stage.from_ or above
                 parents[name] = [start] if start else []
             case TokenizerStage():

@@ -12,7 +12,8 @@ from smollm3.checkpoint.export import check_format
 from smollm3.config import Path, read_document, suggestion
 from smollm3.errors import UserError
 from smollm3.eval import check_claims
-from smollm3.eval.spec import EvalStage
+from smollm3.eval.spec import BenchmarkStage, EvalStage
+from smollm3.eval.suites import suite_of
 from smollm3.recipe.graph import makes_model, model_parents, tokenizer_of
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
 from smollm3.train.spec import TrainStage
@@ -77,6 +78,11 @@ def _problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
         match stage:
             case TrainStage():
                 yield from _train_problems(recipe, at, stage, parents[name])
+            case BenchmarkStage() if stage.suite is not None:
+                try:
+                    suite_of(stage.suite)
+                except UserError as e:
+                    yield (*at, "suite"), str(e).removeprefix("--suite: ")
             case ExportStage():
                 yield from _export_problems(at, stage)
         earlier.append(name)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from smollm3.config import StrictModel
 from smollm3.data.spec import Source, Weight
-from smollm3.eval.spec import EvalStage
+from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.model import ModelConfig, nope_pattern
 from smollm3.recipe.trackers import TrackerName
 from smollm3.train.spec import Parallel, TrainStage
@@ -93,7 +93,7 @@ class ExportStage(StrictModel):
 
 
 Stage = Annotated[
-    TokenizerStage | TrainStage | MergeStage | EvalStage | ExportStage,
+    TokenizerStage | TrainStage | MergeStage | EvalStage | BenchmarkStage | ExportStage,
     Field(discriminator="kind"),
 ]
 

@@ -17,10 +17,11 @@ from smollm3.data.sources import fingerprint
 from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
-from smollm3.eval.spec import EvalStage
+from smollm3.eval.results import ITEMS, RESULTS, rows_in
+from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.files import read_json, write_json
 from smollm3.model import ModelConfig
-from smollm3.recipe.graph import sources_of
+from smollm3.recipe.graph import model_parents, sources_of
 from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
 from smollm3.recipe.trackers import Trackers
@@ -85,6 +86,8 @@ def run_stage(
             return _merge(stage, inputs)
         case EvalStage():
             return _eval(stage, inputs, progress)
+        case BenchmarkStage():
+            return _benchmark(stage, inputs, progress)
         case ExportStage():
             return _export(stage, inputs)
 
@@ -290,6 +293,16 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
     )
 
 
+def _benchmark(stage: BenchmarkStage, inputs: StageInputs, progress: Progress) -> StageResult:
+    from smollm3.eval.run import benchmark  # PyTorch and the engine
+
+    assert inputs.parent is not None  # the recipe's check
+    name = next(iter(inputs.parents))
+    items = inputs.work / ITEMS
+    outcome = benchmark(stage, inputs.parent, name, inputs.recipe.seed, items, progress)
+    return StageResult(outcome.write, metrics={"tasks": len(outcome.found["results"])})
+
+
 def _base_of(inputs: StageInputs) -> str | None:
     """The model on the Hub that the first ancestor is."""
     first = inputs.lineage[0]["stage"] if inputs.lineage else ""
@@ -316,6 +329,19 @@ def _claims(inputs: StageInputs) -> list[dict[str, Any]]:
     return [claim for card in cards for claim in read_json(card)["claims"]]
 
 
+def _benchmarks(inputs: StageInputs) -> list[tuple[str, ...]]:
+    """Rows of the scores of this model, from the run's benchmark stages."""
+    parents = model_parents(inputs.recipe)
+    mine = parents[inputs.name]
+    return [
+        row
+        for name, stage in inputs.recipe.stages.items()
+        if isinstance(stage, BenchmarkStage) and parents[name] == mine
+        if (file := inputs.data.parent / name / RESULTS).exists()
+        for row in rows_in(read_json(file))
+    ]
+
+
 def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
     parent = inputs.parent
     assert parent is not None
@@ -326,6 +352,7 @@ def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
         base=_base_of(inputs),
         sources=_trained_on(inputs),
         claims=_claims(inputs),
+        benchmarks=_benchmarks(inputs),
     )
 
     def save(out: Path) -> None:

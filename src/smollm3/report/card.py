@@ -19,11 +19,13 @@ def model_card(
     base: str | None = None,
     sources: Mapping[str, Source] | None = None,
     claims: Sequence[dict[str, Any]] = (),
+    benchmarks: Sequence[tuple[str, ...]] = (),
 ) -> str:
     """How to use the model, what it was trained on, how good it is, and how it was made.
 
     lineage: {"stage", "digest"} from the first ancestor to the model itself. license: as the Hub
     spells it. base: the model that training began with. claims: of a score card.
+    benchmarks: (task, metric, score, interval, items) of each row.
     """
     head: dict[str, Any] = {
         "library_name": "transformers",
@@ -58,7 +60,7 @@ ids = tokenizer.apply_chat_template(
 )
 print(tokenizer.decode(model.generate(**ids)[0]))
 ```
-{_data(sources or {})}{_evaluation(claims)}
+{_data(sources or {})}{_evaluation(claims)}{_benchmarks(benchmarks)}
 ## Made by
 
 | stage | checksum |
@@ -108,4 +110,19 @@ Intervals are 95%. Losses are nats a token on documents that training never saw.
 | claim | value | interval | baseline | difference | verdict |
 | --- | --- | --- | --- | --- | --- |
 {rows}
+"""
+
+
+def _benchmarks(rows: Sequence[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"""
+## Benchmarks
+
+By lm-evaluation-harness; scores in percent, intervals are 95%.
+
+| task | metric | score | interval | items |
+| --- | --- | --- | --- | --- |
+{lines}
 """

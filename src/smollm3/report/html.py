@@ -43,6 +43,7 @@ def render(run: RunRecord) -> str:
         run=run,
         facts=_facts(run),
         cards=[(s.name, _claims(s.scorecard)) for s in run.done if s.scorecard is not None],
+        benchmarks=[(s.name, s.benchmarks) for s in run.done if s.benchmarks],
         charts=_charts(run),
         mixtures=_mixtures(run),
         questions=_questions(run),

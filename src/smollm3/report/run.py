@@ -10,6 +10,7 @@ from typing import Any
 from smollm3 import checkpoint
 from smollm3.data.spec import PREFERENCE_LOSSES
 from smollm3.errors import UserError
+from smollm3.eval.results import RESULTS, rows_in
 from smollm3.files import read_json
 
 
@@ -17,7 +18,8 @@ from smollm3.files import read_json
 class StageRecord:
     """A stage of the recipe with what it left: stage.json and the rows of metrics.jsonl.
 
-    state: "done", "begun" (it has metrics but no result yet) or "waiting".
+    benchmarks: (task, metric, score, interval, items) of each row of its table. state: "done",
+    "begun" (it has metrics but no result yet) or "waiting".
     """
 
     name: str
@@ -26,6 +28,7 @@ class StageRecord:
     record: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     scorecard: dict[str, Any] | None = None
+    benchmarks: list[tuple[str, ...]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -106,6 +109,7 @@ def _read_stage(folder: Path, name: str, config: dict[str, Any]) -> StageRecord:
         record=read_json(done / "stage.json"),
         steps=_rows(done / "metrics.jsonl"),
         scorecard=read_json(scorecard) if scorecard.exists() else None,
+        benchmarks=rows_in(read_json(done / RESULTS)) if (done / RESULTS).exists() else [],
         samples=read_json(samples) if samples.exists() else [],
         answers=read_json(answers) if answers.exists() else [],
     )

@@ -1,0 +1,111 @@
+"""One evaluation: every item asked once, and kept as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smollm3.errors import UserError
+from smollm3.eval.harness import Wanted, run_tasks, versions
+from smollm3.eval.journal import Journal
+from smollm3.eval.results import write_results
+from smollm3.eval.spec import BenchmarkStage
+from smollm3.eval.suites import suite_of
+from smollm3.eval.target import EngineTarget, Settings, Target
+from smollm3.infer import load_engine
+
+ALIASES = {"arc": ("arc_easy", "arc_challenge")}  # pairs that tables print as one
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """found: as the harness gives it. config: what decides it; run: what differs between two runs,
+    time and machine."""
+
+    found: dict[str, Any]
+    config: dict[str, Any]
+    run: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        write_results(folder, self.found, self.config, self.run)
+
+
+def plan(
+    suite: str | None, tasks: list[str], asked: dict[str, Any]
+) -> tuple[Settings, list[str], bool]:
+    """How a model is asked, in which tasks, and whether one that cannot be had is left out, as a
+    suite does. asked: those of `Settings` that were given."""
+    chosen = suite_of(suite) if suite else None
+    settings = chosen.settings if chosen else Settings()
+    # Reasoning is of chats: think alone means both.
+    if asked.get("think") and asked.get("chat") is None:
+        asked = {**asked, "chat": True}
+    given = {key: value for key, value in asked.items() if value is not None}
+    if given.get("chat") is False:
+        settings = replace(settings, chat=False, think=False)
+    names = chosen.tasks if chosen else [e for name in tasks for e in ALIASES.get(name, (name,))]
+    return replace(settings, **given), names, chosen is not None
+
+
+def run(
+    target: Target, wanted: Wanted, settings: Settings, items: Path, suite: str | None, view: Any
+) -> Outcome:
+    """Evaluate; `items` keeps what is finished, and a second run goes on from there, or with more.
+
+    view: its `progress(what, done, total, fresh)` is told of every item.
+    """
+    began = time.monotonic()
+    with Journal(items, {"model": target.origin(), "settings": settings.to_dict()}) as journal:
+        before = len(journal)
+        found = run_tasks(target, wanted, settings, journal, view)
+        made = len(journal) - before
+    config = {
+        "model": target.name,
+        "model_source": "smollm3",
+        "suite": suite,
+        "tasks": list(wanted.tasks),
+        "few_shot": wanted.few_shot,
+        "limit": wanted.limit,
+        "settings": settings.to_dict(),
+        "versions": versions(),
+        "prompts_cut": getattr(target, "cut", 0),
+    }
+    machine = {
+        "seconds": round(time.monotonic() - began, 3),
+        "items_made": made,
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
+    return Outcome(found, config, machine)
+
+
+def benchmark(
+    stage: BenchmarkStage,
+    model: Path,
+    name: str,
+    seed: int,
+    items: Path,
+    progress: Callable[[str, float, float, str], None],
+) -> Outcome:
+    """What a recipe's stage asks for, of the model in a folder. name: of the model, for people."""
+    if stage.data is not None and not Path(stage.data).is_dir():
+        raise UserError(f"data: {stage.data}: no such folder of data sets")
+    asked = {"think": stage.think, "seed": seed}
+    settings, names, skip = plan(stage.suite, stage.tasks, asked)
+    data = Path(stage.data) if stage.data is not None else None
+    wanted = Wanted(names, stage.few_shot, stage.limit, data, skip=skip)
+
+    class View:
+        @staticmethod
+        def progress(what: str, done: int, total: int, fresh: int) -> None:
+            progress("evaluating", done, total, what)
+
+    # Without draft tokens: an evaluation runs many answers at once, where these cost more than
+    # they save.
+    with load_engine(model, speculation=False) as engine:
+        return run(EngineTarget(engine, name, settings), wanted, settings, items, stage.suite, View)
