@@ -1,17 +1,19 @@
-"""A recipe's benchmark stage: the scores of `smollm3 eval`, resumed, in the report and in the model card."""
+"""Scores in a recipe and over a grid of merges: asked once, in the report, the card and a curve."""
 
 import json
 
 import pytest
+from click.testing import CliRunner
+from tests.support.eval_data import data_folder
+from tests.support.noise import save_noise
 
+from smollm3.cli import cli
 from smollm3.errors import UserError
 from smollm3.eval import harness
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.runner import Events, Run
 from smollm3.report.html import render
 from smollm3.report.run import read_run
-from tests.support.eval_data import data_folder
-from tests.support.noise import save_noise
 
 RECIPE = """
 name: t
@@ -82,3 +84,41 @@ def test_a_stage_that_was_stopped_asks_nothing_twice(place, monkeypatch):
 def test_what_cannot_be_scored_is_said(place, change, said):
     with pytest.raises(UserError, match=said):
         run(place, change)
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, ["merge", "sweep", *map(str, words)])
+
+
+def test_a_sweep_scores_each_share_once_and_draws_the_curve(place, tokenizer, monkeypatch):
+    save_noise(place / "other", tokenizer, spread=5)
+    words = (place / "base", place / "other", "--tasks", "piqa", "--data", place / "sets")
+    words = (*words, "--shares", "0,0.9,1", "--out", place / "sweep")
+    done = invoke(*words)
+    assert done.exit_code == 0, done.output
+    scores = json.loads((place / "sweep/sweep.json").read_text())["scores"]["piqa"]
+    assert [point["share"] for point in scores] == [0, 0.9, 1]
+    drawing = (place / "sweep/sweep.svg").read_text()
+    assert drawing.count("<polyline") == 1
+    assert "piqa" in drawing
+    assert not (place / "sweep/merged").exists()
+    monkeypatch.setattr("smollm3.eval.sweep.merge", None)  # nothing is merged a second time
+    again = invoke(*words)
+    assert again.exit_code == 0, again.output
+    assert done.output.rstrip().endswith(again.output.rstrip())
+    other = invoke(*words, "--limit", "2")
+    assert "is of another sweep; choose another --out" in str(other.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tasks", "piqa", "--shares", "0,2"), "--shares: 2 is not from 0 to 1"),
+        (("--tasks", "piqa", "--shares", "a"), "numbers by commas, not 'a'"),
+        ((), "give either --tasks or --suite"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_said(place, words, said):
+    done = invoke(place / "base", place / "base", "--out", place / "sweep", *words)
+    assert done.exit_code != 0
+    assert said in done.output + str(done.exception)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP, engine_options
+from smollm3.cli.options import MODEL, MODEL_HELP, RunGroup, engine_options
 
 
 @click.command("run", epilog=MODEL_HELP)
@@ -123,18 +123,7 @@ def contamination(files: tuple[Path, ...], items: Path) -> None:
         click.echo("items: " + ", ".join(map(str, found.items)))
 
 
-class _EvalGroup(click.Group):
-    """MODEL may stand where a subcommand's name would: `smollm3 eval MODEL` is the common case."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            return "run", evaluate, args
-        return super().resolve_command(ctx, args)
-
-
-@click.group("eval", cls=_EvalGroup, context_settings={"ignore_unknown_options": True})
+@click.group("eval", cls=RunGroup, context_settings={"ignore_unknown_options": True})
 def evaluation() -> None:
     """Score a model on benchmarks: smollm3 eval MODEL --tasks hellaswag,piqa; or compare scores.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP, SET
+from smollm3.cli.options import MODEL, MODEL_HELP, SET, RunGroup
 
 
 @click.command(epilog=MODEL_HELP)
@@ -61,7 +61,7 @@ def finetune(
     finetune_on_console(wish, out, dry_run)
 
 
-@click.command(epilog=MODEL_HELP)
+@click.command("run", epilog=MODEL_HELP)
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--base", metavar="MODEL", help="Its base. [default: the one that it names]")
@@ -70,7 +70,7 @@ def finetune(
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of the written weights. [default: the base's]",
 )
-def merge(adapter: Path, out: Path, base: str | None, dtype: str | None) -> None:
+def merge_adapter(adapter: Path, out: Path, base: str | None, dtype: str | None) -> None:
     """Write the model that an adapter (a folder in PEFT's format) makes of its base to OUT.
 
     \b
@@ -80,7 +80,7 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str | None) -> None
     from smollm3.checkpoint.adapter import read_adapter
     from smollm3.errors import UserError
     from smollm3.files import new_folder
-    from smollm3.merge import merge_adapter
+    from smollm3.merge import merge_adapter as merge_into
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: exists already; choose another folder")
@@ -88,5 +88,64 @@ def merge(adapter: Path, out: Path, base: str | None, dtype: str | None) -> None
     if found is None:
         raise UserError(f"{adapter}: names no base; say it with --base")
     with new_folder(out) as folder:
-        merge_adapter(found, adapter, folder, dtype)
+        merge_into(found, adapter, folder, dtype)
     click.echo(out)
+
+
+@click.command(epilog=MODEL_HELP)
+@MODEL
+@click.argument("other")
+@click.option(
+    "--shares", default="0,0.25,0.5,0.75,1", show_default=True, help="Of MODEL in the merge."
+)
+@click.option("--tasks", metavar="NAMES", help="As of `smollm3 eval`, by commas.")
+@click.option("--suite", metavar="NAME", help="base, instruct, multilingual, long or tools.")
+@click.option("--data", type=click.Path(), help="A folder of data sets [the Hub].")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Items of each task.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("sweep"), show_default=True)
+def sweep(
+    model: str,
+    other: str,
+    shares: str,
+    tasks: str | None,
+    suite: str | None,
+    data: str | None,
+    limit: int | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Score merges of MODEL and OTHER on a grid of shares, and draw the curve.
+
+    Choose tasks whose items you do not report. Stopped and started again, it goes on.
+
+    \b
+    smollm3 merge sweep runs/mine/soup runs/mine/long --suite long --limit 50
+    """
+    from smollm3.eval.launch import names_of
+    from smollm3.eval.spec import BenchmarkStage
+    from smollm3.eval.sweep import sweep as score_merges
+
+    if (tasks is None) == (suite is None):
+        raise click.UsageError("give either --tasks or --suite")
+    try:
+        grid = [float(share) for share in shares.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--shares: numbers by commas, not {shares!r}") from None
+    names = names_of(tasks) if tasks else []
+    stage = BenchmarkStage(kind="benchmark", suite=suite, tasks=names, data=data, limit=limit)
+    score_merges(model, other, grid, stage, seed, out)
+
+
+@click.group("merge", cls=RunGroup, context_settings={"ignore_unknown_options": True})
+def merge() -> None:
+    """Merge an adapter into its base: smollm3 merge ADAPTER OUT; or score merges of two models.
+
+    \b
+    smollm3 merge run --help      all options of smollm3 merge ADAPTER OUT
+    smollm3 merge sweep MODEL OTHER --tasks piqa
+    """
+
+
+merge.add_command(merge_adapter)
+merge.add_command(sweep)

@@ -195,3 +195,14 @@ def spelled(options: dict[str, Any]) -> list[str]:
             case _:
                 words += [f"--{key.replace('_', '-')}", str(value)]
     return words
+
+
+class RunGroup(click.Group):
+    """A first word that names no subcommand is what `run` takes: `smollm3 eval MODEL`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            return "run", self.commands["run"], args
+        return super().resolve_command(ctx, args)

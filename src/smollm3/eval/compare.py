@@ -337,10 +337,13 @@ def _plot(lines: Sequence[Line], found: Sequence[Evaluated]) -> str:
         Bar(f"{task} ({_label(each, found)})", 100 * m.value, 100 * m.low, 100 * m.high, None)
         for each in found
         for task in scores_of(each)
-        if (m := each.measure(task, "acc_norm") or each.measure(task, _first(each, task)))
+        if (m := leading(each, task))
     ]
     return bars(shown, "Scores with 95% intervals")
 
 
-def _first(found: Evaluated, task: str) -> str:
-    return ",".join(_metrics(found, task)[0])
+def leading(found: Evaluated, task: str) -> Measure | None:
+    """The metric that a plot shows: normalised accuracy where there is one, else the first."""
+    return found.measure(task, "acc_norm") or found.measure(
+        task, ",".join(_metrics(found, task)[0])
+    )

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from smollm3.eval.measure import Measure
+
 ROW, LABEL, WIDE, CELL = 26, 260, 420, 44
+_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#975a16")
 _FONT = 'font-family="system-ui, sans-serif" font-size="13"'
 
 
@@ -66,6 +69,33 @@ def heat_map(cells: Mapping[tuple[int, int], float], title: str) -> str:
     for depth in range(10):
         parts.append(_text(112, ROW * 2 + 30 * depth + 19, f"{10 * depth}%", "end"))
     return _svg(width, height, title, parts)
+
+
+def curves(shown: Mapping[str, Sequence[tuple[float, Measure]]], title: str) -> str:
+    """Scores from 0 to 1 over a share from 0 to 1, a line with its intervals for each name."""
+    left, top, wide, high = 60, 50, 420, 260
+
+    def place(share: float, score: float) -> tuple[float, float]:
+        return left + wide * share, top + high * (1 - min(max(score, 0.0), 1.0))
+
+    parts = []
+    for tenth in range(0, 11, 2):
+        x, y = place(tenth / 10, tenth / 10)
+        parts.append(_line(left, y, left + wide, y, "#ddd"))
+        parts.append(_text(left - 8, y + 4, f"{10 * tenth}%", "end"))
+        parts.append(_text(x, top + high + 20, f"{tenth / 10:g}", "middle"))
+    for i, (name, points) in enumerate(shown.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        line = " ".join("{:.1f},{:.1f}".format(*place(share, m.value)) for share, m in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for share, m in points:
+            (x, low), (_, most) = place(share, m.low), place(share, m.high)
+            parts.append(_line(x, low, x, most, colour))
+        parts.append(
+            f'<g fill="{colour}">{_text(left + wide + 14, top + 14 + 18 * i, name, "start")}</g>'
+        )
+    height = max(top + high + 40, top + 18 * len(shown) + 20)
+    return _svg(left + wide + 240, height, title, parts)
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
