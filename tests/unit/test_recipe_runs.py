@@ -171,6 +171,22 @@ def test_a_held_out_loss_an_early_end_and_the_best_weights(place):
     assert torch.equal(ours.embed.weight, same.embed.weight)
 
 
+def test_each_source_has_its_held_out_loss(place):
+    (place / "more.jsonl").write_text(
+        (place / "data.jsonl").read_text().replace("question", "riddle")
+    )
+    run(
+        place,
+        "stages.sft.validation={every: 2, rows: 8}",
+        f"sources.more={{kind: jsonl, files: ['{place}/more.jsonl'], holdout: 0.2}}",
+        "stages.sft.mixture.more=1",
+    )
+    last = json.loads((place / "run/sft/metrics.jsonl").read_text().splitlines()[-1])
+    mine, more = last["held_out_loss/mine"], last["held_out_loss/more"]
+    assert min(mine, more) < last["held_out_loss"] < max(mine, more)
+    assert "Loss on held-out rows of more" in (place / "run/report.html").read_text()
+
+
 def test_looks_survive_a_stop(place, monkeypatch):
     look = ("stages.sft.validation={every: 1, rows: 3}", "stages.sft.steps=6")
     run(place, *look)

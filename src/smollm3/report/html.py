@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from smollm3.report.chart import Chart, Series, chart
 from smollm3.report.run import RunRecord, StageRecord, read_run
 from smollm3.units import count, duration, rate, size
 
+BY_SOURCE = "held_out_loss/"
 HUES = 8  # colours that can be told apart; further sources share a grey
 
 
@@ -114,10 +116,19 @@ def _charts(run: RunRecord) -> list[Chart]:
             found.append(Series(stage.name, [r["step"] for r in rows], [r[key] for r in rows]))
         return found
 
+    def sources(stages: list[StageRecord]) -> Iterator[tuple[str, list[Series]]]:
+        keys = (key for stage in stages for row in stage.steps for key in row)
+        for key in dict.fromkeys(key for key in keys if key.startswith(BY_SOURCE)):
+            yield key, series(stages, key)
+
     number = "{:.4g}".format
     charts = [
         chart("Loss, nats per token", series(language, "loss"), number, smooth=True),
         chart("Loss on held-out rows", series(language, "held_out_loss"), number),
+        *(
+            chart(f"Loss on held-out rows of {key.removeprefix(BY_SOURCE)}", found, number)
+            for key, found in sources(language)
+        ),
         chart("Learning rate", series(language, "lr"), rate, from_zero=True),
         chart("Preference loss", series(preference, "loss"), number, smooth=True),
         chart("Preference loss on held-out pairs", series(preference, "held_out_loss"), number),

@@ -213,14 +213,14 @@ class Trainer:
             or (record.step % spec.every and record.step < steps)
         ):
             return record
-        loss = self.validator.loss(self._held_out_loss)
+        losses = self.validator.losses(self._held_out_loss)
         self.parallel.release(self.model)
-        better = self.progress.looks.better(loss, record.step)
+        better = self.progress.looks.better(losses["held_out_loss"], record.step)
         if better and spec.keep == "best":
             whole = self.parallel.whole(dict(self.trained))
             if self.group.is_main_process:
                 validation.keep(Path(self.job.work), record.step, whole)
-        return replace(record, metrics=record.metrics | {"held_out_loss": loss})
+        return replace(record, metrics=record.metrics | losses)
 
     def _held_out_loss(self, part: Batch, references: References | None) -> LossSums:
         with self.parallel.losses(), self.forward.precision():

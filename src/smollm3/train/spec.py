@@ -79,7 +79,7 @@ class Adapter(StrictModel):
 
 
 class Validation(StrictModel):
-    """The loss on the held-out part of the stage's sources, while it trains.
+    """The loss on the held-out part of the stage's sources, of all and of each, while it trains.
 
     every: steps between two looks; the last step is always one. rows: at most so many rows (or
     pairs). keep: the weights that the stage leaves, of its best look or of its last step.

@@ -32,7 +32,8 @@ FILE = "weights.safetensors"
 
 
 class Validator:
-    """Every held-out row (or pair) of the stage's sources once, at most `spec.rows` of them."""
+    """Held-out rows (or pairs) of the stage's sources, each once: about `spec.rows` of them, of
+    each source as its share of the tokens."""
 
     def __init__(
         self,
@@ -48,42 +49,65 @@ class Validator:
         for name, shard in shards.items():
             if not shard.documents:
                 raise UserError(f"sources.{name}: nothing of it is held out; raise its holdout")
-        # A row of each rank at a time and sources by their size, so that nothing is seen twice.
+        self.micro_batch = job.stage.micro_batch
+        self.parts: dict[str, tuple[Loader, References | None]] = {}
+        tokens = sum(shard.n_tokens for shard in shards.values())
+        for name, shard in shards.items():
+            rows = max(1, spec.rows * shard.n_tokens // tokens)
+            self.parts[name] = self._part(name, shard, rows, job, pad_id, warn)
+
+    def _part(
+        self,
+        name: str,
+        shard: Shard,
+        rows: int,
+        job: TrainJob,
+        pad_id: int,
+        warn: Callable[[str], None],
+    ) -> tuple[Loader, References | None]:
+        """A row of each rank at a time, each once, at most so many."""
         stage = job.stage.model_copy(
             update={
-                "mixture": {name: float(shard.n_tokens) for name, shard in shards.items()},
+                "mixture": {name: 1.0},
                 "packing": "bfd",
-                "batch": parallel.row_ranks,
+                "batch": self.parallel.row_ranks,
                 "epochs": 1.0,
                 "steps": None,
                 "tokens": None,
             }
         )
-        self.micro_batch = job.stage.micro_batch
+        shards = {name: shard}
         loader = Loader(shards, stage, {}, job.seed, pad_id)
-        steps = max(1, min(loader.steps, spec.rows // parallel.row_ranks))
+        steps = max(1, min(loader.steps, rows // self.parallel.row_ranks))
         stage = stage.model_copy(update={"epochs": None, "steps": steps})
-        self.loader = Loader(shards, stage, {}, job.seed, pad_id)
-        self.references = None
-        if stage.is_preference:
-            held = replace(job, stage=stage)
-            self.references = references(held, shards, self.loader, group, parallel, warn)
+        loader = Loader(shards, stage, {}, job.seed, pad_id)
+        if not stage.is_preference:
+            return loader, None
+        held = replace(job, stage=stage)
+        return loader, references(held, shards, loader, self.group, self.parallel, warn)
 
     @torch.no_grad()
-    def loss(self, loss: Loss) -> float:
-        """Mean over the trained-on tokens (or the pairs), the same on every rank."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
-        for k in range(self.loader.steps):
-            batch = self.loader.batch(k, self.parallel.row_rank, self.parallel.row_ranks)
-            for part in slices(batch, self.micro_batch):
-                found = loss(part, self.references)
-                sums[0] += found.total
-                sums[1] += found.weight
+    def losses(self, loss: Loss) -> dict[str, float]:
+        """`held_out_loss`, the mean over the trained-on tokens (or the pairs) of all sources, and
+        where there are several `held_out_loss/SOURCE`; the same on every rank."""
+        sums = torch.zeros(len(self.parts), 2, dtype=torch.float64, device=self.group.device)
+        for (loader, pairs), own in zip(self.parts.values(), sums, strict=True):
+            for k in range(loader.steps):
+                batch = loader.batch(k, self.parallel.row_rank, self.parallel.row_ranks)
+                for part in slices(batch, self.micro_batch):
+                    found = loss(part, pairs)
+                    own[0] += found.total
+                    own[1] += found.weight
         self.parallel.add_dealt_(sums)
-        total, weight = sums.tolist()
+        total, weight = sums.sum(0).tolist()
         if not weight:
             raise UserError("validation: no held-out row has a token to answer; raise holdout")
-        return float(total / weight)
+        losses = {"held_out_loss": total / weight}
+        if len(self.parts) > 1:
+            for name, (total, weight) in zip(self.parts, sums.tolist(), strict=True):
+                if weight:
+                    losses[f"held_out_loss/{name}"] = total / weight
+        return losses
 
 
 def keep(work: Path, step: int, tensors: dict[str, Tensor]) -> None:
