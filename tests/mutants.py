@@ -202,7 +202,7 @@ MUTANTS = [
     Mutant("a query sees the next token", "kernels/src/isa.inl", "a.positions[n] + 1 - block * BLOCK", "a.positions[n] + 2 - block * BLOCK", NATIVE),
     Mutant("stretches added without their scale", "kernels/src/isa.inl", "*total = *total * old_factor + more_total * factor;", "*total = *total + more_total;", NATIVE),
     Mutant("a page keeps what was in it", "kernels/src/model.cpp", "if (step.positions[token] % BLOCK) return;", "return;", NATIVE),
-    Mutant("NoPE layers rotate in the kernels", "kernels/src/model.cpp", "if (shape_.uses_rope[layer])", "if (layer >= 0)", NATIVE),
+    Mutant("NoPE layers rotate in the kernels", "kernels/src/attention.cpp", "if (shape_.uses_rope[layer])", "if (layer >= 0)", NATIVE),
     Mutant("8 bits around 127", "kernels/src/pack.cpp", "g.q[i] = p[2 + i] + 128;", "g.q[i] = p[2 + i] + 127;", NATIVE),
     Mutant("pairs of a head stay pairs", "kernels/src/pack.cpp", "if (!pairs) return row;", "return row;", NATIVE),
     Mutant("nibbles around 7", "kernels/src/vec_avx2.hpp", "_mm_mullo_epi16(both, _mm_set1_epi16(-8))", "_mm_mullo_epi16(both, _mm_set1_epi16(-7))", NATIVE),
