@@ -104,6 +104,9 @@ MUTANTS = [
     Mutant("contents recognise control tokens", "tokenizer/tokenizer.py", "if restored == texts:", "if True:", RENDER),
     Mutant("texts share a vocabulary with control tokens", "tokenizer/tokenizer.py", "all(model.token_to_id(token) is None for token in self._control)", "True", f"{U}tokenizer.py"),
     # inference, merging
+    Mutant("adapters share prefixes", "infer/blocks.py", "key=adapter.encode(), ", "", I + "adapters.py"),
+    Mutant("an unloaded adapter is taken from what runs", "infer/worker.py", "if adapter.gone and not adapter.users:", "if adapter.gone:", I + "adapters.py"),
+    Mutant("everybody may load adapters", "serve/dialects/adapters.py", "if not service.keys:", "if False:", f"{U}serve_adapters.py"),
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
     Mutant("salts ignored", "infer/blocks.py", 'salt.encode(errors="surrogatepass")', 'b""', SCHEDULER),
     Mutant("blocks known by their own ids alone", "infer/blocks.py", "hashlib.blake2b(parent + own,", "hashlib.blake2b(own,", SCHEDULER),
@@ -203,6 +206,8 @@ MUTANTS = [
     Mutant("stretches added without their scale", "kernels/src/isa.inl", "*total = *total * old_factor + more_total * factor;", "*total = *total + more_total;", NATIVE),
     Mutant("a page keeps what was in it", "kernels/src/model.cpp", "if (step.positions[token] % BLOCK) return;", "return;", NATIVE),
     Mutant("NoPE layers rotate in the kernels", "kernels/src/attention.cpp", "if (shape_.uses_rope[layer])", "if (layer >= 0)", NATIVE),
+    Mutant("a run of an adapter goes on over another's tokens", "kernels/src/model.cpp", "if (last && last->adapter == adapter && ", "if (last && ", "tests/invariants/test_adapters.py"),
+    Mutant("DoRA's lengths of the first tile for all", "kernels/src/model.cpp", "addition.lengths[tile * ROWS + i]", "addition.lengths[i]", "tests/invariants/test_adapters.py"),
     Mutant("8 bits around 127", "kernels/src/pack.cpp", "g.q[i] = p[2 + i] + 128;", "g.q[i] = p[2 + i] + 127;", NATIVE),
     Mutant("pairs of a head stay pairs", "kernels/src/pack.cpp", "if (!pairs) return row;", "return row;", NATIVE),
     Mutant("nibbles around 7", "kernels/src/vec_avx2.hpp", "_mm_mullo_epi16(both, _mm_set1_epi16(-8))", "_mm_mullo_epi16(both, _mm_set1_epi16(-7))", NATIVE),

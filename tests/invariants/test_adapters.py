@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.support.adapters import random_adapter, save_adapter
 from tests.support.fake_backend import CONFIG, FakeBackend
 from tests.support.noise import save_noise
 
 from smollm3 import load_engine
 from smollm3.checkpoint import load_config, load_model, open_weights
-from smollm3.checkpoint.adapter import AdapterLayer, AdapterWeights, write_adapter
 from smollm3.errors import UserError
 from smollm3.infer import Engine, SamplingParams, TorchBackend
 from smollm3.infer.adapters import read_additions
@@ -27,22 +27,6 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-def random_adapter(config, seed: int, rank: int, kind: str = "lora") -> AdapterWeights:
-    """Of some of the matrices, as strong as they are."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator)
-
-    layers = {}
-    for place, (name, (rows, columns)) in enumerate(config.linear_shapes.items()):
-        if (place + seed) % 5:
-            a, b = random(rank, columns) / columns**0.5, random(rows, rank) * 0.05
-            magnitude = random(rows).abs() if kind == "dora" else None
-            layers[name] = AdapterLayer(a, b, magnitude)
-    return AdapterWeights(kind, rank, 2.0 * rank, layers, base="noise")
-
-
 @pytest.fixture(scope="module")
 def base(tokenizer, tmp_path_factory):
     """A folder with a model, and in it one adapter after another."""
@@ -53,11 +37,6 @@ def base(tokenizer, tmp_path_factory):
         made = random_adapter(config, i, (1, 3, 16, 33)[i % 4], KINDS[i % len(KINDS)])
         save_adapter(folder.parent / f"a{i}", made)
     return folder
-
-
-def save_adapter(folder, adapter):
-    folder.mkdir(exist_ok=True)
-    write_adapter(folder, adapter)
 
 
 def engine(base, backend, **options):

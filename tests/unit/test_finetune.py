@@ -359,7 +359,7 @@ def test_a_dry_run_writes_nothing(base, file, tmp_path):
 def test_merge_makes_a_model(finished, base, tmp_path):
     place, _ = finished
     adapter, out = place / "mine/sft/adapter", tmp_path / "merged"
-    with pytest.raises(UserError, match="is an adapter, not a model; `smollm3 merge"):
+    with pytest.raises(UserError, match="is an adapter, not a model; give its base and --adapter"):
         checkpoint.locate(adapter)
     outcome = CliRunner().invoke(cli, ["merge", str(adapter), str(out)])
     assert outcome.exit_code == 0, outcome.output

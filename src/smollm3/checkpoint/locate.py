@@ -39,7 +39,8 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
         path = _final_model(path) if (path / "run.json").exists() else path
         if (path / ADAPTER).is_file() and not (path / "config.json").exists():
             raise UserError(
-                f"{path}: is an adapter, not a model; `smollm3 merge {path} OUT` makes it one"
+                f"{path}: is an adapter, not a model; give its base and --adapter {path}, or "
+                f"`smollm3 merge {path} OUT` makes a model of it"
             )
         return path
     if path.suffix == ".gguf" and path.is_file():
