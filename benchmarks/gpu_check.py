@@ -82,7 +82,7 @@ def stage(context: int, rows: int, **more: Any) -> TrainStage:
 
 
 def planned_memory(config: ModelConfig, spec: TrainStage) -> Memory:
-    return training_memory(config, spec, Layout(), sharded=True, chunk=LOGITS)
+    return training_memory(config, spec, Layout(), on_gpus=True, chunk=LOGITS)
 
 
 def documents(rows: int, width: int, seed: int) -> torch.Tensor:

@@ -11,61 +11,14 @@ namespace smollm3 {
 
 namespace {
 
-constexpr int PHASES = 10;             // of a layer that hand out work
+constexpr int PHASES = 14;             // of a layer that hand out work
 constexpr int FEW = 4;                 // tokens that every thread prepares for itself: cheaper than to wait
-constexpr int STRETCH = 64;            // blocks of the cache whose sums are merged: 2048 tokens
 constexpr size_t CHUNK_BYTES = 1 << 16;  // of weights that meet all columns before the next: they stay in L2
 
 Panel panel(Buffer& memory, Activation kind, int columns, int groups, int width) {
     Panel p{kind, columns, groups, width, nullptr};
     p.data = memory.bytes(p.bytes());
     return p;
-}
-
-// A key is a row of a tile; `packed` holds it as a single column.
-void write_key(const PageLayout& page, const uint8_t* packed, int place, uint8_t* at) {
-    uint8_t* tile = at + place / ROWS * page.k_tile_bytes;
-    const int lane = place % ROWS;
-    for (int g = 0; g < page.k_groups; g++) {
-        uint8_t* values = tile + values_start(page.k_form, page.k_groups, g);
-        const uint8_t* from = packed + g * column_group_bytes(activation(page.k_form));
-        for (int j = 0; j < GROUP * bits(page.k_form) / 32; j++) {  // 4 bytes of a lane at a time
-            uint32_t four;
-            memcpy(&four, from + 4 * j, 4);
-            if (page.k_form == Q8) four ^= 0x80808080;  // q + 128
-            memcpy(values + 64 * j + 4 * lane, &four, 4);
-        }
-        if (page.k_form == Q8) {
-            float scale;
-            memcpy(&scale, from + GROUP, 4);
-            uint16_t half = to_f16(scale);
-            memcpy(tile + scales_start(Q8, g) + 2 * ROWS * (g % SUPER) + 2 * lane, &half, 2);
-        }
-    }
-}
-
-// A value is a column of tiles whose rows are its dimensions.
-void write_value(const PageLayout& page, const float* v, int size, int place, uint8_t* at) {
-    uint8_t* values = at + page.v_start;
-    float most = 0, inverse = 0;
-    if (page.v_form == Q8) {
-        for (int d = 0; d < size; d++) most = std::max(most, std::fabs(v[d]));
-        inverse = most > 0 ? 127.0f / most : 0.0f;
-        most /= 127.0f;
-        memcpy(at + page.v_scales_start + 4 * place, &most, 4);
-    }
-    for (int d = 0; d < size; d++) {
-        uint8_t* tile = values + d / ROWS * group_values_bytes(page.v_form);
-        const int lane = d % ROWS;
-        if (page.v_form == F32) {
-            memcpy(tile + 4 * (ROWS * place + lane), v + d, 4);
-        } else if (page.v_form == BF16) {
-            uint16_t b = to_bf16(v[d]);
-            memcpy(tile + 2 * (place / 2 * 2 * ROWS + 2 * lane + place % 2), &b, 2);
-        } else {
-            tile[64 * (place / 4) + 4 * lane + place % 4] = uint8_t(128 + std::lrint(v[d] * inverse));
-        }
-    }
 }
 
 }  // namespace
@@ -134,40 +87,16 @@ void Model::step(const Step& step) {
     out_ = panel(out_memory_, activation(weights_.unembed.form), step.wanted, hidden_ / GROUP, isa_->width);
     tokens_ = step.tokens;
     plan_attention(step);
+    plan_adapters(step);
     for (Counter& c : counters_) c.reset();
     const std::function<void(int)> task = [&](int thread) { work(step, thread); };
     threads_.run(task);
 }
 
-// Columns of one kv head are (token, head) pairs; a unit takes as many as a kernel computes at once.
 void Model::read_states(float* out) {
     const float* x = x_.floats(size_t(tokens_) * hidden_);
     for (int t = 0; t < tokens_; t++)
         memcpy(out + size_t(t) * shape_.hidden, x + size_t(t) * hidden_, shape_.hidden * sizeof(float));
-}
-
-void Model::plan_attention(const Step& step) {
-    units_.clear();
-    const int group = shape_.heads / shape_.kv_heads;
-    int longest = 0;
-    partials_ = 0;
-    for (int s = 0; s < step.sequences; s++) {
-        int first = step.starts[s], columns = (step.starts[s + 1] - first) * group;
-        for (int c = 0; c < columns; c += isa_->width) {
-            int count = std::min(isa_->width, columns - c);
-            int blocks = step.positions[first + (c + count - 1) / group] / BLOCK + 1;
-            longest = std::max(longest, blocks);
-            for (int g = 0; g < shape_.kv_heads; g++) {
-                units_.push_back({s, g, first, c, count, blocks, partials_});
-                partials_ += (blocks + STRETCH - 1) / STRETCH;
-            }
-        }
-    }
-    split_ = longest > STRETCH && int(units_.size()) < 4 * threads_.count();
-    if (split_) {
-        partial_numbers_.floats(size_t(partials_) * isa_->width * 2);
-        partial_o_.floats(size_t(partials_) * isa_->width * page_.v_columns);
-    }
 }
 
 void Model::work(const Step& step, int thread) {
@@ -209,8 +138,22 @@ void Model::layer(const Step& step, int index, Scratch& scratch, Counter* phase)
         });
     };
 
+    auto packed_norm = [&](const float* weight) {
+        return [&, weight](const Run& run) {
+            uint8_t* out = scratch.panel.bytes(size_t(run.width) * (hidden_ / GROUP) * RUN_BYTES);
+            float* row = scratch.normed.floats(hidden_);
+            for (int n = 0; n < run.columns; n++) {
+                const float* from = x + size_t(run.first_token + n) * hidden_;
+                isa_->norm(from, weight, row, hidden_, shape_.hidden, shape_.eps);
+                isa_->pack_column(activation(run.adapter->form), row, hidden_ / GROUP, run.width, n, out);
+            }
+            return out;
+        };
+    };
+
+    shrink(index, {Q, K, V}, hidden_ / GROUP, scratch, phase++, packed_norm(l.attention_norm));
     Panel in = normed(l.attention_norm, phase++);
-    multiply({&l.q, &l.k, &l.v}, in, qkv_.floats(0), qkv_stride_, false, scratch, phase++);
+    multiply(index, {{&l.q, Q}, {&l.k, K}, {&l.v, V}}, in, qkv_.floats(0), qkv_stride_, false, scratch, phase++);
     each(phase++, step.tokens, [&](int t) { store_token(step, index, t, scratch); });
     if (split_) {
         each(phase++, partials_, [&](int p) { attend_partial(step, index, p, scratch); });
@@ -219,20 +162,29 @@ void Model::layer(const Step& step, int index, Scratch& scratch, Counter* phase)
         each(phase++, int(units_.size()), [&](int u) { attend_unit(step, index, units_[u], scratch); });
         phase++;
     }
+    shrink(index, {O}, heads_size_ / GROUP, scratch, phase++, [&](const Run& run) {
+        uint8_t* out = scratch.panel.bytes(size_t(run.width) * (heads_size_ / GROUP) * RUN_BYTES);
+        for (int n = 0; n < run.columns; n++)
+            isa_->pack_column(activation(run.adapter->form), attended + size_t(run.first_token + n) * heads_size_,
+                              heads_size_ / GROUP, run.width, n, out);
+        return out;
+    });
     in = filled(heads_panel_, scratch, phase++, [&](const Panel& p, int t) {
         pack_into(attended + size_t(t) * heads_size_, p, t);
     });
-    multiply({&l.o}, in, x, hidden_, true, scratch, phase++);
+    multiply(index, {{&l.o, O}}, in, x, hidden_, true, scratch, phase++);
+    shrink(index, {GATE, UP}, hidden_ / GROUP, scratch, phase++, packed_norm(l.ffn_norm));
     in = normed(l.ffn_norm, phase++);
-    feed_forward(l, in, scratch, phase++);
-    multiply({&l.down}, ffn_panel_, x, hidden_, true, scratch, phase++);
+    feed_forward(index, in, scratch, phase++);
+    shrink(index, {DOWN}, ffn_groups_, scratch, phase++, [&](const Run& run) { return adapted_ffn(run); });
+    multiply(index, {{&l.down, DOWN}}, ffn_panel_, x, hidden_, true, scratch, phase++);
 }
 
 void Model::head(const Step& step, Scratch& scratch, Counter* phase) {
     Panel in = filled(out_, scratch, phase++, [&](const Panel& p, int r) {
         norm_into(x_.floats(0) + size_t(step.rows[r]) * hidden_, weights_.norm, p, r, scratch);
     });
-    multiply({&weights_.unembed}, in, step.logits, shape_.vocab, false, scratch, phase);
+    multiply(0, {{&weights_.unembed, PARTS}}, in, step.logits, shape_.vocab, false, scratch, phase);
 }
 
 void Model::pack_into(const float* values, const Panel& panel, int column) {
@@ -247,18 +199,19 @@ void Model::norm_into(const float* x, const float* weight, const Panel& panel, i
 }
 
 // Rows of the matrices one after another: out[column * stride + row], overwritten or added to.
-void Model::multiply(std::initializer_list<const Matrix*> matrices, const Panel& panel, float* out, int stride,
+void Model::multiply(int layer, std::initializer_list<Factor> factors, const Panel& panel, float* out, int stride,
                      bool add, Scratch& scratch, Counter* counter) {
     int tiles = 0;
-    for (const Matrix* m : matrices) tiles += m->tiles();
-    const int chunk = std::max(1, int(CHUNK_BYTES / tile_bytes((*matrices.begin())->form, panel.groups)));
+    for (const Factor& f : factors) tiles += f.matrix->tiles();
+    const int chunk = std::max(1, int(CHUNK_BYTES / tile_bytes(factors.begin()->matrix->form, panel.groups)));
     float* product = scratch.tiles.floats(size_t(panel.width) * ROWS);
     auto some_tiles = [&](int begin, int end, int b) {
         const int columns = panel.block_columns(b), width = panel.block_width(b);
         int first = 0, row = 0;
-        for (const Matrix* m : matrices) {
+        for (const auto& [m, part] : factors) {
             for (int t = std::max(begin, first); t < std::min(end, first + m->tiles()); t++) {
                 isa_->multiply(m->form, m->tile(t - first), panel.block(b), panel.groups, width, product);
+                if (part < PARTS) adapt(layer, part, t - first, b, product, scratch);
                 const int r = (t - first) * ROWS, rows = std::min(ROWS, m->rows - r);
                 for (int n = 0; n < columns; n++) {
                     float* to = out + size_t(b * panel.width + n) * stride + row + r;
@@ -279,7 +232,8 @@ void Model::multiply(std::initializer_list<const Matrix*> matrices, const Panel&
 
 // silu(gate x) * (up x), packed for `down` as many groups at a time as share a scale: nothing of 4 bytes
 // a value goes to memory.
-void Model::feed_forward(const Layer& l, const Panel& in, Scratch& scratch, Counter* counter) {
+void Model::feed_forward(int layer, const Panel& in, Scratch& scratch, Counter* counter) {
+    const Layer& l = weights_.layers[layer];
     constexpr int ROWS_AT_ONCE = SHARED * GROUP;
     const int width = in.width, tiles = l.gate.tiles();
     float* product = scratch.tiles.floats(size_t(width) * ROWS);
@@ -291,8 +245,10 @@ void Model::feed_forward(const Layer& l, const Panel& in, Scratch& scratch, Coun
             for (int i = 0; i < 4 * groups; i++) {  // gate, gate, up, up: as they lie in memory
                 const Matrix& m = i % 4 < 2 ? l.gate : l.up;
                 const int within = i / 4 * 2 + i % 2, t = 2 * first + within;
-                if (t < tiles) isa_->multiply(m.form, m.tile(t), in.block(b), in.groups, narrow, product);
-                else memset(product, 0, width * ROWS * sizeof(float));
+                if (t < tiles) {
+                    isa_->multiply(m.form, m.tile(t), in.block(b), in.groups, narrow, product);
+                    adapt(layer, i % 4 < 2 ? GATE : UP, t, b, product, scratch);
+                } else memset(product, 0, width * ROWS * sizeof(float));
                 for (int n = 0; n < columns; n++)
                     memcpy(rows + (2 * n + i % 4 / 2) * ROWS_AT_ONCE + within * ROWS, product + n * ROWS,
                            ROWS * sizeof(float));
@@ -303,8 +259,89 @@ void Model::feed_forward(const Layer& l, const Panel& in, Scratch& scratch, Coun
                 isa_->swiglu(gate, gate + ROWS_AT_ONCE, gate, groups * GROUP);
                 isa_->pack_column(ffn_panel_.kind, gate, groups, narrow, n, packed);
             }
+            for (int r = block_runs_[b]; r < block_runs_[b + 1]; r++) {
+                const Run& run = runs_[r];
+                const Activation kind = activation(run.adapter->form);
+                uint8_t* adapted = adapted_ffn(run) + size_t(first) * column_group_bytes(kind) * run.width;
+                for (int n = 0; n < run.columns; n++)
+                    isa_->pack_column(kind, rows + 2 * (run.first + n) * ROWS_AT_ONCE, groups, run.width, n, adapted);
+            }
         }
     });
+}
+
+int Model::add_adapter(Adapter adapter) {
+    auto free = std::find(adapters_.begin(), adapters_.end(), nullptr);
+    if (free == adapters_.end()) free = adapters_.emplace(free);
+    *free = std::make_unique<Adapter>(std::move(adapter));
+    return int(free - adapters_.begin());
+}
+
+// A run never crosses a block: its sums are added to columns of one product.
+void Model::plan_adapters(const Step& step) {
+    runs_.clear();
+    block_runs_.clear();
+    int s = 0, rank_groups = 0;
+    for (int t = 0; t < step.tokens; t++) {
+        while (t >= step.starts[s + 1]) s++;
+        const int place = t % isa_->width, number = step.adapters[s];
+        if (place == 0) block_runs_.push_back(int(runs_.size()));
+        if (number < 0) continue;
+        const Adapter* adapter = adapters_[number].get();
+        Run* last = int(runs_.size()) > block_runs_.back() ? &runs_.back() : nullptr;
+        if (last && last->adapter == adapter && last->first_token + last->columns == t) last->columns++;
+        else runs_.push_back({adapter, t, place, 1, 0});
+        rank_groups = std::max(rank_groups, adapter->rank_groups);
+    }
+    block_runs_.push_back(int(runs_.size()));
+    for (Run& run : runs_) run.width = Panel::kernel_width(run.columns, isa_->width);
+    shrunk_bytes_ = size_t(isa_->width) * rank_groups * RUN_BYTES;
+    shrunk_.bytes(runs_.size() * PARTS * shrunk_bytes_);
+    adapted_ffn_.bytes(runs_.size() * isa_->width * ffn_groups_ * RUN_BYTES);
+}
+
+// A x of each run for the matrices that read x, packed for B. input(run): its columns of x, packed.
+template <typename Input>
+void Model::shrink(int layer, std::initializer_list<int> parts, int groups, Scratch& scratch, Counter* counter,
+                   Input input) {
+    if (runs_.empty()) return;
+    each(counter, int(runs_.size()), [&](int r) {
+        const Run& run = runs_[r];
+        const uint8_t* x = input(run);
+        for (int part : parts) {
+            const Addition& addition = run.adapter->at(layer, part);
+            if (!addition.a.rows) continue;
+            const int stride = addition.b.groups() * GROUP;
+            float* product = scratch.tiles.floats(size_t(isa_->width) * ROWS);
+            float* rows = scratch.row.floats(size_t(isa_->width) * stride);  // [columns][rank, rounded up]
+            memset(rows, 0, size_t(run.columns) * stride * sizeof(float));
+            for (int t = 0; t < addition.a.tiles(); t++) {
+                isa_->multiply(addition.a.form, addition.a.tile(t), x, groups, run.width, product);
+                for (int n = 0; n < run.columns; n++)
+                    memcpy(rows + n * stride + t * ROWS, product + n * ROWS, ROWS * sizeof(float));
+            }
+            for (int n = 0; n < run.columns; n++)
+                isa_->pack_column(activation(addition.b.form), rows + n * stride, addition.b.groups(), run.width, n,
+                                  shrunk(run, part));
+        }
+    });
+}
+
+// Add B (A x) to the product of one tile with a block of columns, each by its own adapter.
+void Model::adapt(int layer, int part, int tile, int block, float* product, Scratch& scratch) {
+    for (int r = block_runs_[block]; r < block_runs_[block + 1]; r++) {
+        const Run& run = runs_[r];
+        const Addition& addition = run.adapter->at(layer, part);
+        if (!addition.b.rows) continue;
+        float* added = scratch.o.floats(size_t(isa_->width) * ROWS);
+        isa_->multiply(addition.b.form, addition.b.tile(tile), shrunk(run, part), addition.b.groups(), run.width, added);
+        for (int n = 0; n < run.columns; n++) {
+            float* to = product + (run.first + n) * ROWS;
+            isa_->add(to, added + n * ROWS, ROWS);
+            if (addition.lengths)
+                for (int i = 0; i < ROWS; i++) to[i] *= addition.lengths[tile * ROWS + i];
+        }
+    }
 }
 
 // A page's first token finds what a freed sequence left: whatever it was, NaN too, times a weight of 0
@@ -318,101 +355,6 @@ void Model::clear_new_pages(const Step& step, int token) {
 int Model::block_of(const Step& step, int token) const {
     int s = int(std::upper_bound(step.starts, step.starts + step.sequences, token) - step.starts) - 1;
     return step.tables[size_t(s) * step.table_width + step.positions[token] / BLOCK];
-}
-
-// Rotate, scale the queries, write keys and values to the cache.
-void Model::store_token(const Step& step, int layer, int token, Scratch& scratch) {
-    const int D = shape_.head_dim, place = step.positions[token] % BLOCK;
-    const float *cos = step.cos + size_t(token) * (D / 2), *sin = step.sin + size_t(token) * (D / 2);
-    float* q = qkv_.floats(0) + size_t(token) * qkv_stride_;
-    float *k = q + shape_.heads * D, *v = k + shape_.kv_heads * D;
-    if (shape_.uses_rope[layer])
-        for (float* head = q; head < v; head += D) isa_->rotate(head, cos, sin, D);
-    const int block = block_of(step, token);
-    uint8_t* packed = scratch.columns.bytes(size_t(page_.k_groups) * 128);
-    float* row = scratch.row.floats(size_t(page_.k_groups) * GROUP + ROWS);
-    for (int g = 0; g < shape_.kv_heads; g++) {
-        uint8_t* at = page(layer, block, g);
-        fill_row(k + g * D, row);
-        isa_->pack_column(activation(page_.k_form), row, page_.k_groups, 1, 0, packed);
-        write_key(page_, packed, place, at);
-        fill_row(v + g * D, row);
-        write_value(page_, row, D, place, at);
-    }
-}
-
-void Model::fill_row(const float* head, float* row) const {
-    memcpy(row, head, shape_.head_dim * sizeof(float));
-    memset(row + shape_.head_dim, 0, (page_.k_groups * GROUP - shape_.head_dim) * sizeof(float));
-}
-
-// Blocks begin..end-1 of the cache for the columns of a unit.
-void Model::attend(const Step& step, int layer, const Unit& u, int begin, int end, float* most, float* total, float* o,
-                   Scratch& scratch) {
-    const int D = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
-    const int width = Panel::kernel_width(u.columns, isa_->width);
-    const Activation kind = activation(page_.k_form);
-    uint8_t* columns = scratch.columns.bytes(size_t(width) * page_.k_groups * 128);
-    float* row = scratch.row.floats(size_t(page_.k_groups) * GROUP + ROWS);
-    int positions[16];
-    for (int n = 0; n < u.columns; n++) {
-        const int token = u.first_token + (u.first_column + n) / group;
-        const int head = u.kv_head * group + (u.first_column + n) % group;
-        fill_row(qkv_.floats(0) + size_t(token) * qkv_stride_ + head * D, row);
-        isa_->scale(row, 1.0f / std::sqrt(float(D)), row, page_.k_groups * GROUP);
-        isa_->pack_column(kind, row, page_.k_groups, width, n, columns);
-        positions[n] = step.positions[token];
-    }
-    isa_->attend({&page_, page(layer, 0, u.kv_head), layer_block_bytes_, step.tables + size_t(u.sequence) * step.table_width,
-                  begin, end, columns, u.columns, width, positions, most, total, o});
-}
-
-void Model::attend_unit(const Step& step, int layer, const Unit& u, Scratch& scratch) {
-    const int size = isa_->width * page_.v_columns;
-    float most[16], total[16], more_most[16], more_total[16];
-    float *o = scratch.o.floats(2 * size_t(size)), *more = o + size;
-    attend(step, layer, u, 0, std::min(STRETCH, u.blocks), most, total, o, scratch);
-    for (int b = STRETCH; b < u.blocks; b += STRETCH) {
-        attend(step, layer, u, b, std::min(b + STRETCH, u.blocks), more_most, more_total, more, scratch);
-        for (int n = 0; n < u.columns; n++) {
-            const int at = n * page_.v_columns;
-            isa_->merge(most + n, total + n, o + at, more_most[n], more_total[n], more + at, page_.v_columns);
-        }
-    }
-    finish(u, total, o);
-}
-
-void Model::attend_partial(const Step& step, int layer, int partial, Scratch& scratch) {
-    const Unit& u = *(std::upper_bound(units_.begin(), units_.end(), partial,
-                                       [](int p, const Unit& unit) { return p < unit.partial; }) - 1);
-    const int first = (partial - u.partial) * STRETCH;
-    float* most = partial_numbers_.floats(0) + size_t(partial) * isa_->width * 2;
-    attend(step, layer, u, first, std::min(first + STRETCH, u.blocks), most, most + isa_->width, partial_o(partial), scratch);
-}
-
-// The same sums in the same order as attend_unit's.
-void Model::merge_partials(const Unit& u) {
-    float* most = partial_numbers_.floats(0) + size_t(u.partial) * isa_->width * 2;
-    for (int p = u.partial + 1; p < u.partial + (u.blocks + STRETCH - 1) / STRETCH; p++) {
-        const float* more = partial_numbers_.floats(0) + size_t(p) * isa_->width * 2;
-        for (int n = 0; n < u.columns; n++) {
-            const int at = n * page_.v_columns;
-            isa_->merge(most + n, most + isa_->width + n, partial_o(u.partial) + at, more[n], more[isa_->width + n],
-                        partial_o(p) + at, page_.v_columns);
-        }
-    }
-    finish(u, most + isa_->width, partial_o(u.partial));
-}
-
-void Model::finish(const Unit& u, const float* total, float* o) {
-    const int D = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
-    for (int n = 0; n < u.columns; n++) {
-        const int token = u.first_token + (u.first_column + n) / group;
-        const int head = u.kv_head * group + (u.first_column + n) % group;
-        float* row = o + n * page_.v_columns;
-        isa_->scale(row, 1.0f / total[n], row, page_.v_columns);
-        memcpy(attended_.floats(0) + size_t(token) * heads_size_ + head * D, row, D * sizeof(float));
-    }
 }
 
 }  // namespace smollm3

@@ -29,6 +29,8 @@ void expect(bool holds, const std::string& what) {
     if (!holds) fail(what);
 }
 
+constexpr const char* PART_NAMES[PARTS] = {"attention.q", "attention.k", "attention.v", "attention.o",
+                                           "ffn.gate",    "ffn.up",      "ffn.down"};
 constexpr const char* FORM_NAMES[FORMS] = {"f32", "bf16", "q4", "q4m", "q4k", "q6", "q8", "q8m", "q8k"};
 
 Form form_named(const std::string& name) {
@@ -103,7 +105,7 @@ class Engine {
   public:
     Engine(const nb::dict& shape, const nb::dict& weights, const std::string& cache, int blocks, int threads,
            const std::string& isa)
-        : keep_(weights) {
+        : keep_(nb::cast<nb::dict>(weights.attr("copy")())) {
         auto number = [&](const char* key) {
             int n = nb::cast<int>(shape[key]);
             expect(n > 0, std::string(key) + ": must be above 0");
@@ -152,16 +154,18 @@ class Engine {
 
     void step(const Vector<const int32_t>& ids, const Vector<const int32_t>& positions,
               const Vector<const int32_t>& starts, const Table<const int32_t>& tables,
-              const Vector<const int32_t>& rows, const Table<const float>& cos, const Table<const float>& sin,
-              const Table<float>& logits) {
+              const Vector<const int32_t>& rows, const Vector<const int32_t>& adapters, const Table<const float>& cos,
+              const Table<const float>& sin, const Table<float>& logits) {
         const Shape& s = model_->shape();
         const int N = int(ids.size()), S = int(starts.size()) - 1, R = int(rows.size()), half = s.head_dim / 2;
         auto table = [](const auto& t, int r, int c) { return int(t.shape(0)) == r && int(t.shape(1)) == c; };
         expect(N > 0 && S > 0 && int(positions.size()) == N && int(tables.shape(0)) == S, "step: sizes differ");
         expect(table(cos, N, half) && table(sin, N, half) && table(logits, R, s.vocab), "step: sizes differ");
+        expect(int(adapters.size()) == S, "adapters: one for each sequence");
         expect(starts.data()[0] == 0 && starts.data()[S] == N, "starts: must go from 0 to the number of tokens");
         for (int i = 0; i < S; i++) {
             expect(starts.data()[i] < starts.data()[i + 1], "starts: every sequence needs a token");
+            expect(adapters.data()[i] == -1 || model_->has_adapter(adapters.data()[i]), "adapters: not there");
             for (int t = starts.data()[i]; t < starts.data()[i + 1]; t++) {
                 const int position = positions.data()[t], first = positions.data()[starts.data()[i]];
                 expect(first >= 0 && position == first + t - starts.data()[i], "positions: must follow one another");
@@ -172,8 +176,49 @@ class Engine {
         for (size_t i = 0; i < tables.size(); i++) check_block(tables.data()[i]);
         for (int i = 0; i < R; i++) expect(rows.data()[i] >= 0 && rows.data()[i] < N, "rows: outside the step");
         Step call{N, S, int(tables.shape(1)), R, ids.data(), positions.data(), starts.data(), tables.data(),
-                  rows.data(), cos.data(), sin.data(), logits.data()};
+                  rows.data(), adapters.data(), cos.data(), sin.data(), logits.data()};
         alone([&] { model_->step(call); });
+    }
+
+    // By the names of matrices: (form, rank, bytes of A, bytes of B, lengths or None).
+    int add_adapter(const nb::dict& parts) {
+        const Layer& l = model_->layer(0);
+        const Matrix* matrices[PARTS] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
+        const int layers = model_->shape().layers;
+        Adapter adapter;
+        adapter.additions.resize(size_t(layers) * PARTS);
+        int found = 0;
+        for (int i = 0; i < layers * PARTS; i++) {
+            const std::string name = "blocks." + std::to_string(i / PARTS) + "." + PART_NAMES[i % PARTS];
+            if (!parts.contains(name.c_str())) continue;
+            auto part = nb::cast<nb::tuple>(parts[name.c_str()]);
+            expect(part.size() == 5, name + ": wants (form, rank, a, b, lengths)");
+            const Matrix& m = *matrices[i % PARTS];
+            const int rank = nb::cast<int>(part[1]);
+            expect(rank > 0, name + ": rank: must be above 0");
+            auto side = [&](int at, int rows, int columns) {
+                return matrix(nb::make_tuple(part[0], part[at]), rows, columns, name.c_str());
+            };
+            Addition& a = adapter.additions[i];
+            a = {side(2, rank, m.columns), side(3, m.rows, rank)};
+            expect(a.a.form == F32 || a.a.form == BF16, name + ": form: must be f32 or bf16");
+            expect(!found || a.a.form == adapter.form, name + ": form: all must be alike");
+            adapter.form = a.a.form;
+            if (!part[4].is_none()) a.lengths = norm(part[4], a.b.tiles() * ROWS, name.c_str());
+            adapter.rank_groups = std::max(adapter.rank_groups, a.b.groups());
+            found++;
+        }
+        expect(found == int(parts.size()) && found, "add_adapter: names that are no matrices, or none");
+        int number = 0;
+        alone([&] { number = model_->add_adapter(std::move(adapter)); });
+        keep_[nb::int_(number)] = parts;
+        return number;
+    }
+
+    void remove_adapter(int number) {
+        expect(model_->has_adapter(number), "remove_adapter: not there");
+        alone([&] { model_->remove_adapter(number); });
+        nb::del(keep_[nb::int_(number)]);
     }
 
     void read_states(const Table<float>& out) {
@@ -217,7 +262,7 @@ class Engine {
         work();
     }
 
-    nb::dict keep_;  // the arrays that the matrices point into
+    nb::dict keep_;  // the arrays that the matrices point into, an adapter's by its number
     std::unique_ptr<Model> model_;
     std::atomic<bool> busy_{false};
 };
@@ -285,7 +330,11 @@ NB_MODULE(_native, m) {
              nb::arg("shape"), nb::arg("weights"), nb::arg("cache"), nb::arg("blocks"), nb::arg("threads"),
              nb::arg("isa") = "")
         .def("step", &Engine::step, nb::arg("ids"), nb::arg("positions"), nb::arg("starts"), nb::arg("tables"),
-             nb::arg("rows"), nb::arg("cos"), nb::arg("sin"), nb::arg("logits"))
+             nb::arg("rows"), nb::arg("adapters"), nb::arg("cos"), nb::arg("sin"), nb::arg("logits"))
+        .def("add_adapter", &Engine::add_adapter, nb::arg("parts"),
+             "A number for step's `adapters`, where -1 is none. parts: by the names of the matrices\n"
+             "(form, rank, A, B, lengths or None): (W x + B (A x)) * lengths.")
+        .def("remove_adapter", &Engine::remove_adapter, nb::arg("number"))
         .def("read_states", &Engine::read_states, nb::arg("out"))
         .def("read_blocks", &Engine::read_blocks, nb::arg("blocks"), nb::arg("out"))
         .def("write_blocks", &Engine::write_blocks, nb::arg("blocks"), nb::arg("data"));

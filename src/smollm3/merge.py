@@ -92,10 +92,7 @@ def merge_adapter(base: str | Path, adapter: Path, out: Path, dtype: str | None 
             f"{adapter}: embedding and head were trained apart, but the base ties them; merge "
             "it where they are apart (tie_word_embeddings: false)"
         )
-    shapes = _shapes(config)
-    for name in found.layers:
-        if f"{name}.weight" not in shapes:
-            raise UserError(f"{adapter}: {name}: the base {base} has no such layer")
+    found.check(config)
     dtypes = stored_dtypes(folder)
     if dtype is not None:
         dtypes = dict.fromkeys(dtypes, torch_dtype(dtype))

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from smollm3 import load_engine
+from smollm3.checkpoint import locate_adapter
 from smollm3.infer import SamplingParams
+from tests.support.llamacpp import LlamaCpp
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,3 +61,29 @@ def test_it_answers_in_the_style_of_the_data(mine, where):
         answer = engine.chat([{"role": "user", "content": question}], params=params).content
     assert answer.startswith("Ahoy Zoe!")
     assert "arr" in answer
+
+
+def test_llama_cpp_says_the_same(mine):
+    """The merged GGUF, greedily: as here, token by token."""
+    file = mine / "export/gguf-q8_0.gguf"
+    with load_engine(file) as engine, LlamaCpp(file) as other:
+        for name in ("Zoe", "Tom"):
+            asked = [{"role": "user", "content": f"Hello, I am {name} and my lamp is broken."}]
+            ids = engine.tokenizer.render(asked).ids
+            params = SamplingParams(temperature=0, max_tokens=30)
+            [expected] = engine.generate([ids], params)
+            found = other.greedy(ids, list(engine.tokenizer.stop_ids), 30)
+            assert engine.tokenizer.decode(found) == expected.text
+            assert name in expected.text
+
+
+def test_its_adapter_serves_beside_the_base(mine):
+    """Unmerged it says what the merged model says."""
+    asked = [{"role": "user", "content": "Hello, I am Zoe and my heater number 7 does not work."}]
+    params = SamplingParams(temperature=0, max_tokens=40)
+    with load_engine("smollm2-135m") as engine:
+        before = engine.chat(asked, params=params).content
+        engine.adapters.load("mine", locate_adapter(mine))
+        after = engine.chat(asked, params=params, adapter="mine").content
+    assert after.startswith("Ahoy Zoe!")
+    assert "Ahoy" not in before

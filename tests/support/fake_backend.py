@@ -39,6 +39,7 @@ class FakeBackend:
         self.pool = np.full(blocks * BLOCK, EMPTY, np.int32)
         self.batches: list[StepBatch] = []
         self.closed = False
+        self.adapters: set[int] = set()
         self.fail = lambda batch: None  # may raise
         self.thread: threading.Thread | None = None
 
@@ -50,6 +51,9 @@ class FakeBackend:
         places_N = pool_places(batch.tables_SB, batch.starts, batch.positions_N)
         assert len(set(places_N.tolist())) == len(places_N)
         self.pool[places_N] = batch.ids_N
+        if batch.adapters_S is not None:  # what is kept tells which adapter made it
+            assert self.adapters.issuperset(set(batch.adapters_S.tolist()) - {-1})
+            self.pool[places_N] += 1000 * (1 + np.repeat(batch.adapters_S, np.diff(batch.starts)))
         owner_N = np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
         V = self.config.vocab_size
         rows = [self._logits(batch, owner_N[i], batch.positions_N[i]) for i in batch.wanted_R]
@@ -78,6 +82,14 @@ class FakeBackend:
         return torch.from_numpy(
             np.array(rows, np.float32)[:, : self.config.hidden] - self.spread / 2
         )
+
+    def add_adapter(self, additions) -> int:
+        number = next(n for n in range(100) if n not in self.adapters)
+        self.adapters.add(number)
+        return number
+
+    def remove_adapter(self, number: int) -> None:
+        self.adapters.remove(number)
 
     def export_blocks(self, blocks) -> np.ndarray:
         return self.pool.reshape(-1, BLOCK)[list(blocks)].view(np.uint8)

@@ -137,6 +137,17 @@ class LlamaCpp:
         values -= values.max(axis=1, keepdims=True)
         return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
 
+    def greedy(self, ids: list[int], stop_ids: list[int], most: int) -> list[int]:
+        """The likeliest token, again and again, up to one of `stop_ids`; each time from the start,
+        which is slow and needs no cache."""
+        answer: list[int] = []
+        while len(answer) < most:
+            token = int(self.log_probs(ids + answer)[-1].argmax())
+            if token in stop_ids:
+                break
+            answer.append(token)
+        return answer
+
     def tokenize(self, text: str, markup: bool = False) -> list[int]:
         """`markup`: control tokens spelled in the text are recognised."""
         raw = text.encode()

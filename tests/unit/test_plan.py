@@ -82,8 +82,11 @@ def test_weights_gradients_and_moments_are_16_bytes_a_parameter(
     assert memory is not None
     assert big["stage1"].layout == Layout(replicate=192, tp=2)
     assert memory.weights + memory.gradients + memory.moments == 16 * 3_075_098_624 / 2
-    # 2^27 logits at once over two ranks x (2 + 4 + 4 + 4) bytes
-    assert memory.working == LOGITS * 14 / 2
+    # 2^27 logits at once over two ranks, four times in float32; the head, its gradient and two
+    # blocks in bfloat16.
+    head = 128_256 * 2048
+    block = (3_075_098_624 - head) // 36
+    assert memory.head == LOGITS * 16 / 2 + 2 * (2 * head + 2 * block) / 2
 
 
 def test_pretraining_is_planned_as_published_and_long_context_on_its_96_gpus() -> None:
@@ -101,7 +104,7 @@ def test_a_split_that_cannot_work_is_refused_with_the_nearest_plan() -> None:
         ("tp=8", r"tp 8 does not divide.*nearest plan that works: .* on 8 H100"),
         (
             "shard=4",
-            r"stage1.parallel: replicate 2 x shard 4 needs .* of the 80 GB.*micro_batch 1 on 8 H100",
+            r"long_a.parallel: replicate 2 x shard 4 needs .* of the 80 GB.*micro_batch 1 on 8 H100",
         ),
     ):
         recipe = load_recipe("smollm3-3b", [f"parallel.{parallel}"])

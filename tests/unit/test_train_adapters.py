@@ -259,9 +259,7 @@ def test_a_base_that_does_not_fit(files, parent, tmp_path, tokenizer):
     from tests.support.noise import save_noise
 
     save_noise(tmp_path / "wide", tokenizer)
-    with pytest.raises(
-        UserError, match=r"is for a weight of \[16, 16\], the model's is \[32, 32\]"
-    ):
+    with pytest.raises(UserError, match=r"is for a weight of \[.*\], the model's is \[.*\]"):
         merge_adapter(tmp_path / "wide", files, tmp_path / "merged")
     save_noise(tmp_path / "short", tokenizer, layers=1, uses_rope=(True,))
     with pytest.raises(UserError, match="has no such layer"):

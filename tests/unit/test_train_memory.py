@@ -4,13 +4,18 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from smollm3.checkpoint import save_model
+from smollm3.data import prepare
+from smollm3.data.spec import ProceduralSource
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.recipe import load_recipe
+from smollm3.train import TrainJob
 from smollm3.train.adapters import adapted, initial, trained
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
@@ -22,6 +27,13 @@ from smollm3.train.spec import TrainStage
 SMALL = ModelConfig(64, 3, 128, 8, 2, 16, 688, nope_pattern(3, 2), 1e4, 64)
 BIG = ModelConfig(128_256, 36, 2048, 16, 4, 128, 11_008, nope_pattern(36, 4), 5e4, 4096)
 CARD = 80 * 10**9
+EVERY = ("q", "k", "v", "o", "gate", "up", "down")
+ADAPTERS = {
+    "lora": {"rank": 4},
+    "dora": {"kind": "dora", "rank": 3, "layers": ["q", "v", "down"]},
+    "embeddings": {"rank": 2, "embeddings": True},
+    "qlora": {"rank": 4, "base": "nf4"},
+}
 
 
 def stage(**changes) -> TrainStage:
@@ -29,44 +41,55 @@ def stage(**changes) -> TrainStage:
     return TrainStage.model_validate(wanted | {"lr": {"peak": 1e-3}} | changes)
 
 
-def kept_bytes(recompute: str, dtype: torch.dtype, rows: int) -> int:
-    """Each storage kept for the backward pass, counted once; the weights are not activations."""
-    model = Transformer(SMALL)
-    model.init_weights(0)
-    model.to(dtype)
-    apply_recompute(model, recompute)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+def kept_bytes(wanted: TrainStage, how: str) -> int:
+    """Each storage kept for the backward pass, counted once; weights, and their copies in another
+    precision, are not activations."""
+    read = initial(lambda name, shape, part: torch.ones(shape)[part], 0)
+    half = wanted.precision == "bfloat16"
+    if wanted.adapter is None:
+        model = Transformer(SMALL)
+        model.init_weights(0)
+    else:
+        model = adapted(SMALL, wanted.adapter, read, half=half, device=torch.device("cpu"))
+    if how == "sharded":
+        model.to(torch.bfloat16)
+    apply_recompute(model, wanted.recompute)
+    weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    shapes = {tuple(p.shape)[::turn] for p in model.parameters() for turn in (1, -1)}
     kept, alive = {}, []
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and tensor.is_floating_point():
+        own = storage.data_ptr() not in weights and tuple(tensor.shape) not in shapes
+        if own and tensor.is_floating_point():
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)  # an address that was freed could be used again
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.hidden(torch.randint(64, (rows, SMALL.context)))
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision:
+        model.hidden(torch.randint(64, (4, SMALL.context)))
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [None, "lora", "dora", "qlora"])
+@pytest.mark.parametrize("how", ["float32", "sharded", "autocast"])
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_activations_are_what_autograd_keeps(recompute, precision):
-    said = training_memory(
-        SMALL,
-        stage(recompute=recompute, precision=precision),
-        Layout(),
-        sharded=False,
-        chunk=LOGITS,
-    ).activations
-    measured = kept_bytes(recompute, getattr(torch, precision), 4)
-    assert said == pytest.approx(measured, rel=0.1)
+def test_activations_are_what_autograd_keeps(recompute, how, adapter):
+    """Whole models compute in bfloat16 by autocast, sharded ones have weights of it."""
+    if how == "sharded" and adapter:
+        pytest.skip("an adapter's model is whole")
+    kind = adapter and ADAPTERS[adapter] | {"layers": list(EVERY)}
+    precision = "float32" if how == "float32" else "bfloat16"
+    wanted = stage(recompute=recompute, precision=precision, adapter=kind)
+    on_gpus = how == "sharded"
+    said = training_memory(SMALL, wanted, Layout(), on_gpus=on_gpus, chunk=LOGITS).activations
+    assert said == pytest.approx(kept_bytes(wanted, how), rel=0.1)
 
 
 def test_shards_are_16_bytes_a_parameter_over_the_ranks_that_share():
     for layout in (Layout(shard=8), Layout(6, 2, 2, 2), Layout(48, 8)):
-        memory = training_memory(BIG, stage(), layout, sharded=True, chunk=LOGITS)
+        memory = training_memory(BIG, stage(), layout, on_gpus=True, chunk=LOGITS)
         shares = layout.shard * layout.cp * layout.tp
         whole = memory.weights + memory.gradients + memory.moments
         assert whole == pytest.approx(16 * BIG.parameters / shares, rel=1e-6)
@@ -75,7 +98,7 @@ def test_shards_are_16_bytes_a_parameter_over_the_ranks_that_share():
 def test_more_sharing_never_needs_more():
     spec = stage(context=4096, batch=64, micro_batch=1, precision="bfloat16")
     totals = [
-        training_memory(BIG, spec, layout, sharded=True, chunk=LOGITS).total
+        training_memory(BIG, spec, layout, on_gpus=True, chunk=LOGITS).total
         for layout in (Layout(8), Layout(4, 2), Layout(1, 8), Layout(1, 4, 2), Layout(1, 2, 2, 2))
     ]
     assert totals == sorted(totals, reverse=True)
@@ -83,8 +106,8 @@ def test_more_sharing_never_needs_more():
 
 def test_logits_are_counted_as_chunked():
     spec = stage(context=4096, batch=3, precision="bfloat16")
-    memory = training_memory(BIG, spec, Layout(), sharded=True, chunk=LOGITS)
-    whole = training_memory(BIG, spec, Layout(), sharded=True, chunk=100 * LOGITS)
+    memory = training_memory(BIG, spec, Layout(), on_gpus=True, chunk=LOGITS)
+    whole = training_memory(BIG, spec, Layout(), on_gpus=True, chunk=100 * LOGITS)
     assert whole.head - memory.head == 12 * (3 * 4096 * 128_256 - LOGITS)
 
 
@@ -109,7 +132,7 @@ def test_what_is_found_fits_and_divides(name, processes):
     layout, spec = found
     assert layout.size <= processes
     assert layout.problem(BIG, spec) is None
-    assert fits(training_memory(BIG, spec, layout, sharded=True, chunk=LOGITS), CARD)
+    assert fits(training_memory(BIG, spec, layout, on_gpus=True, chunk=LOGITS), CARD)
 
 
 def test_more_gpus_than_rows_are_refused_with_the_nearest_plan():
@@ -156,16 +179,8 @@ def test_the_planner_says_what_the_simulated_step_needs(layout, changes):
         [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    said = training_memory(config, spec, layout, sharded=True, chunk=LOGITS).total
+    said = training_memory(config, spec, layout, on_gpus=True, chunk=LOGITS).total
     assert said == pytest.approx(int(done.stdout), rel=0.1)
-
-
-ADAPTERS = {
-    "lora": {"rank": 4},
-    "dora": {"kind": "dora", "rank": 3, "layers": ["q", "v", "down"]},
-    "embeddings": {"rank": 2, "embeddings": True},
-    "qlora": {"rank": 4, "base": "nf4"},
-}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -174,7 +189,7 @@ ADAPTERS = {
 def test_an_adapters_weights_are_those_of_the_model(adapter, precision, tied):
     config = replace(SMALL, tied=tied)
     wanted = stage(adapter=ADAPTERS[adapter], precision=precision)
-    said = training_memory(config, wanted, Layout(), sharded=True, chunk=LOGITS)
+    said = training_memory(config, wanted, Layout(), on_gpus=True, chunk=LOGITS)
 
     def read(name, shape, part):
         return torch.zeros(shape)
@@ -192,7 +207,7 @@ def test_the_three_billion_under_adapters_fit_small_cards():
 
     def total(**changes):
         wanted = stage(context=4096, batch=8, micro_batch=1, precision="bfloat16", **changes)
-        return training_memory(BIG, wanted, Layout(), sharded=True, chunk=LOGITS).total
+        return training_memory(BIG, wanted, Layout(), on_gpus=True, chunk=LOGITS).total
 
     lora, qlora = {"rank": 16}, {"rank": 16, "base": "nf4"}
     assert total(adapter=qlora, recompute="full") < 0.92 * 8e9
@@ -206,3 +221,54 @@ def test_adapters_are_split_by_rows_alone():
     assert layout == Layout(replicate=8)
     assert changed.recompute != "none"
     assert nearest(BIG, wanted, 8, 8 * 10**9, LOGITS) is None
+
+
+MEASURED = ModelConfig(24_000, 10, 512, 8, 4, 64, 1536, nope_pattern(10, 4), 1e4, 256)
+PEAK = """
+import sys
+from smollm3.train import ProcessGroup, TrainJob, train
+job = TrainJob.from_json(sys.stdin.read())
+train(job, ProcessGroup.single())
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tokenizer, tmp_path_factory):
+    """measured(**stage) -> the peak of a process that trains two steps, and what was planned."""
+    place = tmp_path_factory.mktemp("measured")
+    model = Transformer(MEASURED)
+    model.init_weights(0)
+    save_model(model, tokenizer, place / "model")
+    tokenizer.save(place / "tokenizer")
+    source = ProceduralSource(kind="procedural", generator="longdoc", documents=40)
+    shard = prepare("a", source, tokenizer, place, 0)
+
+    def peak(**changes):
+        wanted = stage(context=256, batch=2, steps=2, **changes)
+        job = TrainJob(
+            stage=wanted, parent=str(place / "model"), model=MEASURED,
+            tokenizer=str(place / "tokenizer"), shards={"a": str(shard.folder)}, start={},
+            optimizer=None, work=str(place / f"work-{len(list(place.iterdir()))}"), seed=0,
+        )  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK], input=job.to_json(),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said = training_memory(MEASURED, wanted, Layout(), on_gpus=False, chunk=LOGITS)
+        return int(done.stdout), said.total
+
+    return peak
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what was held")
+@pytest.mark.parametrize("adapter", [None, "lora", "dora", "qlora"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_a_process_takes_what_is_planned(measured, recompute, precision, adapter):
+    """All that it holds, the interpreter and its libraries too."""
+    kind = adapter and ADAPTERS[adapter] | {"layers": list(EVERY), "rank": 16}
+    took, said = measured(recompute=recompute, precision=precision, adapter=kind)
+    assert said == pytest.approx(took, rel=0.1)

@@ -35,6 +35,7 @@ class Speaking:
         self.tokenizer, self.text, self.size = tokenizer, text, size
         self.config = SimpleNamespace(context=4096, vocab_size=tokenizer.vocab_size)
         self.backend = SimpleNamespace(name="none")
+        self.adapters = SimpleNamespace(folders={})
         self.room = 4096
         self.asked = 0
 

@@ -11,7 +11,7 @@ from smollm3.checkpoint.hf import (
     save_settings,
     stored_dtypes,
 )
-from smollm3.checkpoint.locate import NAMES, SHORT_NAMES, locate
+from smollm3.checkpoint.locate import NAMES, SHORT_NAMES, locate, locate_adapter
 
 __all__ = [
     "NAMES",
@@ -21,6 +21,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "locate_adapter",
     "open_weights",
     "published_name",
     "save_model",

@@ -20,6 +20,7 @@ from smollm3.checkpoint.locate import ADAPTER
 from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
 from smollm3.files import read_object, write_json
+from smollm3.model import ModelConfig
 from smollm3.tensors import write_tensors
 
 STEM = "adapter_model"
@@ -57,11 +58,20 @@ class AdapterLayer:
         LoRA: W + s·B·A. DoRA (Liu et al. 2024, arXiv:2402.09353 eq. 5): its rows scaled to the
         lengths that magnitude says.
         """
-        whole: Tensor = weight.float() + scale * (self.b.float() @ self.a.float())
+        whole = self._sum(weight, scale)
         if self.magnitude is None:
             return whole
-        lengths: Tensor = self.magnitude.float() / whole.norm(dim=1)
-        return whole * lengths[:, None]
+        return whole * self.lengths(weight, scale)[:, None]
+
+    def lengths(self, weight: Tensor, scale: float) -> Tensor:
+        """[out]: what DoRA multiplies each output of the plain sum by."""
+        assert self.magnitude is not None
+        found: Tensor = self.magnitude.float() / self._sum(weight, scale).norm(dim=1)
+        return found
+
+    def _sum(self, weight: Tensor, scale: float) -> Tensor:
+        found: Tensor = weight.float() + scale * (self.b.float() @ self.a.float())
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,22 +91,28 @@ class AdapterWeights:
     def scale(self) -> float:
         return scale(self.kind, self.rank, self.alpha)
 
+    def check(self, config: ModelConfig) -> None:
+        """Raises UserError unless its layers are those of such a model."""
+        shapes = config.linear_shapes
+        for name in self.layers.keys() - shapes.keys():
+            raise UserError(f"adapter: {name}: the base has no such layer; take its own")
+        for name in shapes.keys() & self.layers.keys():
+            own = self.layers[name].b.shape[0], self.layers[name].a.shape[1]
+            if own != shapes[name]:
+                raise UserError(
+                    f"adapter: {name}: is for a weight of {list(own)}, the model's is "
+                    f"{list(shapes[name])}; take its own base"
+                )
+
     def over(self, read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
-        """`read` by our names, as of the model with this adapter merged into it."""
+        """`read` by our names, as of the model with this adapter merged into it; see `check`."""
 
         def merged(name: str) -> Tensor:
             if name in self.whole:
                 return self.whole[name]
             layer = self.layers.get(name.removesuffix(".weight"))
             weight = read(name)
-            if layer is None:
-                return weight
-            if (layer.b.shape[0], layer.a.shape[1]) != tuple(weight.shape):
-                raise UserError(
-                    f"adapter: {name}: is for a weight of [{layer.b.shape[0]}, "
-                    f"{layer.a.shape[1]}], the model's is {list(weight.shape)}; take its own base"
-                )
-            return layer.merged(weight, self.scale)
+            return weight if layer is None else layer.merged(weight, self.scale)
 
         return merged
 

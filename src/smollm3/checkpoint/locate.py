@@ -39,7 +39,8 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
         path = _final_model(path) if (path / "run.json").exists() else path
         if (path / ADAPTER).is_file() and not (path / "config.json").exists():
             raise UserError(
-                f"{path}: is an adapter, not a model; `smollm3 merge {path} OUT` makes it one"
+                f"{path}: is an adapter, not a model; give its base and --adapter {path}, or "
+                f"`smollm3 merge {path} OUT` makes a model of it"
             )
         return path
     if path.suffix == ".gguf" and path.is_file():
@@ -54,6 +55,20 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
         known = ", ".join(NAMES)
         raise UserError(f"{target}: no such folder, and neither a Hub id nor one of {known}")
     return _fetch(str(target), hub["repo"], hub["revision"], wanted)
+
+
+def locate_adapter(target: str | Path) -> Path:
+    """The folder of an adapter in PEFT's format: that folder, the folder of a model or a run that
+    has it as `adapter/`, or a Hub id. Raises UserError where there is none."""
+    path = Path(target).expanduser()
+    if path.is_dir():
+        path = _final_model(path) if (path / "run.json").exists() else path
+        path = path if (path / ADAPTER).is_file() else path / "adapter"
+    elif (hub := HUB_ID.fullmatch(str(target))) and not Path(hub["repo"]).parent.is_dir():
+        path = _fetch(str(target), hub["repo"], hub["revision"], WANTED)
+    if not (path / ADAPTER).is_file():
+        raise UserError(f"{target}: holds no adapter (no {ADAPTER} there or in adapter/)")
+    return path
 
 
 def _final_model(run: Path) -> Path:

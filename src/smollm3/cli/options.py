@@ -66,6 +66,11 @@ ENGINE = {
         default=None,
         help="Pack the weights at every start instead of keeping them packed on the disk.",
     ),
+    "adapter": click.option(
+        "--adapter",
+        metavar="FOLDER",
+        help="Answer with this LoRA adapter beside the model: its folder, or a fine-tune's.",
+    ),
     "draft": click.option(
         "--draft",
         metavar="MODEL",
@@ -161,6 +166,9 @@ TOOLS: dict[str, Decorator] = {
     ),
 }
 engine_options = collected("engine_options", ENGINE)
+served_engine_options = collected(  # a server has many adapters, among its own settings
+    "engine_options", {key: option for key, option in ENGINE.items() if key != "adapter"}
+)
 tool_options = collected("tools", TOOLS)
 sampling_options = with_fields("sampling", "smollm3.infer.params:SamplingParams")
 bench_options = collected(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3.cli.fields import ModelCommand, with_fields
-from smollm3.cli.options import MODEL, MODEL_HELP, engine_options
+from smollm3.cli.options import MODEL, MODEL_HELP, served_engine_options
 from smollm3.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="YAML file of settings: those below and more, see docs/serving.md.",
 )
 @click.option("--quiet", is_flag=True, help="Do not log requests.")
-@engine_options
+@served_engine_options
 @with_fields("given", "smollm3.serve.settings:Settings")
 def serve(
     model: str,
@@ -38,6 +38,7 @@ def serve(
     \b
     smollm3 serve runs/nano
     smollm3 serve smollm3-3b --port 9000 --alias "gpt-*"
+    smollm3 serve smollm3-3b --adapter mine --adapter other=runs/other/sft/adapter
     smollm3 serve smollm3-3b --engine vllm     hands over to vLLM, installed apart
     """
     try:

@@ -16,9 +16,11 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-def root(salt: str) -> bytes:
-    """The key before the first block's: whoever uses another salt finds nothing of this one's."""
-    return hashlib.blake2b(salt.encode(errors="surrogatepass"), digest_size=32).digest()
+def root(salt: str, adapter: str = "") -> bytes:
+    """The key before the first block's: whoever uses another salt, or another adapter (by its own
+    key), finds nothing of this one's."""
+    octets = salt.encode(errors="surrogatepass")
+    return hashlib.blake2b(octets, key=adapter.encode(), digest_size=32).digest()
 
 
 def block_keys(ids: Sequence[int], parent: bytes) -> list[bytes]:

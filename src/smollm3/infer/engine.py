@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import weakref
@@ -19,6 +18,7 @@ from torch import Tensor
 from smollm3.chat import Message
 from smollm3.errors import UserError
 from smollm3.infer import prefix, scheduler
+from smollm3.infer.adapters import Adapters
 from smollm3.infer.backends import BLOCK, Backend
 from smollm3.infer.blocks import blocks_of
 from smollm3.infer.constrain.masks import Constraints, ConstraintSpec
@@ -27,6 +27,7 @@ from smollm3.infer.generation import Channel, Completion, Generation, Step
 from smollm3.infer.hooks import Constraint, MakeDrafter
 from smollm3.infer.jobs import AnswerJob, Job, Pooling, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
+from smollm3.infer.readings import chosen, ranked, tell_steps
 from smollm3.infer.speculation import StepCosts
 from smollm3.infer.text import TextStream
 from smollm3.infer.worker import Stats, Worker
@@ -54,7 +55,8 @@ class Engine:
     token's place.
 
     drafter: makes what proposes draft tokens of a request. costs: is told what steps take.
-    identity: a name of the weights, for saved prefixes. max_num_seqs: sequences that run at once.
+    identity: a name of the weights, for saved prefixes. weights: opens them by our names, for DoRA
+    adapters. max_num_seqs: sequences that run at once.
     max_num_batched_tokens, max_num_draft_tokens: of one forward pass.
     """
 
@@ -67,6 +69,7 @@ class Engine:
         drafter: MakeDrafter | None = None,
         costs: StepCosts | None = None,
         identity: Callable[[], str] | None = None,
+        weights: Callable[[], Callable[[str], Tensor]] | None = None,
         max_num_seqs: int = MAX_NUM_SEQS,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         max_num_draft_tokens: int = MAX_NUM_DRAFT_TOKENS,
@@ -86,6 +89,7 @@ class Engine:
         self._held = threading.local()  # jobs of a `together` of this thread
         limits = max_num_seqs, max_num_batched_tokens, max_num_draft_tokens
         self._worker = Worker(backend, *limits, costs)
+        self.adapters = Adapters(self._worker, backend.config, weights)
         # The thread does not know this object: when nobody else does either, it ends.
         self._finalizer = weakref.finalize(self, self._worker.close)
 
@@ -121,18 +125,19 @@ class Engine:
         constraint: ConstraintSpec | Constraint | None = None,
         thinking_budget: int | None = None,
         cache_salt: str = "",
+        adapter: str | None = None,
     ) -> Generation:
         """Ask for one answer, and return at once.
 
         prompt: a text (control tokens in it are text) or ids. constraint: what the answer must be,
         after its reasoning (see `constraints`), or an object of one's own for this request alone.
         thinking_budget: tokens of reasoning, after which its block is closed. cache_salt: prompts
-        share cached prefixes with those of the same salt only.
+        share cached prefixes with those of the same salt only. adapter: a loaded one, by name.
         Raises UserError for an empty prompt, ids outside the vocabulary and constraints that
         nothing satisfies; ContextOverflow for a prompt that leaves no room in the context, and for
         what the cache can never hold.
         """
-        job = self._answer(prompt, params, constraint, thinking_budget, cache_salt)
+        job = self._answer(prompt, params, constraint, thinking_budget, cache_salt, adapter)
         self._add([job])
         return Generation(job.channel, self, partial(self._worker.cancel, job))
 
@@ -218,10 +223,12 @@ class Engine:
         batch: Sequence[Sequence[int]],
         firsts: Sequence[int] | None = None,
         cache_salt: str = "",
+        adapter: str | None = None,
     ) -> list[Future[Tensor]]:
         """[R, 2] of each text, without waiting: log-probabilities of each token from place `first`
         on, and of the likeliest token there; the two are equal where greedy sampling takes it.
-        cache_salt: as in `submit`, here and below."""
+        cache_salt, adapter: as in `submit`, here and below."""
+        applied = self.adapters.named(adapter)
         firsts = [1] * len(batch) if firsts is None else firsts
         jobs: list[Reading] = []
         futures: list[Future[Tensor]] = []
@@ -232,16 +239,16 @@ class Engine:
             futures.append(Future())
             if first < len(ids):
                 self._check_room(len(ids) - 1)
-                reduce = partial(_chosen, torch.tensor(ids))
+                reduce = partial(chosen, torch.tensor(ids))
                 text = list(ids[:-1])
-                jobs.append(Reading(text, first - 1, reduce, futures[-1], cache_salt))
+                jobs.append(Reading(text, first - 1, reduce, futures[-1], cache_salt, applied))
             else:
                 futures[-1].set_result(torch.empty(0, 2))
         self._add(jobs)
         return futures
 
     def submit_steps(
-        self, ids: Sequence[int], top: int, cache_salt: str = ""
+        self, ids: Sequence[int], top: int, cache_salt: str = "", adapter: str | None = None
     ) -> Future[list[Step]]:
         """A text's tokens as an answer's are told, with the `top` likeliest of each place, without
         waiting. Nothing stands before the first: its figure is not a number."""
@@ -249,16 +256,17 @@ class Engine:
         self._check_room(len(ids))
         found: Future[Tensor] = Future()
         if len(ids) > 1:
-            reduce = partial(_ranked, torch.tensor(ids), top)
-            self._add([Reading(list(ids[:-1]), 0, reduce, found, cache_salt)])
+            reduce = partial(ranked, torch.tensor(ids), top)
+            applied = self.adapters.named(adapter)
+            self._add([Reading(list(ids[:-1]), 0, reduce, found, cache_salt, applied)])
         else:
             found.set_result(torch.empty(0, 1 + 2 * top, dtype=torch.float64))
         told: Future[list[Step]] = Future()
-        found.add_done_callback(partial(_tell_steps, self.tokenizer, ids, top, told))
+        found.add_done_callback(partial(tell_steps, self.tokenizer, ids, top, told))
         return told
 
     def submit_embeddings(
-        self, batch: Sequence[Sequence[int]], cache_salt: str = ""
+        self, batch: Sequence[Sequence[int]], cache_salt: str = "", adapter: str | None = None
     ) -> list[Future[Tensor]]:
         """[E] float32 of each text: the mean over its tokens of what the last layer says of them,
         without waiting. A decoder's token knows only what stands before it."""
@@ -267,7 +275,8 @@ class Engine:
             self._check(ids)
             self._check_room(len(ids))
         pairs = zip(batch, futures, strict=True)
-        self._add([Pooling(list(ids), cache_salt, future) for ids, future in pairs])
+        applied = self.adapters.named(adapter)
+        self._add([Pooling(list(ids), cache_salt, applied, future) for ids, future in pairs])
         return futures
 
     def logprobs(self, ids: Sequence[int]) -> Tensor:
@@ -275,7 +284,11 @@ class Engine:
         self._check(ids)
         self._check_room(len(ids))
         future: Future[Tensor] = Future()
-        self._add([Reading(list(ids), 0, lambda logits, _: logits.log_softmax(-1).cpu(), future)])
+        job = Reading(
+            list(ids), 0, lambda logits, _: logits.log_softmax(-1).cpu(), future,
+            adapter=self.adapters.named(None),
+        )  # fmt: skip
+        self._add([job])
         return future.result()
 
     # prefixes
@@ -287,20 +300,24 @@ class Engine:
         ids = self._ids(prompt)
         self._check_room(len(ids))
         self._check_process()
-        return prefix.save(self._worker, ids, cache_salt, Path(path), self.origin())
+        adapter = self.adapters.named(None)
+        return prefix.save(self._worker, ids, cache_salt, adapter, Path(path), self.origin())
 
     def load_prefix(self, path: str | Path) -> list[int]:
         """Put a saved prefix among the computed ones, so that prompts which begin with it (and
         have its salt) start at once. Returns its ids. It is forgotten like others, the least
         recently used first. UserError if it is damaged or not of this model and type of cache."""
         self._check_process()
-        return prefix.load(self._worker, Path(path), self.origin(), self.config.vocab_size)
+        adapter, entries = self.adapters.named(None), self.config.vocab_size
+        return prefix.load(self._worker, adapter, Path(path), self.origin(), entries)
 
     def origin(self) -> str:
         """What keys and values depend on beside the ids, and answers beside the request."""
         if self._identity is None:
             raise UserError("what was computed can be kept only for a model that is on disk")
-        return f"{self._identity()} {self.config} {self.backend.name} {self.backend.kv_cache_dtype}"
+        adapter = self.adapters.named(None)
+        parts = self._identity(), self.config, self.backend.name, self.backend.kv_cache_dtype
+        return " ".join(map(str, (*parts, *([adapter.key] if adapter else ()))))
 
     # checks
 
@@ -311,6 +328,7 @@ class Engine:
         constraint: ConstraintSpec | Constraint | None,
         thinking_budget: int | None,
         cache_salt: str,
+        adapter: str | None,
     ) -> AnswerJob:
         ids = self._ids(prompt)
         settled = (params or SamplingParams()).over(self.params)
@@ -319,7 +337,7 @@ class Engine:
         self._check_room(limit, len(ids))
         kept = self._constraint(constraint, ids, thinking_budget)
         return AnswerJob(
-            scheduler.Sequence(ids, limit, cache_salt),
+            scheduler.Sequence(ids, limit, cache_salt, adapter=self.adapters.named(adapter)),
             settled,
             {*settled.stop_token_ids, *(() if settled.ignore_eos else self.stop_ids)},
             TextStream(self.tokenizer),
@@ -400,37 +418,3 @@ class Engine:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise UserError("the engine belongs to the process that this one was forked from")
-
-
-def _chosen(ids_T: Tensor, logits_RV: Tensor, place: int) -> Tensor:
-    """[R, 2] log-probabilities of the token behind each of R places, of which `place` is the first,
-    and of the likeliest token."""
-    next_R1 = ids_T[place + 1 : place + 1 + len(logits_RV), None].to(logits_RV.device)
-    pair_R2 = torch.cat([logits_RV.gather(1, next_R1), logits_RV.amax(-1, keepdim=True)], dim=1)
-    return (pair_R2 - logits_RV.logsumexp(-1, keepdim=True)).cpu()
-
-
-def _ranked(ids_T: Tensor, top: int, logits_RV: Tensor, place: int) -> Tensor:
-    """[R, 1 + 2 top] float64: `_chosen`'s first, the likeliest log-probabilities and their ids."""
-    own_R1 = _chosen(ids_T, logits_RV, place)[:, :1].double()
-    best = (logits_RV - logits_RV.logsumexp(-1, keepdim=True)).topk(top)
-    return torch.cat([own_R1, best.values.cpu().double(), best.indices.cpu().double()], dim=1)
-
-
-def _tell_steps(
-    tokenizer: Tokenizer,
-    ids: Sequence[int],
-    top: int,
-    told: Future[list[Step]],
-    found: Future[Tensor],
-) -> None:
-    if error := found.exception():
-        told.set_exception(error)
-        return
-    stream, steps = TextStream(tokenizer), []
-    rows = [[math.nan] + [0.0] * 2 * top, *found.result().tolist()]
-    for place, (token, row) in enumerate(zip(ids, rows, strict=True)):
-        piece = stream.push(token) + (stream.end() if place == len(ids) - 1 else "")
-        best = zip(map(int, row[1 + top :]), row[1 : 1 + top], strict=True)
-        steps.append(Step(token, piece, row[0], tuple(best)))
-    told.set_result(steps)

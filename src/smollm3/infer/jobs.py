@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smollm3.infer.adapters import LoadedAdapter
 from smollm3.infer.generation import Channel, FinishReason, Source, Step
 from smollm3.infer.hooks import Constraint, Drafter
 from smollm3.infer.params import SamplingParams
@@ -145,8 +146,9 @@ class Reading(Job):
         reduce: Callable[[Tensor, int], Tensor],
         result: Future[Tensor],
         cache_salt: str = "",
+        adapter: LoadedAdapter | None = None,
     ) -> None:
-        self.sequence = Sequence(ids, len(ids), cache_salt, logits_from=first)
+        self.sequence = Sequence(ids, len(ids), cache_salt, first, adapter=adapter)
         self.result = result
         self._reduce = reduce
         self._results: list[Tensor] = []
@@ -171,8 +173,14 @@ class Reading(Job):
 class Pooling(Job):
     """A text of which the mean over its tokens' final states is wanted. `result`: float32 [E]."""
 
-    def __init__(self, ids: list[int], cache_salt: str, result: Future[Tensor]) -> None:
-        self.sequence = Sequence(ids, len(ids), cache_salt, whole=True)
+    def __init__(
+        self,
+        ids: list[int],
+        cache_salt: str,
+        adapter: LoadedAdapter | None,
+        result: Future[Tensor],
+    ) -> None:
+        self.sequence = Sequence(ids, len(ids), cache_salt, whole=True, adapter=adapter)
         self.result = result
         self._sum: Tensor | float = 0.0
 
@@ -195,8 +203,14 @@ class Pooling(Job):
 class Prefill(Job):
     """Full blocks that are only computed. `result`: the blocks, with one user more to let go."""
 
-    def __init__(self, ids: list[int], cache_salt: str, share: Callable[[int], None]) -> None:
-        self.sequence = Sequence(ids, len(ids), cache_salt, logits_from=len(ids))
+    def __init__(
+        self,
+        ids: list[int],
+        cache_salt: str,
+        adapter: LoadedAdapter | None,
+        share: Callable[[int], None],
+    ) -> None:
+        self.sequence = Sequence(ids, len(ids), cache_salt, len(ids), adapter=adapter)
         self.result: Future[list[int]] = Future()
         self._share = share
 

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import torch
 
-from smollm3.checkpoint import digest, load_config, load_model, load_tokenizer, locate
+from smollm3.checkpoint import (
+    digest,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate,
+    locate_adapter,
+    open_weights,
+)
 from smollm3.errors import UserError
 from smollm3.infer.backends import Backend
 from smollm3.infer.backends.cuda import quantize as quantized
@@ -41,6 +49,7 @@ def load_engine(
     draft: str | Path | None = None,
     speculation: bool = True,
     quantize: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Engine:
     """The engine of a model folder, GGUF file, run folder, Hub id or short name.
 
@@ -53,7 +62,8 @@ def load_engine(
     else bf16). threads: of the CPU; None takes one for each core. weight_cache: keep native
     weights on the disk as the kernels want them. draft: a small model of the same vocabulary that
     proposes tokens. speculation: without a draft, prompt lookup proposes them. quantize: PyTorch
-    only: int4 (CUDA) or int8 weights.
+    only: int4 (CUDA) or int8 weights. adapter: one in PEFT's format, or a fine-tune's folder, that
+    all requests have; `Engine.adapters` takes more.
     """
     if engine not in ENGINES:
         raise UserError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}")
@@ -75,15 +85,24 @@ def load_engine(
     if draft is not None:
         small = locate(draft)
         drafter = partial(DraftModel(make(small), load_tokenizer(small), tokenizer).drafter, costs)
-    return Engine(
+    made = Engine(
         backend,
         tokenizer,
         model_params(path),
         drafter=drafter,
         costs=costs,
         identity=lambda: f"{digest(path)} {dtype} {quantize}",
+        weights=partial(open_weights, path),
         max_num_seqs=1 if engine == "mlx" else MAX_NUM_SEQS,
     )
+    if adapter is not None:
+        try:
+            made.adapters.load(str(adapter), locate_adapter(adapter))
+        except BaseException:
+            made.close()
+            raise
+        made.adapters.default = str(adapter)
+    return made
 
 
 def _backend(

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors
+from smollm3.infer.adapters import LoadedAdapter
 from smollm3.infer.backends import BLOCK
 from smollm3.infer.blocks import BlockPool, block_keys, root
 from smollm3.infer.jobs import Prefill
@@ -25,13 +26,20 @@ FORMAT = "smollm3 prefix 1"
 AT_ONCE = 64 << 20  # bytes
 
 
-def save(worker: Worker, ids: list[int], cache_salt: str, path: Path, origin: str) -> int:
+def save(
+    worker: Worker,
+    ids: list[int],
+    cache_salt: str,
+    adapter: LoadedAdapter | None,
+    path: Path,
+    origin: str,
+) -> int:
     """Returns the number of tokens written. origin: what else keys and values depend on."""
     ids = ids[: len(ids) // BLOCK * BLOCK]
     if not ids:
         raise UserError(f"a prefix of fewer than {BLOCK} tokens is not worth saving")
     pool = worker.blocks
-    job = Prefill(ids, cache_salt, pool.share)
+    job = Prefill(ids, cache_salt, adapter, pool.share)
     worker.add([job])
     blocks = job.result.result()
     try:
@@ -41,14 +49,16 @@ def save(worker: Worker, ids: list[int], cache_salt: str, path: Path, origin: st
     return len(ids)
 
 
-def load(worker: Worker, path: Path, origin: str, entries: int) -> list[int]:
+def load(
+    worker: Worker, adapter: LoadedAdapter | None, path: Path, origin: str, entries: int
+) -> list[int]:
     """Returns the ids. entries: of the vocabulary."""
     pool = worker.blocks
     try:
         with safe_open(path, framework="np") as file:
             ids, cache_salt = _checked(file, path, origin, worker.backend.block_bytes, entries)
             blocks = worker.ask(lambda: _take(pool, len(ids) // BLOCK)).result()
-            keys = block_keys(ids, root(cache_salt))
+            keys = block_keys(ids, root(cache_salt, adapter.key if adapter else ""))
             try:
                 data = file.get_slice("blocks")
                 for part in _parts(len(blocks), worker.backend.block_bytes):

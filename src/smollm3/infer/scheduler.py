@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from smollm3.infer.adapters import LoadedAdapter
 from smollm3.infer.backends import BLOCK, StepBatch
 from smollm3.infer.blocks import BlockPool, block_keys, blocks_of, root
 
@@ -35,6 +36,7 @@ class Sequence:
     cache_salt: str = ""
     logits_from: int | None = None
     whole: bool = False
+    adapter: LoadedAdapter | None = None
     computed: int = 0
     blocks: array[int] = field(default_factory=lambda: array("i"))
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of ids, as far as known
@@ -47,7 +49,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt = len(self.ids)
-        self.keys = block_keys(self.ids, root(self.cache_salt))
+        self.keys = block_keys(self.ids, self.root)
+
+    @property
+    def root(self) -> bytes:
+        return root(self.cache_salt, self.adapter.key if self.adapter else "")
 
     @property
     def pending(self) -> int:
@@ -75,6 +81,11 @@ class Slice:
     @property
     def size(self) -> int:
         return self.count + len(self.drafts)
+
+    @property
+    def adapter(self) -> int:
+        """The backend's number of it; -1: none."""
+        return self.sequence.adapter.number if self.sequence.adapter else -1
 
     @property
     def ids(self) -> list[int]:
@@ -147,7 +158,7 @@ class Scheduler:
         sequence.computed = computed
         full, known = computed // BLOCK, len(sequence.keys)
         if full > known:  # of the answer
-            parent = sequence.keys[-1] if known else root(sequence.cache_salt)
+            parent = sequence.keys[-1] if known else sequence.root
             sequence.keys += block_keys(sequence.ids[known * BLOCK : full * BLOCK], parent)
         for index in range(sequence.published, full):
             self.blocks.publish(sequence.blocks[index], sequence.keys[index])
@@ -264,6 +275,7 @@ def batch_of(slices: Items[Slice]) -> StepBatch:
     """The arrays of a step; the wanted rows are those of the slices in turn."""
     sizes = np.array([s.size for s in slices], np.int32)
     starts = np.concatenate([[0], sizes.cumsum()]).astype(np.int32)
+    adapters_S = np.array([s.adapter for s in slices], np.int32)
     tables_SB = np.zeros((len(slices), max(len(s.sequence.blocks) for s in slices)), np.int32)
     for row, s in enumerate(slices):
         tables_SB[row, : len(s.sequence.blocks)] = s.sequence.blocks
@@ -277,4 +289,5 @@ def batch_of(slices: Items[Slice]) -> StepBatch:
         wanted_R=np.concatenate(
             [np.arange(end - s.wanted, end) for s, end in zip(slices, starts[1:], strict=True)]
         ).astype(np.int32),
+        adapters_S=adapters_S if adapters_S.max() >= 0 else None,
     )

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from smollm3.errors import UserError
+from smollm3.infer.adapters import Additions, LoadedAdapter
 from smollm3.infer.backends import Backend
 from smollm3.infer.blocks import BlockPool
 from smollm3.infer.errors import EngineClosed
@@ -143,6 +145,23 @@ class Worker:
         self._post(answer)
         return future
 
+    def add_adapter(self, adapter: LoadedAdapter, additions: Additions) -> None:
+        """Returns when requests may name it."""
+
+        def add() -> None:
+            adapter.number = self.backend.add_adapter(additions)
+
+        self.ask(add).result()
+
+    def remove_adapter(self, adapter: LoadedAdapter) -> None:
+        """What runs with it goes on to its end, and then its memory is free."""
+
+        def remove() -> None:
+            adapter.gone = True
+            self._free_unused(adapter)
+
+        self.ask(remove).result()
+
     def _post(self, message: Callable[[], None]) -> None:
         with self._lock:
             if self._closed:
@@ -269,7 +288,8 @@ class Worker:
         self._stuck = not plan
         for sequence, error in broken.items():
             self._fail(sequence, error)
-        return [s for s in plan if s.sequence not in broken]
+        # Tokens of one adapter stand together: backends compute them together.
+        return sorted((s for s in plan if s.sequence not in broken), key=lambda s: s.adapter)
 
     def _take(self, s: Slice, logits_RV: torch.Tensor) -> tuple[int, int, int, int]:
         """Hand a job what its slice has found: the first four figures of `StepTime`."""
@@ -298,6 +318,11 @@ class Worker:
 
     def _add(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
+            if adapter := job.sequence.adapter:
+                if adapter.gone:
+                    job.fail(UserError(f"adapter: {adapter.name!r:.100} was unloaded"))
+                    continue
+                adapter.users += 1
             self._jobs[job.sequence] = job
             self._scheduler.add(job.sequence)
 
@@ -317,8 +342,19 @@ class Worker:
         del self._jobs[sequence]
         self._scheduler.remove(sequence)
         self._counters.cached_tokens += sequence.cached_tokens or 0
+        self._let_go(sequence)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        if adapter := sequence.adapter:
+            adapter.users -= 1
+            self._free_unused(adapter)
+
+    def _free_unused(self, adapter: LoadedAdapter) -> None:
+        if adapter.gone and not adapter.users:
+            self.backend.remove_adapter(adapter.number)
 
     def _fail_all(self, error: BaseException) -> None:
         for sequence in list(self._jobs):
             self._jobs.pop(sequence).fail(error)
+            self._let_go(sequence)
             self._counters.failed += 1

@@ -67,6 +67,17 @@ class ModelConfig:
         embeddings = self.vocab_size * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * block + self.hidden
 
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the blocks' matrices, as `blocks.3.attention.q`."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        E, F = self.hidden, self.ffn
+        block = {
+            "attention.q": (q, E), "attention.k": (kv, E), "attention.v": (kv, E),
+            "attention.o": (E, q), "ffn.gate": (F, E), "ffn.up": (F, E), "ffn.down": (E, F),
+        }  # fmt: skip
+        return {f"blocks.{i}.{n}": shape for i in range(self.layers) for n, shape in block.items()}
+
     def flops_per_token(self, context: int) -> float:
         """Training FLOPs for one token: 6 per weight used, and causal attention's share.
 

@@ -183,7 +183,7 @@ class _Planner:
             process_rows = math.ceil(rows / layout.rows)
             at_once = min(process_rows, (stage.micro_batch or rows) * rows // stage.batch)
             on_gpus = self.hardware is not None
-            memory = training_memory(config, stage, layout, sharded=on_gpus, chunk=LOGITS)
+            memory = training_memory(config, stage, layout, on_gpus=on_gpus, chunk=LOGITS)
         if config is not None and layout is not None and steps is not None:
             flops = work * config.flops_per_token(stage.context) * tokens_per_step * steps
             if self.hardware:
@@ -231,7 +231,7 @@ class _Planner:
             return best
         layout = Layout.of(parallel, parallel.processes if parallel.replicate else gpus.devices)
         problem = layout.problem(config, stage)
-        memory = training_memory(config, stage, layout, sharded=True, chunk=LOGITS)
+        memory = training_memory(config, stage, layout, on_gpus=True, chunk=LOGITS)
         if problem is None and not fits(memory, gpus.memory):
             problem = f"{layout} needs {size(memory.total)} of the {size(gpus.memory)} of a card"
         if problem is not None:

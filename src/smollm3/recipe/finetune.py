@@ -235,7 +235,9 @@ class _Planner:
                 choice["adapter"] = Adapter.model_validate(adapter)
             free = [key for key in choice if not self._is_asked(f"stages.{at[1]}.{key}")]
             stage = stage.model_copy(update={key: choice[key] for key in free})
-            memory = training_memory(self.config, stage, Layout(), sharded=False, chunk=LOGITS)
+            memory = training_memory(
+                self.config, stage, Layout(), on_gpus=not machine.is_cpu, chunk=LOGITS
+            )
             if memory.total <= SHARE * machine.memory:
                 break
         else:

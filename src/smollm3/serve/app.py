@@ -16,6 +16,7 @@ from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve import page
 from smollm3.serve.dialects import (
+    adapters,
     anthropic,
     llama_server,
     models,
@@ -70,6 +71,7 @@ def routes(service: Service) -> FastAPI:
         ollama,
         anthropic,
         models,
+        adapters,
         tools,
     ):
         app.include_router(module.router(service))

@@ -14,12 +14,13 @@ import uvicorn
 
 from smollm3.agent import Agent, load_tools
 from smollm3.agent.sandbox import find_sandbox
+from smollm3.checkpoint import locate_adapter
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve import page
 from smollm3.serve.app import guarded
 from smollm3.serve.service import Service
-from smollm3.serve.settings import Settings, read_keys
+from smollm3.serve.settings import Settings, adapters_of, read_keys
 
 log = logging.getLogger("smollm3.serve")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,7 +33,10 @@ def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     keys, tools = read_keys(settings), own_tools(settings)
     if missing := page.how_to_get():
         log.info("%s", missing)
+    adapters = {id: locate_adapter(place) for id, place in adapters_of(settings).items()}
     with listening(settings) as listener, load() as engine, tools(engine) as agent:
+        for id, folder in adapters.items():
+            engine.adapters.load(id, folder)
         Server(Service(engine, settings, keys, name, agent)).run([listener])
     log.info("ended")
 

@@ -77,16 +77,26 @@ class Service:
 
     def check_model(self, name: str | None) -> str:
         """The name under which a request is answered."""
-        if name is None or name == self.model:
+        if name is None:
             return self.model
-        if any(fnmatchcase(name, pattern) for pattern in self.settings.aliases):
+        if name in self.engine.adapters.folders or self.is_own(name):
             return name
+        there = ", ".join(map(repr, (self.model, *self.engine.adapters.folders)))
         raise ApiError(
             404,
-            f"the model {name!r:.100} is not here; there is {self.model!r}",
+            f"the model {name!r:.100} is not here; there is {there}",
             param="model",
             code="model_not_found",
         )
+
+    def is_own(self, name: str) -> bool:
+        """Whether it means the model itself."""
+        patterns = self.settings.aliases
+        return name == self.model or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that a request's `model` names, which goes before an alias with *."""
+        return name if name in self.engine.adapters.folders else None
 
     @asynccontextmanager
     async def answering(

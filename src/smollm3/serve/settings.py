@@ -42,6 +42,15 @@ class Settings(StrictModel):
         tuple[str, ...],
         Option("Another id of the model; * stands for any text; repeatable.", "--alias", "ID"),
     ] = ()
+    adapters: Annotated[
+        tuple[str, ...],
+        Option(
+            "LoRA adapter beside the model, and the id that requests give for it (else the name "
+            "of its folder); repeatable.",
+            "--adapter",
+            "[ID=]FOLDER",
+        ),
+    ] = ()
     api_key_file: Annotated[
         str | None,
         Option(
@@ -107,6 +116,19 @@ class Settings(StrictModel):
     max_tools: Count = 128
     max_schema_bytes: Count = 64 << 10
     max_schema_depth: Count = 32
+
+
+def adapters_of(settings: Settings) -> dict[str, str]:
+    """Where each adapter is, by the ids that requests give."""
+    found: dict[str, str] = {}
+    for given in settings.adapters:
+        name, equals, place = given.partition("=")
+        if not equals:
+            name, place = Path(given).name, given
+        if not name or not place or name in found:
+            raise UserError(f"adapter: {given}: give each as ID=FOLDER, with an id of its own")
+        found[name] = place
+    return found
 
 
 class Keys:

@@ -9,13 +9,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from smollm3.checkpoint import locate_adapter
+from smollm3.checkpoint.adapter import read_adapter
 from smollm3.errors import UserError
-from smollm3.serve.settings import KEY_VARIABLE, Settings, key_texts
+from smollm3.serve.settings import KEY_VARIABLE, Settings, adapters_of, key_texts
 
 PROGRAM = "SMOLLM3_VLLM"  # names another program than the `vllm` on PATH
 _SETTINGS = frozenset(
-    ("host", "port", "name", "aliases", "api_key_file", "allowed_origins", "think", "running")
+    (
+        "host",
+        "port",
+        "name",
+        "aliases",
+        "adapters",
+        "api_key_file",
+        "allowed_origins",
+        "think",
+        "running",
+    )
 )
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _OPTIONS = {"dtype": "--dtype", "context": "--max-model-len"}
 
 
@@ -69,8 +82,18 @@ def command(model: Path, name: str, settings: Settings, options: Mapping[str, An
         "--reasoning-parser=qwen3",
         f"--allowed-origins={json.dumps(settings.allowed_origins)}",  # its own default is all
     ]
+    if adapters := adapters_of(settings):
+        folders = {id: locate_adapter(place) for id, place in adapters.items()}
+        rank = max(read_adapter(folder).rank for folder in folders.values())
+        words += ["--enable-lora", f"--max-loras={len(folders)}", f"--max-lora-rank={_rank(rank)}"]
+        words += ["--lora-modules", *(f"{id}={folder}" for id, folder in folders.items())]
     if "running" in settings.model_fields_set:
         words.append(f"--max-num-seqs={settings.running}")
     if not settings.think:
         words.append('--default-chat-template-kwargs={"enable_thinking": false}')
     return words + [f"{_OPTIONS[key]}={value}" for key, value in options.items()]
+
+
+def _rank(rank: int) -> int:
+    """The least that vLLM has room for."""
+    return next((r for r in _RANKS if r >= rank), rank)

@@ -46,16 +46,20 @@ class Adapted(nn.Module):
         self.scale = scale(spec.kind, spec.rank, spec.alpha)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
+        h_BTR = F.linear(x_BTE, self.a)
         if self.four_bits is None:
             assert self.weight is not None
             base = F.linear(x_BTE, self.weight)
         else:
             base = self.four_bits(x_BTE)
-        out = base + self.scale * F.linear(F.linear(x_BTE, self.a), self.b)
+        # One operation, without a product and a sum of this size in memory beside it.
+        out = torch.addmm(
+            base.flatten(0, -2), h_BTR.flatten(0, -2), self.b.T, alpha=self.scale
+        ).view_as(base)
         if self.magnitude is not None:
             with torch.no_grad(), torch.autocast(x_BTE.device.type, enabled=False):
                 length = torch.addmm(self.frozen(), self.b, self.a, alpha=self.scale).norm(dim=1)
-            out = out * (self.magnitude / length)
+            out = out * (self.magnitude / length).to(out.dtype)
         return out
 
     def frozen(self) -> Tensor:
@@ -153,6 +157,8 @@ def merge_(model: Transformer) -> None:
             continue
         dtype = torch.float32 if module.weight is None else module.weight.dtype
         weight = module.layer().merged(module.frozen(), module.scale).to(dtype)
+        if module.four_bits is not None:  # a card that holds it in 4 bits may not in 32
+            weight = weight.cpu()
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(weight)
         parent, leaf = _owner(model, name)

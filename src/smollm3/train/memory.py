@@ -16,13 +16,16 @@ from smollm3.units import size
 
 # Of a card's memory, what CUDA, NCCL and fragments take.
 RESERVE = 0.08
+# On a CPU: the interpreter, PyTorch with its optimizers, and the scratch memory of its libraries.
+PROCESS = 400 << 20
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. head: logits and what is gathered while they are made; block: the same
-    of a block in the backward pass. accumulated: whether gradients are held all the time; else
-    they come as the activations go."""
+    """Bytes of one process. head: logits, and what of the weights is gathered or copied while they
+    are made; block: the same of a block in the backward pass. accumulated: whether gradients are
+    held all the time; else they come as the activations go. process: what it takes on a CPU before
+    it has a model. merged: the model in the end, where its matrices were in 4 bits before."""
 
     weights: int
     gradients: int
@@ -31,6 +34,8 @@ class Memory:
     head: int
     block: int
     accumulated: bool
+    process: int = 0
+    merged: int = 0
 
     @property
     def total(self) -> int:
@@ -38,31 +43,58 @@ class Memory:
             most = self.gradients + self.activations + max(self.head, self.block)
         else:
             most = max(self.activations + max(self.head, self.block), self.gradients + self.block)
-        return self.weights + self.moments + most
+        return self.process + max(self.weights + self.moments + most, self.merged)
 
 
-def kept_elements(config: ModelConfig, stage: TrainStage, recompute: str) -> tuple[int, int]:
+def kept_elements(
+    config: ModelConfig, stage: TrainStage, recompute: str, *, autocast: bool
+) -> tuple[int, int]:
     """(elements, further float32 elements) that a layer keeps for each token.
 
-    none: both norms keep their input (float32), the normed and the scaled state: 4·E, 2·E
-    float32; attention queries, keys, values and its output: 2·H·D + 2·G·D; the feed-forward gate,
-    silu(gate), up and their product: 4·F. selective: the products of matrices and attention alone
-    (q, k, v, attention, o: 2·H·D + 2·G·D + E; gate, up, down: 2·F + E) and the input E. full: E,
-    which beside an adapter is float32.
+    none: both norms keep their input (2·E float32) and, unless they are frozen, the normed state
+    (2·E); what goes into q, k, v and into gate, up (2·E); attention queries, keys, values and its
+    output: 2·H·D + 2·G·D; the feed-forward gate, silu(gate), up and their product: 4·F. An adapter
+    keeps A·x of each of its layers, DoRA their outputs too.
+    selective: the products of matrices and attention alone (q, k, v, attention, o: 2·H·D + 2·G·D +
+    E; gate, up, down: 2·F + E) and the input E. full: E.
+    autocast: float32 weights and states under bfloat16 products: q, k, v, gate and up keep copies
+    of their own, states between the blocks are float32.
 
     Compiled without recompute, what is cheap is made again: the float32 and F, and under float8,
     which keeps inputs in 8 bits, E and F more. 3B on an H200, PyTorch 2.11: 94.2 and 64 kB a token
     and layer; these are 92.7 and 66.6.
     """
-    E, F = config.hidden, config.ffn
+    E, F, adapter = config.hidden, config.ffn, stage.adapter
     heads = 2 * (config.heads + config.kv_heads) * config.head_dim
     if recompute == "full":
-        return (0, E) if stage.adapter is not None else (E, 0)
-    if recompute == "selective" or (stage.compile and stage.precision == "float8"):
-        return 3 * E + heads + 2 * F, 0
-    if stage.compile and stage.is_half:
-        return 4 * E + heads + 3 * F, 0
-    return 4 * E + heads + 4 * F, 2 * E
+        return (0, E) if autocast else (E, 0)
+    if recompute == "selective":
+        return (2 * E + heads + 2 * F, E) if autocast else (3 * E + heads + 2 * F, 0)
+    if stage.compile and stage.is_half and not autocast:
+        return (
+            (3 * E + heads + 2 * F, 0)
+            if stage.precision == "float8"
+            else (4 * E + heads + 3 * F, 0)
+        )
+    normed = 0 if adapter else 2 * E
+    elements, float32s = heads + 4 * F, 2 * E
+    if autocast:
+        elements, float32s = elements + 5 * E, float32s + normed
+    else:
+        elements += 2 * E + normed
+    if adapter is not None:
+        elements += adapter.rank * len(adapter.layers)
+        if adapter.kind == "dora":
+            elements += sum(outputs for _, outputs in _adapted(config, adapter))
+    return elements, float32s
+
+
+def _adapted(config: ModelConfig, adapter: Adapter) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the layers of a block that have an adapter."""
+    E, F, D = config.hidden, config.ffn, config.head_dim
+    shapes = {"q": (E, config.heads * D), "k": (E, config.kv_heads * D), "o": (config.heads * D, E)}
+    shapes |= {"v": shapes["k"], "gate": (E, F), "up": (E, F), "down": (F, E)}
+    return [shapes[name] for name in adapter.layers]
 
 
 def trained_parameters(config: ModelConfig, adapter: Adapter | None) -> int:
@@ -70,13 +102,10 @@ def trained_parameters(config: ModelConfig, adapter: Adapter | None) -> int:
     its layers, DoRA's lengths, and embeddings that it trains whole."""
     if adapter is None:
         return config.parameters
-    E, F, D = config.hidden, config.ffn, config.head_dim
-    shapes = {"q": (E, config.heads * D), "k": (E, config.kv_heads * D), "o": (config.heads * D, E)}
-    shapes |= {"v": shapes["k"], "gate": (E, F), "up": (E, F), "down": (F, E)}
     dora = adapter.kind == "dora"
     layer = sum(
         adapter.rank * (inputs + outputs) + dora * outputs
-        for inputs, outputs in (shapes[name] for name in adapter.layers)
+        for inputs, outputs in _adapted(config, adapter)
     )
     return config.layers * layer + (_embeddings(config) if adapter.embeddings else 0)
 
@@ -95,17 +124,17 @@ def _frozen_bytes(config: ModelConfig, adapter: Adapter, half: bool) -> int:
 
 
 def training_memory(
-    config: ModelConfig, stage: TrainStage, layout: Layout, *, sharded: bool, chunk: int
+    config: ModelConfig, stage: TrainStage, layout: Layout, *, on_gpus: bool, chunk: int
 ) -> Memory:
     """Bytes on one process of `layout`, each with micro_batch rows at once.
 
-    sharded: FSDP, where weights, gradients and moments are float32 shards (16 bytes a parameter
-    over shard x cp x tp) and the layers at work are gathered in the stage's precision; else every
-    process holds them whole, as under an adapter, whose base is frozen. chunk: logits in memory at
-    once.
+    on_gpus: there FSDP, where weights, gradients and moments are float32 shards (16 bytes a
+    parameter over shard x cp x tp) and the layers at work are gathered in the stage's precision.
+    On a CPU, and under an adapter, whose base is frozen, every process holds them whole. chunk:
+    logits in memory at once.
     """
     adapter = stage.adapter
-    sharded = sharded and adapter is None
+    sharded = on_gpus and adapter is None
     half = stage.is_half
     e = 2 if half else 4
     parts = layout.shard * layout.cp * layout.tp
@@ -127,30 +156,45 @@ def training_memory(
         block = (config.parameters - head) // config.layers
         at_head = e * (2 * head + 2 * block) // layout.tp
         at_block = (e * (head + 3 * block) + 4 * max(head, block)) // layout.tp
-    if adapter is not None and half:
-        at_head = e * config.vocab_size * config.hidden  # the frozen head, as autocast takes it
+    copies = 0
+    autocast = half and not sharded
+    trains_head = adapter is None or adapter.embeddings
+    if autocast:  # bfloat16 copies of what is trained, and of the head
+        copies += 2 * learnt + (0 if trains_head else 2 * config.vocab_size * config.hidden)
+    if not sharded and config.tied and trains_head:  # the head's waits for the embedding's
+        copies += 4 * config.vocab_size * config.hidden
+    largest = config.hidden * config.ffn
     if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
-        at_block = 12 * config.hidden * config.ffn
-    elements, float32s = kept_elements(config, stage, stage.recompute)
+        copies += 12 * largest
+    if adapter is not None and adapter.kind == "dora":  # its sum with B·A, whose lengths are taken
+        copies += (8 if half else 4) * largest
+    elements, float32s = kept_elements(config, stage, stage.recompute, autocast=autocast)
     # Tensor parallelism shares products by heads and features, the rest by sequence; but what goes
     # into the products of attention and of the feed-forward is gathered.
     layers = config.layers * (e * elements + 4 * float32s) // layout.tp
     if stage.recompute == "none":
         layers += config.layers * e * 2 * config.hidden * (layout.tp - 1) // layout.tp
+    # The last norm keeps its input, and where it is trained the normed state.
+    last = 4 + (0 if adapter is not None else 4 if autocast else e)
     again = 0
     if stage.recompute != "none":  # in the backward pass one block at a time is there in full
-        whole, more = kept_elements(config, stage, "none")
+        whole, more = kept_elements(config, stage, "none", autocast=autocast)
         again = tokens * (e * whole + 4 * more) // layout.tp
     # In float32 the logits, log-softmax and its gradient; one more where ranks share them.
     logits = min(tokens * config.vocab_size, chunk) * (16 if layout.tp > 1 else 12) // layout.tp
+    merged = 0
+    if adapter is not None and adapter.base == "nf4" and not on_gpus:
+        merged = 4 * config.parameters + 16 * learnt
     return Memory(
         weights=weights,
         gradients=4 * learnt,
         moments=8 * learnt,
-        activations=tokens * (layers + (4 + e) * config.hidden // layout.tp),
-        head=at_head + logits,
-        block=at_block + again,
+        activations=tokens * (layers + last * config.hidden // layout.tp),
+        head=at_head + copies + logits,
+        block=at_block + copies + again,
         accumulated=not sharded or rows < all_rows,
+        process=0 if on_gpus else PROCESS,
+        merged=merged,
     )
 
 
@@ -173,7 +217,7 @@ def nearest(
     computed twice. None: no split fits.
     """
     for layout, changed in candidates(config, stage, processes):
-        memory = training_memory(config, changed, layout, sharded=True, chunk=chunk)
+        memory = training_memory(config, changed, layout, on_gpus=True, chunk=chunk)
         if layout.problem(config, changed) is None and fits(memory, card):
             return layout, changed
     return None

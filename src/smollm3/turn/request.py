@@ -38,7 +38,8 @@ class Request:
     have room for.
     constraint: what follows the reasoning must satisfy it. optional: where it cannot be had
     (`UnsupportedConstraint`), the answer is made without it. thinking_budget: tokens of reasoning.
-    cache_salt: prefixes are shared only between requests with the same one.
+    cache_salt: prefixes are shared only between requests with the same one. adapter: a loaded one,
+    by name.
     """
 
     messages: Sequence[Mapping[str, Any] | Message] = ()
@@ -58,6 +59,7 @@ class Request:
     optional: bool = False
     thinking_budget: int | None = None
     cache_salt: str = ""
+    adapter: str | None = None
 
     @property
     def sampling(self) -> SamplingParams:
@@ -119,6 +121,8 @@ class Request:
         options: dict[str, Any] = {"thinking_budget": self.thinking_budget}
         if self.cache_salt:
             options["cache_salt"] = self.cache_salt
+        if self.adapter:
+            options["adapter"] = self.adapter
         try:
             return engine.submit(ids, params, constraint=self.constraint, **options)
         except UnsupportedConstraint:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smollm3.infer.adapters import Additions
 from smollm3.model import ModelConfig
 
 BLOCK = 32  # tokens whose keys and values lie together
@@ -30,6 +31,7 @@ class StepBatch:
     starts: Ints  # [S+1]: sequence s owns tokens starts[s]..starts[s+1]-1, consecutive positions
     tables_SB: Ints  # block b of sequence s holds its places 32b..32b+31; 0-padded
     wanted_R: Ints  # indices into N whose logits are wanted, ascending; may be empty
+    adapters_S: Ints | None = None  # what `add_adapter` gave, or -1; None: no sequence has one
 
 
 class Backend(Protocol):
@@ -46,6 +48,11 @@ class Backend(Protocol):
 
     def states(self) -> Tensor:
         """Final normed states float32 [N, E] of all tokens of the last step."""
+
+    def add_adapter(self, additions: Additions) -> int:
+        """A number for `StepBatch.adapters_S`. UserError where a backend has no adapters."""
+
+    def remove_adapter(self, number: int) -> None: ...
 
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         """[n, block_bytes]: what `import_blocks` takes, in any block."""

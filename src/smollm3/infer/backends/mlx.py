@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollm3.errors import UserError
+from smollm3.infer.adapters import Additions
 from smollm3.infer.backends import BLOCK, StepBatch
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import ModelConfig
@@ -65,6 +66,12 @@ class MlxBackend:
 
     def states(self) -> Tensor:
         raise UserError("embeddings: not with engine mlx, only with torch and native")
+
+    def add_adapter(self, additions: Additions) -> int:
+        raise UserError("adapter: not with engine mlx; `smollm3 merge` it and serve the model")
+
+    def remove_adapter(self, number: int) -> None:
+        """There is none."""
 
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         rows = [np.array(self._kept[b].reshape(-1).view(self._mx.uint8)) for b in blocks]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollm3.errors import UserError
+from smollm3.infer.adapters import Additions
 from smollm3.infer.backends import BLOCK, StepBatch, packed
 from smollm3.infer.backends.memory import pool_blocks
 from smollm3.model import ModelConfig, rope_tables
@@ -25,6 +26,7 @@ from smollm3.portable import usable_cpus
 assert smollm3_kernels.BLOCK == BLOCK
 # What users call the types of the cache, and the kernels.
 KV_CACHE_DTYPES = {"f32": "f32", "bf16": "bf16", "int8": "q8"}
+TILE_ROWS = 16  # of a matrix, which the kernels compute together
 ROPE_ROWS = 4096  # positions whose tables are made at a time, always whole: the same bits each time
 
 
@@ -53,8 +55,8 @@ class NativeBackend:
         if isa and isa not in (known := smollm3_kernels.instruction_sets()):
             raise UserError(f"SMOLLM3_ISA={isa}: this processor has {', '.join(known)}; unset it")
         plan = packed.plan(path, config, dtype)
+        exact = all(part.form == "f32" for part in plan.parts.values())
         if kv_cache_dtype is None:
-            exact = all(part.form == "f32" for part in plan.parts.values())
             kv_cache_dtype = "f32" if exact else "bf16"
         if kv_cache_dtype not in KV_CACHE_DTYPES:
             raise UserError(
@@ -81,6 +83,8 @@ class NativeBackend:
             "vocab": config.vocab_size, "eps": config.norm_eps,
             "uses_rope": [int(flag) for flag in config.uses_rope],
         }  # fmt: skip
+        # Adapters are as exact as what they are added to.
+        self._adapter_form = "f32" if exact else "bf16"
         kind = KV_CACHE_DTYPES[kv_cache_dtype]
         self.block_bytes = smollm3_kernels.block_bytes(shape, kind)
         self.blocks = blocks = blocks or pool_blocks(config, self.block_bytes, torch.device("cpu"))
@@ -100,12 +104,16 @@ class NativeBackend:
         self._extend_rope(int(batch.positions_N.max()) + 1)
         self._tokens = len(batch.ids_N)
         logits_RV = np.empty((len(batch.wanted_R), self.config.vocab_size), np.float32)
+        adapters_S = batch.adapters_S
+        if adapters_S is None:
+            adapters_S = np.full(len(batch.tables_SB), -1, np.int32)
         self._model.step(
             batch.ids_N,
             batch.positions_N,
             batch.starts,
             batch.tables_SB,
             batch.wanted_R,
+            adapters_S,
             self._cos[batch.positions_N],
             self._sin[batch.positions_N],
             logits_RV,
@@ -117,6 +125,29 @@ class NativeBackend:
         self._model.read_states(x_NE)
         scale_N1 = 1 / np.sqrt(np.square(x_NE).mean(-1, keepdims=True) + self.config.norm_eps)
         return torch.from_numpy(x_NE * scale_N1 * self._norm_E)
+
+    def add_adapter(self, additions: Additions) -> int:
+        """A number for `StepBatch.adapters_S`."""
+        parts = {}
+        for name, addition in additions.items():
+            lengths = None
+            if addition.lengths_O is not None:  # whole tiles of them
+                O = len(addition.lengths_O)  # noqa: E741
+                lengths = np.pad(addition.lengths_O.numpy(), (0, -O % TILE_ROWS))
+            a, b = self._packed(addition.a_KI), self._packed(addition.b_OK)
+            parts[name] = (self._adapter_form, len(addition.a_KI), a, b, lengths)
+        return self._model.add_adapter(parts)
+
+    def _packed(self, matrix: Tensor) -> NDArray[np.uint8]:
+        out = packed.aligned(smollm3_kernels.matrix_bytes(self._adapter_form, *matrix.shape))
+        octets = matrix.contiguous().numpy().view(np.uint8).ravel()
+        rows, columns = matrix.shape
+        form = self._adapter_form
+        smollm3_kernels.pack("F32", octets, rows, columns, 0, form, 0, self.threads, out)
+        return out
+
+    def remove_adapter(self, number: int) -> None:
+        self._model.remove_adapter(number)
 
     def _extend_rope(self, length: int) -> None:
         half = self.config.head_dim // 2

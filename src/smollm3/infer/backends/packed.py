@@ -102,18 +102,10 @@ def run_as(kind: str) -> str:
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Rows and columns of each matrix by our names; a tied embedding appears once."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    E, F = config.hidden, config.ffn
-    block = {
-        "attention.q": (q, E), "attention.k": (kv, E), "attention.v": (kv, E),
-        "attention.o": (E, q), "ffn.gate": (F, E), "ffn.up": (F, E), "ffn.down": (E, F),
-    }  # fmt: skip
-    shapes = {"embed": (config.vocab_size, E)}
+    shapes = {"embed": (config.vocab_size, config.hidden)}
     if not config.tied:
-        shapes["unembed"] = (config.vocab_size, E)
-    for i in range(config.layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return shapes
+        shapes["unembed"] = shapes["embed"]
+    return shapes | config.linear_shapes
 
 
 def norm_names(config: ModelConfig) -> list[str]:
@@ -298,12 +290,17 @@ def load(plan: Plan, threads: int, use_cache: bool = True) -> dict[str, Bytes]:
     return found
 
 
+def aligned(size: int) -> Bytes:
+    """Memory that begins at a cache line."""
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size]
+
+
 def _packed_in_memory(plan: Plan, threads: int) -> dict[str, Bytes]:
     packed = {}
     for name, part in plan.parts.items():
-        room = np.empty(part.size + 64, np.uint8)
-        start = -room.ctypes.data % 64
-        packed[name] = room[start : start + part.size]
+        packed[name] = aligned(part.size)
         part.pack(packed[name], threads)
     return packed
 

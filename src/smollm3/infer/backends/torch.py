@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
 
+from smollm3.infer.adapters import Addition, Additions
 from smollm3.infer.backends import BLOCK, Ints, StepBatch, pool_places
 from smollm3.infer.backends.cuda import Capture, Graphs, Inputs
 from smollm3.infer.backends.memory import pool_blocks
@@ -52,6 +56,9 @@ class TorchBackend:
         places = (config.layers, (self.blocks + 1) * BLOCK, config.kv_heads, config.head_dim)
         self.k_LPGD, self.v_LPGD = _zeros(places, like), _zeros(places, like)
 
+        self._adapters: dict[int, dict[str, Addition]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._rows: list[tuple[Tensor, dict[str, Addition]]] = []  # of the step, by adapter
         self._h_NE = like.new_empty(0, config.hidden)
         self._graphs: Graphs | None = None
         if like.device.type == "cuda":
@@ -59,7 +66,9 @@ class TorchBackend:
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> Tensor:
-        if self._graphs and (logits_SV := self._graphs.step(batch)) is not None:
+        self._rows = self._adapted_rows(batch)
+        graphs = None if self._rows else self._graphs
+        if graphs and (logits_SV := graphs.step(batch)) is not None:
             return logits_SV
         ids_1N = self._tensor(batch.ids_N)[None]
         rope = rope_tables(self.config, self._tensor(batch.positions_N)[None])
@@ -89,6 +98,55 @@ class TorchBackend:
         h_1SE = self.model.hidden(inputs.ids_1S, inputs.rope, attend)
         return self.model.logits(h_1SE[0]).float()
 
+    def add_adapter(self, additions: Additions) -> int:
+        """A number for `StepBatch.adapters_S`."""
+        like = self.k_LPGD
+        number = next(n for n in count() if n not in self._adapters)
+        self._adapters[number] = {
+            name: Addition(
+                addition.a_KI.to(like),
+                addition.b_OK.to(like),
+                None if addition.lengths_O is None else addition.lengths_O.to(like),
+            )
+            for name, addition in additions.items()
+        }
+        if not self._hooks:
+            self._hooks = [
+                self.model.get_submodule(name).register_forward_hook(partial(self._add, name))
+                for name in self.config.linear_shapes
+            ]
+        return number
+
+    def remove_adapter(self, number: int) -> None:
+        del self._adapters[number]
+        if not self._adapters:
+            self._unhook()
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _adapted_rows(self, batch: StepBatch) -> list[tuple[Tensor, dict[str, Addition]]]:
+        """Of each adapter in the step its tokens."""
+        if batch.adapters_S is None:
+            return []
+        adapter_N = np.repeat(batch.adapters_S, np.diff(batch.starts))
+        numbers = np.unique(batch.adapters_S[batch.adapters_S >= 0]).tolist()
+        return [(self._tensor(np.flatnonzero(adapter_N == n)), self._adapters[n]) for n in numbers]
+
+    def _add(self, name: str, _: Module, inputs: tuple[Tensor], out_1NO: Tensor) -> Tensor:
+        """A linear layer's product with what the adapters of its tokens add."""
+        for rows_R, additions in self._rows:
+            if (addition := additions.get(name)) is None:
+                continue
+            x_RI = inputs[0][0, rows_R]
+            out_RO = out_1NO[0, rows_R] + _each(_each(x_RI, addition.a_KI), addition.b_OK)
+            if addition.lengths_O is not None:
+                out_RO = out_RO * addition.lengths_O
+            out_1NO[0, rows_R] = out_RO
+        return out_1NO
+
     @torch.inference_mode()
     def export_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         chosen = self._tensor(np.asarray(blocks, np.int64))
@@ -107,6 +165,7 @@ class TorchBackend:
 
     def close(self) -> None:
         self._graphs = None
+        self._unhook()
         del self.k_LPGD, self.v_LPGD
 
     def _tensor(self, values: NDArray[np.generic]) -> Tensor:
@@ -204,6 +263,11 @@ class TorchBackend:
             return _blocks(pool_PGD, 0)[chosen_SW].flatten(1, 2)[:, :places]
 
         return lambda layer: (copied(self.k_LPGD[layer]), copied(self.v_LPGD[layer]))
+
+
+def _each(x_RI: Tensor, w_OI: Tensor) -> Tensor:
+    """[R, O]: the matrix by each row in a product of its own, whose bits no other row changes."""
+    return torch.bmm(x_RI[:, None], w_OI.T.expand(len(x_RI), -1, -1))[:, 0]
 
 
 def _whole(layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> Tensor:

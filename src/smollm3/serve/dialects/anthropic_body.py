@@ -243,6 +243,7 @@ def asked_of(service: Service, body: CountBody) -> turn.Request:
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
+        adapter=service.adapter_of(body.model),
     )
 
 

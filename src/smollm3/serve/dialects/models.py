@@ -19,15 +19,18 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models", responses=replies(said.ServedModels))
     async def models() -> Response:
-        """What is served: one model, as OpenAI's and Anthropic's clients want to read it."""
-        ends: Any = {"has_more": False, "first_id": service.model, "last_id": service.model}
-        return said.ServedModels(object="list", data=[_model(service)], **ends).response()
+        """What is served: the model and its adapters, as OpenAI's and Anthropic's clients want to
+        read it."""
+        names = [service.model, *service.engine.adapters.folders]
+        ends: Any = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        data = [_model(service, name) for name in names]
+        return said.ServedModels(object="list", data=data, **ends).response()
 
     @routes.get("/v1/models/{name:path}", responses=replies(said.ServedModel))
     async def model(name: str) -> Response:
         """The model, under this name."""
         service.check_model(name)
-        return _model(service).model_copy(update={"id": name}).response()
+        return _model(service, name).response()
 
     @routes.get("/health", responses=replies(said.Health))
     async def health() -> Response:
@@ -48,7 +51,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _model(service: Service) -> said.ServedModel:
+def _model(service: Service, name: str) -> said.ServedModel:
     engine = service.engine
     thinks = can_think(engine)
     details = said.ModelDetails(
@@ -63,13 +66,14 @@ def _model(service: Service) -> said.ServedModel:
     )
     created = datetime.datetime.fromtimestamp(service.created, datetime.UTC)
     return said.ServedModel(
-        id=service.model,
+        id=name,
         object="model",
         created=service.created,
         owned_by="smollm3",
+        parent=service.model if service.adapter_of(name) else None,
         max_model_len=engine.config.context,
         smollm3=details,
         type="model",
-        display_name=service.model,
+        display_name=name,
         created_at=created.isoformat(),
     )

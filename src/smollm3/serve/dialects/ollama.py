@@ -27,6 +27,7 @@ from smollm3.serve.dialects.ollama_bodies import (
     OllamaShow,
     ask_of_chat,
     ask_of_text,
+    untagged,
 )
 from smollm3.serve.dialects.reading import embed
 from smollm3.serve.dialects.replies import ApiReply, OllamaError, TokenLogprob, replies
@@ -160,7 +161,9 @@ def router(service: Service) -> APIRouter:
         """Vectors of texts, as /v1/embeddings makes them."""
         model, started = _check(service, body.model), time.perf_counter_ns()
         texts = [body.input] if isinstance(body.input, str) else body.input
-        vectors, tokens = await embed(service, request, texts, body.dimensions)
+        vectors, tokens = await embed(
+            service, request, texts, untagged(body.model), body.dimensions
+        )
         told = Embedded(
             model=model,
             embeddings=vectors,
@@ -174,7 +177,7 @@ def router(service: Service) -> APIRouter:
     async def one_embedding(body: OllamaEmbeddings, request: Request) -> Response:
         """The vector of a text."""
         _check(service, body.model)
-        vectors, _ = await embed(service, request, [body.prompt])
+        vectors, _ = await embed(service, request, [body.prompt], untagged(body.model))
         return OneEmbedding(embedding=vectors[0]).response()
 
     @routes.get("/api/tags", responses=said(ListedModels))
@@ -204,7 +207,7 @@ def router(service: Service) -> APIRouter:
 
 def _check(service: Service, name: str | None) -> str:
     """The name under which a request is answered."""
-    service.check_model(None if name is None else name.removesuffix(LATEST))
+    service.check_model(None if name is None else untagged(name))
     return name or service.model + LATEST
 
 

@@ -213,7 +213,12 @@ def _asked(service: Service, body: Asking) -> Json:
         "thinking_budget": thinking.budget if thinking.on else None,
         "params": params,
         "fit": most is None,
+        "adapter": service.adapter_of(untagged(body.model)),
     }
+
+
+def untagged(name: str) -> str:
+    return name.removesuffix(LATEST)
 
 
 def _messages(given: Sequence[OllamaMessage]) -> list[Json]:

@@ -272,6 +272,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
+        adapter=service.adapter_of(body.model),
     )
     return Ask([request], body.glass_box)
 

@@ -107,7 +107,11 @@ def ask_of(service: Service, body: CompletionBody) -> Ask:
     constraint = None
     if body.structured_outputs is not None:
         constraint = structured_of(body.structured_outputs, settings)
-    asked = [turn.Request(prompt=p, params=params, constraint=constraint) for p in prompts]
+    adapter = service.adapter_of(body.model)
+    asked = [
+        turn.Request(prompt=p, params=params, constraint=constraint, adapter=adapter)
+        for p in prompts
+    ]
     return Ask(asked, body.glass_box)
 
 

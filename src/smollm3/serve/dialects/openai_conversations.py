@@ -223,6 +223,7 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
             enable_thinking=False,
             params=params_of(body, service.settings, max_tokens=most, seed=body.seed),
             fit=True,
+            adapter=service.adapter_of(body.model),
         )
         answering = await service.whole(request, Ask([asked]))
         summary = answering.replies[0].message.content

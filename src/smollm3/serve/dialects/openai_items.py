@@ -267,6 +267,7 @@ def ask_of(
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
+        adapter=service.adapter_of(body.model),
     )
     return Ask([request]), said
 

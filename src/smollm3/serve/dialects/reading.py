@@ -92,7 +92,7 @@ def router(service: Service) -> APIRouter:
         The model is a decoder that was not trained for this."""
         model = service.check_model(body.model)
         given: Any = body.input if _is_list(body.input) else [body.input]
-        vectors, tokens = await embed(service, request, given, body.dimensions)
+        vectors, tokens = await embed(service, request, given, model, body.dimensions)
         data = [
             Embedding(object="embedding", index=i, embedding=_coded(vector, body.encoding_format))
             for i, vector in enumerate(vectors)
@@ -105,7 +105,7 @@ def router(service: Service) -> APIRouter:
         of "yes" against "no"."""
         model = service.check_model(body.model)
         texts = [d if isinstance(d, str) else d.text for d in body.documents]
-        scores, tokens = await _relevance(service, request, body.query, texts)
+        scores, tokens = await _relevance(service, request, model, body.query, texts)
         order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[: body.top_n]
         results = []
         for i in order:
@@ -130,6 +130,7 @@ async def embed(
     service: Service,
     request: Request,
     texts: Sequence[str | Sequence[int]],
+    model: str | None,
     dimensions: int | None = None,
 ) -> tuple[list[list[float]], int]:
     """A vector of length 1 for each text, and the tokens that were read."""
@@ -137,7 +138,10 @@ async def embed(
     if dimensions is not None and dimensions > engine.config.hidden:
         raise refused(f"dimensions: at most {engine.config.hidden} here", "dimensions")
     ids = [turn.Request(prompt=text).ids(engine.tokenizer) for text in texts]
-    found = await service.read(request, ids, lambda salt: engine.submit_embeddings(ids, salt))
+    adapter = service.adapter_of(model)
+    found = await service.read(
+        request, ids, lambda salt: engine.submit_embeddings(ids, salt, adapter)
+    )
     return [_unit(state_E[:dimensions]) for state_E in found], sum(map(len, ids))
 
 
@@ -160,9 +164,9 @@ _ANSWERS = ("yes", "no")
 
 
 async def _relevance(
-    service: Service, request: Request, query: str, documents: Sequence[str]
+    service: Service, request: Request, model: str, query: str, documents: Sequence[str]
 ) -> tuple[list[float], int]:
-    engine = service.engine
+    engine, adapter = service.engine, service.adapter_of(model)
     tokenizer = engine.tokenizer
     answers = [tokenizer.encode(answer) for answer in _ANSWERS]
     prompts = []
@@ -172,7 +176,7 @@ async def _relevance(
     texts = [[*prompt, *answer] for prompt in prompts for answer in answers]
     firsts = [len(prompt) for prompt in prompts for _ in answers]
     found = await service.read(
-        request, prompts, lambda salt: engine.submit_scores(texts, firsts, salt)
+        request, prompts, lambda salt: engine.submit_scores(texts, firsts, salt, adapter)
     )
     sums = [float(pair_R2[:, 0].sum()) for pair_R2 in found]
     scores = [

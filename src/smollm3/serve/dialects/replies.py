@@ -360,6 +360,7 @@ class ServedModel(ApiReply):
     object: Literal["model"]
     created: int
     owned_by: str
+    parent: str | None
     max_model_len: int
     smollm3: ModelDetails
     type: Literal["model"]
