@@ -19,6 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from smollm3.serve.bodies import off_loop, readable
 from smollm3.serve.errors import ApiError, dialect_of
 from smollm3.serve.service import Gone, Service
 from smollm3.serve.settings import is_loopback
@@ -42,14 +43,6 @@ GONE = 499  # the client has hung up; for the log and the figures only
 UPLOADS = "/v1/files"
 MULTIPART = 1 << 16  # bytes around an uploaded file
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,80}")
-# A stretch without halves of characters, or one of these: as an escape of JSON, or as bytes.
-_HALF = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-_PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALVES = re.compile(
-    rb"((?:[^\\\xed]++|" + _PAIR + rb"|(?!" + _HALF + rb")\\(?:.|\Z)"
-    rb"|\xed(?![\xa0-\xbf][\x80-\xbf]))++)|" + _HALF + rb"|\xed..",
-    re.DOTALL,
-)
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -145,7 +138,8 @@ class Guard:
                 raise too_large
             if not message.get("more_body"):
                 break
-        body = _whole_text(b"".join(parts))
+        whole = b"".join(parts)
+        body = await off_loop(whole, lambda: readable(whole))
         again: list[Message] = [{"type": "http.request", "body": body}]
 
         async def replay() -> Message:
@@ -221,14 +215,6 @@ def _warning(lines: Sequence[str]) -> str:
     )
     printable = ("".join(c for c in text if c.isprintable())[:200] for text in texts)
     return ", ".join(f'299 smollm3 "{text}"' for text in printable)[:2000]
-
-
-def _whole_text(body: bytes) -> bytes:
-    """JSON in which every half of a character is U+FFFD: text that was cut in its middle stays a
-    text, where tokenizers and answers can have none of it."""
-    if b"\\u" not in body and b"\xed" not in body:
-        return body
-    return b"".join(whole or b"\xef\xbf\xbd" for whole in _HALVES.findall(body))
 
 
 def _trace(error: BaseException | None) -> str:

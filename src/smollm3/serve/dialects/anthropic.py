@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody, ask_of, asked_of
 from smollm3.serve.dialects.fields import left_out
 from smollm3.serve.dialects.replies import (
@@ -31,7 +32,7 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post(
         "/v1/messages", responses=replies(AnthropicMessage, stream=True, error=AnthropicError)

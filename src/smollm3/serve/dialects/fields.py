@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,6 +18,16 @@ from smollm3.serve.dialects import rule
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings
+
+_LISTS = ("list", "tuple", "set", "frozenset")
+
+
+def _fail_fast(schema: Any) -> Any:
+    """pydantic's schema, of which every list fails fast."""
+    if isinstance(schema, dict):
+        told = {key: _fail_fast(value) for key, value in schema.items()}
+        return told | ({"fail_fast": True} if schema.get("type") in _LISTS else {})
+    return [_fail_fast(item) for item in schema] if type(schema) is list else schema
 
 
 class Body(StrictModel):
@@ -35,7 +45,7 @@ class Body(StrictModel):
         if not isinstance(given, dict):
             return given
         known, kept = rule.rows(cls.place), {}
-        for name, value in given.items():
+        for name, value in cls._to_the_first_unknown(given):
             row = known.get(name)
             if row is not None and value is not None and not rule.accepts(row, value):
                 why = PydanticCustomError(
@@ -46,6 +56,21 @@ class Body(StrictModel):
             if row is None and value is not None:
                 kept[name] = value
         return kept
+
+    @classmethod
+    def _to_the_first_unknown(cls, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """One unknown key is told; a million of them would be a million errors."""
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
+        known = fields | cls.model_fields.keys() | rule.rows(cls.place).keys()
+        for name, value in given.items():
+            yield name, value
+            if name not in known and value is not None and cls.model_config["extra"] == "forbid":
+                break
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """A list ends at its first wrong item: errors are no more than forms of one."""
+        return _fail_fast(handler(source))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
@@ -64,6 +89,15 @@ class Past(Body):
     model_config = ConfigDict(extra="ignore")
 
 
+def _few(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MOST_KEYS:
+        raise ValueError(f"at most {MOST_KEYS} keys, not {len(given)}")
+    return given
+
+
+MOST_KEYS = 1024
+# Of objects whose values are checked one by one: how many is looked at before.
+FEW = BeforeValidator(_few)
 Whole = Annotated[int, Field(ge=1, le=1 << 31)]
 # Some say -1 where they mean no limit.
 Limit = Annotated[Whole | None, BeforeValidator(lambda given: None if given == -1 else given)]
@@ -89,7 +123,7 @@ class OpenSampling(Sampling):
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, FEW] = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None

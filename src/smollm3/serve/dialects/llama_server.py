@@ -11,6 +11,7 @@ from pydantic import Field
 
 from smollm3 import turn
 from smollm3.errors import UserError
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import Body, TokenId
 from smollm3.serve.dialects.openai_chat_body import (
     ChatBody,
@@ -95,7 +96,7 @@ class Slot(ApiReply):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     engine = service.engine
     tokenizer = engine.tokenizer
 

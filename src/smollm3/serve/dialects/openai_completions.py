@@ -14,6 +14,7 @@ from smollm3 import turn
 from smollm3.infer import Step
 from smollm3.serve.answering import Answered, Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import (
     Limit,
     OpenSampling,
@@ -60,7 +61,7 @@ class CompletionBody(OpenSampling):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/v1/completions", responses=replies(TextCompletion, stream=True))
     async def completions(body: CompletionBody, request: Request) -> Response:

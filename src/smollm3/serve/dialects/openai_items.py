@@ -13,6 +13,7 @@ from smollm3.agent.python import declarations
 from smollm3.chat.tags import PYTHON
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
+    FEW,
     Body,
     Choose,
     Effort,
@@ -166,7 +167,7 @@ class ResponseBody(Sampling):
     include: list[Included] | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], FEW] | None = None
 
     @property
     def with_logprobs(self) -> bool:

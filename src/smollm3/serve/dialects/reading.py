@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smollm3 import turn
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import Body, TokenId, Whole
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import refused
@@ -84,7 +85,7 @@ class Reranked(ApiReply):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/v1/embeddings", responses=replies(Embeddings))
     async def embeddings(body: EmbeddingBody, request: Request) -> Response:
