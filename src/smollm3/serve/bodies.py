@@ -38,7 +38,7 @@ async def off_loop(body: bytes, work: Callable[[], Any]) -> Any:
 
 def readable(body: bytes) -> bytes:
     """The body with whole characters. Raises ApiError for more values than are looked at."""
-    body = _whole_text(body)
+    body = whole_text(body)
     values, containers = _counted(body)
     if values > MOST_VALUES or containers > MOST_CONTAINERS:
         raise ApiError(
@@ -54,16 +54,16 @@ def _counted(body: bytes) -> tuple[int, int]:
     bare = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
     signs = np.frombuffer(bare, np.uint8)
     outside = np.bitwise_xor.accumulate((signs == ord('"')).view(np.uint8)) == 0
-    containers = np.count_nonzero(((signs == ord("[")) | (signs == ord("{"))) & outside)
-    return np.count_nonzero((signs == ord(",")) & outside) + containers, containers
+    containers = int(np.count_nonzero(((signs == ord("[")) | (signs == ord("{"))) & outside))
+    return int(np.count_nonzero((signs == ord(",")) & outside)) + containers, containers
 
 
-def _whole_text(body: bytes) -> bytes:
+def whole_text(body: bytes) -> bytes:
     """JSON in which every half of a character is U+FFFD: text that was cut in its middle stays a
     text, where tokenizers and answers can have none of it."""
     if b"\\u" not in body and b"\xed" not in body:
         return body
-    return b"".join(whole or b"\xef\xbf\xbd" for whole in _HALVES.findall(body))
+    return b"".join(found[1] or b"\xef\xbf\xbd" for found in _HALVES.finditer(body))
 
 
 class BodyRoute(APIRoute):

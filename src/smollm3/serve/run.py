@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -100,6 +101,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What lives as long as the server is not looked through again for every large body.
+        gc.collect()
+        gc.freeze()
         for listener in sockets or ():
             log.info("%s on %s", self._service.model, address(listener))
 

@@ -284,6 +284,11 @@ class Tokenizer:
             return piece.encode()
         return bytes(letters[letter] for letter in piece)
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: a text has no fewer tokens than its length by this."""
+        return max(len(self.token_bytes(index)) for index in range(self.vocab_size))
+
     # conversations
 
     def render(

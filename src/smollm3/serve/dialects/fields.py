@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +30,19 @@ def _fail_fast(schema: Any) -> Any:
     return [_fail_fast(item) for item in schema] if type(schema) is list else schema
 
 
+MOST_KEYS = 1024  # of an object whose values are checked one by one
+
+
+def _few(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MOST_KEYS:
+        raise ValueError(f"at most {MOST_KEYS} keys, not {len(given)}")
+    return given
+
+
+FEW = BeforeValidator(_few)
+TOOLS = Field(max_length=1024)  # with those that are left out
+
+
 class Body(StrictModel):
     """What a request may say: nothing unknown, no text for a number. Null is absent.
 
@@ -45,7 +58,7 @@ class Body(StrictModel):
         if not isinstance(given, dict):
             return given
         known, kept = rule.rows(cls.place), {}
-        for name, value in cls._to_the_first_unknown(given):
+        for name, value in _few(given).items():
             row = known.get(name)
             if row is not None and value is not None and not rule.accepts(row, value):
                 why = PydanticCustomError(
@@ -56,16 +69,6 @@ class Body(StrictModel):
             if row is None and value is not None:
                 kept[name] = value
         return kept
-
-    @classmethod
-    def _to_the_first_unknown(cls, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """One unknown key is told; a million of them would be a million errors."""
-        fields = {field.alias or name for name, field in cls.model_fields.items()}
-        known = fields | cls.model_fields.keys() | rule.rows(cls.place).keys()
-        for name, value in given.items():
-            yield name, value
-            if name not in known and value is not None and cls.model_config["extra"] == "forbid":
-                break
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -89,15 +92,6 @@ class Past(Body):
     model_config = ConfigDict(extra="ignore")
 
 
-def _few(given: Any) -> Any:
-    if isinstance(given, dict) and len(given) > MOST_KEYS:
-        raise ValueError(f"at most {MOST_KEYS} keys, not {len(given)}")
-    return given
-
-
-MOST_KEYS = 1024
-# Of objects whose values are checked one by one: how many is looked at before.
-FEW = BeforeValidator(_few)
 Whole = Annotated[int, Field(ge=1, le=1 << 31)]
 # Some say -1 where they mean no limit.
 Limit = Annotated[Whole | None, BeforeValidator(lambda given: None if given == -1 else given)]
@@ -343,7 +337,7 @@ class Structured(Body):
 
 
 def structured_of(structured: Structured, settings: Settings) -> ConstraintSpec:
-    given = structured.model_dump(exclude_none=True)
+    given = {name: value for name, value in structured if value is not None}
     if len(given) != 1:
         raise refused("structured_outputs: give one of regex, choice, grammar, json")
     [(kind, value)] = given.items()

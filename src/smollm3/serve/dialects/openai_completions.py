@@ -108,6 +108,8 @@ def ask_of(service: Service, body: CompletionBody) -> Ask:
     constraint = None
     if body.structured_outputs is not None:
         constraint = structured_of(body.structured_outputs, settings)
+    if len(prompts) * made > settings.running:
+        raise refused(f"n: at most {settings.running} answers here at once", "n")
     asked = [turn.Request(prompt=p, params=params, constraint=constraint) for p in prompts]
     return Ask(asked, body.glass_box)
 
@@ -124,7 +126,7 @@ class Echo:
 async def _echoes(service: Service, request: Request, body: CompletionBody, ask: Ask) -> list[Echo]:
     """One for each answer."""
     engine = service.engine
-    given = [asked.ids(engine.tokenizer) for asked in ask.requests]
+    given = await service.prompts(request, ask)
     steps: list[list[Step]] = [[] for _ in given]
     if body.logprobs is not None:
         top = body.logprobs

@@ -199,15 +199,15 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
         )
 
     @routes.post("/v1/responses/input_tokens", responses=replies(InputTokens))
-    def input_tokens(body: ResponseBody, request: Request) -> Response:
+    async def input_tokens(body: ResponseBody, request: Request) -> Response:
         """How many tokens a response would read."""
         service.check_model(body.model)
         before = before_of(service, salt_of(request), body)
         ask, _ = ask_of(
             service, body, before.messages if before else (), finder(service, salt_of(request))
         )
-        count = len(ask.requests[0].ids(service.engine.tokenizer))
-        return InputTokens(object="response.input_tokens", input_tokens=count).response()
+        [ids] = await service.prompts(request, ask)
+        return InputTokens(object="response.input_tokens", input_tokens=len(ids)).response()
 
     @routes.post("/v1/responses/compact", responses=replies(Compacted))
     async def compact(body: ResponseBody, request: Request) -> Response:

@@ -14,6 +14,7 @@ from smollm3.chat.tags import PYTHON
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
     FEW,
+    TOOLS,
     Body,
     Choose,
     Effort,
@@ -145,13 +146,16 @@ class ResponseBody(Sampling):
     stream_options: StreamOptions | None = None
     max_output_tokens: Limit = None
     tools: (
-        list[
-            Annotated[
-                Annotated[ResponseTool, Tag("function")]
-                | Annotated[CodeInterpreter, Tag("code_interpreter")]
-                | Annotated[OtherTool, Tag("other")],
-                tag_of("function", "code_interpreter", other="other"),
-            ]
+        Annotated[
+            list[
+                Annotated[
+                    Annotated[ResponseTool, Tag("function")]
+                    | Annotated[CodeInterpreter, Tag("code_interpreter")]
+                    | Annotated[OtherTool, Tag("other")],
+                    tag_of("function", "code_interpreter", other="other"),
+                ]
+            ],
+            TOOLS,
         ]
         | None
     ) = None

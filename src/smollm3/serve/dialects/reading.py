@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smollm3 import turn
+from smollm3.serve.ask import Ask
 from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import Body, TokenId, Whole
 from smollm3.serve.dialects.replies import ApiReply, replies
@@ -137,7 +138,7 @@ async def embed(
     engine = service.engine
     if dimensions is not None and dimensions > engine.config.hidden:
         raise refused(f"dimensions: at most {engine.config.hidden} here", "dimensions")
-    ids = [turn.Request(prompt=text).ids(engine.tokenizer) for text in texts]
+    ids = await service.prompts(request, Ask([turn.Request(prompt=text) for text in texts]))
     found = await service.read(request, ids, lambda salt: engine.submit_embeddings(ids, salt))
     return [_unit(state_E[:dimensions]) for state_E in found], sum(map(len, ids))
 
@@ -166,10 +167,18 @@ async def _relevance(
     engine = service.engine
     tokenizer = engine.tokenizer
     answers = [tokenizer.encode(answer) for answer in _ANSWERS]
-    prompts = []
-    for document in documents:
-        asked = [{"role": "user", "content": _JUDGE.format(query=query, document=document)}]
-        prompts.append(turn.Request(asked, enable_thinking=False).ids(tokenizer))
+    size = sum(map(len, documents)) + len(documents) * len(query)
+    if size > service.settings.max_body_bytes:  # a long query stands before each document
+        raise refused("documents: too long together with the query; send fewer", "documents")
+
+    def judged() -> list[list[int]]:
+        prompts = []
+        for document in documents:
+            asked = [{"role": "user", "content": _JUDGE.format(query=query, document=document)}]
+            prompts.append(turn.Request(asked, enable_thinking=False).ids(tokenizer))
+        return prompts
+
+    prompts = await service.tokenised(request, size, judged)
     texts = [[*prompt, *answer] for prompt in prompts for answer in answers]
     firsts = [len(prompt) for prompt in prompts for _ in answers]
     found = await service.read(
