@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -42,6 +43,7 @@ def main() -> None:
         own_tools(settings)(engine) as agent,
     ):
         service = Service(engine, settings, Keys(keys), "tiny", agent)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # soon full
         listener.listen(2048)
         print(listener.getsockname()[1], flush=True)
         Server(service).run([listener])

@@ -7,6 +7,7 @@ elsewhere are turned away.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -184,6 +185,7 @@ class _Reply:
     ) -> None:
         self._send = send
         self._state = state
+        self._seconds = service.settings.send_seconds
         self.started = time.perf_counter()
         self.status = 0
         self.complete = False
@@ -202,7 +204,11 @@ class _Reply:
                 headers["access-control-allow-origin"] = self.foreign
                 headers["access-control-expose-headers"] = "retry-after, warning"
                 headers["vary"] = "origin"
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise Gone from None
         if message["type"] == "http.response.body":
             self.complete = not message.get("more_body")
 

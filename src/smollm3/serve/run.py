@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve import page
 from smollm3.serve.app import guarded
+from smollm3.serve.connections import Connection
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings, read_keys
 
@@ -65,6 +67,9 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         raise UserError(f"host: {settings.host}: {e.strerror or e}") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel, too, keeps nothing for longer
+            milliseconds = round(settings.send_seconds * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         try:
             listener.bind(place)
         except OSError as e:
@@ -89,6 +94,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 guarded(service),
                 lifespan="off",
+                http=partial(Connection, settings=settings),  # type: ignore[arg-type]
+                ws="none",
                 log_config=None,
                 access_log=False,
                 log_level="warning",

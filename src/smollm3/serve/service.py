@@ -21,7 +21,7 @@ from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.infer.errors import ContextOverflow, EngineClosed, RequestFailed
-from smollm3.serve.admission import AdmissionQueue
+from smollm3.serve.admission import AdmissionQueue, Place
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.conversation_store import ConversationStore
@@ -101,6 +101,7 @@ class Service:
         the calls of Python, upon which the answer goes on."""
         self.check_open()
         await self.admission.enter(ask.count)
+        place = Place(self.admission, ask.count)
         try:
             loop = asyncio.get_running_loop()
             until = loop.time() + self.settings.request_seconds
@@ -111,6 +112,8 @@ class Service:
             answering = await begin(ask)
             if run is not None:
                 answering = Steps(answering, begin, run)
+            else:
+                answering.when_made(place.leave)
             self._live.add(answering)
             try:
                 yield answering
@@ -119,7 +122,7 @@ class Service:
                 answering.close()
                 self._count(answering)
         finally:
-            self.admission.leave(ask.count)
+            place.leave()
 
     async def _begin(self, ask: Ask, salt: str, left: float) -> Answering:
         try:

@@ -96,6 +96,14 @@ class Settings(StrictModel):
     request_seconds: Seconds = 1800
     grace_seconds: Seconds = 30
     """Time that answers in progress have after SIGTERM."""
+    connections: Count = 512
+    """Maximum number of open ones; each needs a descriptor."""
+    connections_per_address: Count = 64
+    """Of these, from one address that is not this machine's."""
+    read_seconds: Seconds = 20
+    """Time in which a request's headers, and each further stretch of its body, must have come."""
+    send_seconds: Seconds = 60
+    """Time in which a client must have taken what it is sent."""
     stored_responses: Annotated[int, Field(ge=0, strict=True)] = 1000
     """Number of the newest responses that are kept in memory for `previous_response_id`."""
     stored_bytes: Count = 64 << 20
