@@ -32,14 +32,14 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     given = json.loads(sys.argv[1])
-    keys, tool = given.pop("keys"), given.pop("tool")
+    keys, tool, context = (given.pop(name) for name in ("keys", "tool", "context"))
     settings = Settings.model_validate({"port": 0, **given})
     text = ["the model that answers the question, été 日本"] * 4
     tokenizer = Tokenizer.train(text, 292, default_template())
     script = {"hi": "one two three", "run": tool}
     with (
         listening(settings) as listener,
-        speaking(tokenizer, script, context=4096, blocks=1024) as engine,
+        speaking(tokenizer, script, context=context, blocks=context // 4) as engine,
         own_tools(settings)(engine) as agent,
     ):
         service = Service(engine, settings, Keys(keys), "tiny", agent)
@@ -91,9 +91,9 @@ class Victim:
 
 
 @contextmanager
-def victim(tool: str = "", keys=(), **settings):
+def victim(tool: str = "", keys=(), context=4096, **settings):
     """A server with these settings, which must end when it is told to."""
-    given = json.dumps({"keys": list(keys), "tool": tool, **settings})
+    given = json.dumps({"keys": list(keys), "tool": tool, "context": context, **settings})
     command = [sys.executable, "-m", "tests.attack.victim", given]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
