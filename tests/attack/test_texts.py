@@ -8,6 +8,7 @@ import time
 
 import httpx2
 import pytest
+
 from tests.attack.victim import victim
 
 pytestmark = pytest.mark.xdist_group("attack")

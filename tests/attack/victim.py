@@ -91,15 +91,15 @@ class Victim:
 
 
 @contextmanager
-def victim(tool: str = "", keys=(), context=4096, **settings):
-    """A server with these settings, which must end when it is told to."""
+def victim(tool: str = "", keys=(), context=4096, stays=True, **settings):
+    """A server with these settings, which must end when it is told to. stays: until then."""
     given = json.dumps({"keys": list(keys), "tool": tool, "context": context, **settings})
     command = [sys.executable, "-m", "tests.attack.victim", given]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         found = Victim(process)
         yield found
-        assert process.poll() is None, "the server has died"
+        assert not stays or process.poll() is None, "the server has died"
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -76,7 +76,7 @@ class Guard:
         except ApiError as e:
             await _refuse(e, path, scope, receive, reply)
         except Exception as e:
-            log.error("%s %s: %s", scope["method"], path, _trace(e))
+            log.error("%s %s: %s", scope["method"], _route(scope), _trace(e))
             if not reply.complete:
                 await _refuse(ApiError(500, FAULT), path, scope, receive, reply)
         finally:
@@ -149,13 +149,17 @@ class Guard:
         return replay
 
     def _note(self, scope: Scope, reply: _Reply) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", None) or "other"  # names of strangers would fill the memory
+        path = _route(scope)
         seconds = time.perf_counter() - reply.started
         metrics = self._service.metrics
         metrics.requests.labels(path, str(reply.status)).inc()
         metrics.seconds.labels(path).observe(seconds)
         requests.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
+
+
+def _route(scope: Scope) -> str:
+    """The path without what strangers write in it, which would fill logs and memory."""
+    return getattr(scope.get("route"), "path", None) or "other"
 
 
 def _has_body(headers: Headers) -> bool:
@@ -261,7 +265,7 @@ async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
 async def _refuse(
     error: ApiError, path: str, scope: Scope, receive: Receive, reply: _Reply
 ) -> None:
-    if reply.status:  # too late: it has begun
-        raise error
+    if reply.status:  # too late: it has begun, and ends without its end
+        return
     response = JSONResponse(error.body(dialect_of(path)), error.status, error.headers)
     await response(scope, receive, reply.send)

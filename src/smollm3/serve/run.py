@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -22,10 +23,14 @@ from smollm3.serve import page
 from smollm3.serve.app import guarded
 from smollm3.serve.connections import Connection
 from smollm3.serve.service import Service
-from smollm3.serve.settings import Settings, read_keys
+from smollm3.serve.settings import KEY_VARIABLE, Settings, read_keys
 
 log = logging.getLogger("smollm3.serve")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [
+    getattr(signal, name)  # Windows has no SIGHUP, which a terminal sends that is closed
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN
+]
 CLEAN_UP = 2.0  # of the grace time, in which the last errors are told
 
 
@@ -33,6 +38,7 @@ def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     """Serve what `load` gives until a signal comes. Raises UserError for what would not do, before
     the model is loaded where that can be known."""
     keys, tools = read_keys(settings), own_tools(settings)
+    os.environ.pop(KEY_VARIABLE, None)  # no program that is started from here is told
     if missing := page.how_to_get():
         log.info("%s", missing)
     with listening(settings) as listener, load() as engine, tools(engine) as agent:

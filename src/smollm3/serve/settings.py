@@ -16,7 +16,7 @@ from smollm3.config import StrictModel
 from smollm3.errors import UserError
 from smollm3.files import read_text
 from smollm3.option import Option
-from smollm3.portable import others_can_read
+from smollm3.portable import is_own, others_can_read
 
 KEY_VARIABLE = "SMOLLM3_API_KEY"
 LEAST_KEY = 16  # characters
@@ -151,6 +151,8 @@ def key_texts(settings: Settings, environment: Mapping[str, str]) -> list[str]:
         keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not keys:
             raise UserError(f"{path}: holds no key; write one a line")
+        if not (is_own(path.stat()) or path.stat().st_uid == 0):
+            raise UserError(f"{path}: belongs to somebody else; keys are one's own or root's")
         if others_can_read(path.stat()):
             raise UserError(f"{path}: others can read it; chmod 600")
     if environment.get(KEY_VARIABLE):
