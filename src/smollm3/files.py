@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ PARTIAL = ".partial"
 UNWRITABLE = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 )
+MAX_TEXT_BYTES = 256 << 20
 MAX_JSON_BYTES = 32 << 20  # empty lists cost twenty times their text in memory
 
 
@@ -78,9 +79,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 def own_file(path: Path) -> Iterator[Path]:
     """Yield a new empty file beside `path`, which nobody else writes; if it has not been renamed,
     it is deleted. A process id would be another's too, in another container."""
-    temporary = _own_name(path)
-    temporary.touch(exist_ok=False)
-    held = hold(temporary)
+    temporary, held = _made(path, lambda new: new.touch(exist_ok=False))
     try:
         yield temporary
     finally:
@@ -93,14 +92,33 @@ def _own_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
 
 
+def _made(path: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """What `make` makes beside `path`, held where files can be; whoever sweeps may be quicker to
+    hold it, so that it is made anew."""
+    for _ in range(3):
+        make(temporary := _own_name(path))
+        if (held := hold(temporary)) is not None:
+            return temporary, held
+        _delete(temporary)
+    make(temporary := _own_name(path))
+    return temporary, None
+
+
 def sweep(folder: Path, name: str = "*") -> None:
     """Delete what processes that were killed left of files and folders of this name (a pattern):
     nobody holds it any more."""
     for partial in folder.glob(f".{name}.*{PARTIAL}"):
         held = hold(partial)
         if held is not None:
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+            _delete(partial)
             os.close(held)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,7 +148,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The UTF-8 text in `path`; errors as of `read_json`."""
     try:
-        return _read(path).decode()
+        return _read(path, MAX_TEXT_BYTES).decode()
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 ({e})") from None
 
@@ -180,12 +198,10 @@ def publish(temporary: Path, final: Path) -> None:
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `final` if the block ends without an error."""
     final = final.resolve()  # beside what a link leads to, on the same disk
-    temporary = _own_name(final)
     with disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         sweep(final.parent, glob.escape(final.name))
-        temporary.mkdir()
-    held = hold(temporary)
+        temporary, held = _made(final, Path.mkdir)
     try:
         with disk_errors(final):
             yield temporary

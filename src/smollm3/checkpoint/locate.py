@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
             raise UserError(
                 f"{path}: is an adapter, not a model; `smollm3 merge {path} OUT` makes it one"
             )
+        check_files(path)
         return path
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -54,6 +56,23 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
         known = ", ".join(NAMES)
         raise UserError(f"{target}: no such folder, and neither a Hub id nor one of {known}")
     return _fetch(str(target), hub["repo"], hub["revision"], wanted)
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError for what is no regular file, or leads elsewhere: a folder from a stranger
+    may hold a link to this user's own files, or to a device without an end. The Hub's cache links
+    to files beside its folders."""
+    inside = folder.resolve()
+    places = (inside, *(parent / "blobs" for parent in list(inside.parents)[1:2]))
+    for path in folder.iterdir():
+        if not any(path.match(pattern) for pattern in WANTED) or not path.exists():
+            continue
+        if path.is_symlink():
+            absolute = os.path.isabs(os.readlink(path))
+            if absolute or not any(path.resolve().is_relative_to(place) for place in places):
+                raise UserError(f"{path}: is a link that leads elsewhere; put the file itself here")
+        if not path.is_file():
+            raise UserError(f"{path}: is no regular file")
 
 
 def _final_model(run: Path) -> Path:
