@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Hashable
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from smollm3.agent import Agent, ApprovalRequest, Approvals, ToolResult
@@ -65,9 +65,10 @@ class ToolExecutor:
 
     async def result(self, call: ToolCall, salt: str, conversation: str | None) -> ToolResult:
         """The result of a call about which nobody is asked."""
-        async for event in self.call(call, salt, conversation):
-            if isinstance(event, ToolResult):
-                return event
+        async with aclosing(self.call(call, salt, conversation)) as events:
+            async for event in events:
+                if isinstance(event, ToolResult):
+                    return event
         raise AssertionError("a call ends in its result")
 
     def answer(self, salt: str, name: str, allow: bool) -> None:
@@ -126,6 +127,7 @@ class _Call:
         self._questions = questions
         self._asked: Future[bool] | None = None
         self._left = False
+        self._over = False
 
     def run(self, done: Callable[[], None]) -> None:
         approve = nobody if self._questions is None else self._ask
@@ -134,16 +136,19 @@ class _Call:
         except Exception as e:
             self._tell(e)
         finally:
+            self._over = True
             if not self._kept:
                 self._agent.forget(self._own)
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(done)
 
     def leave(self) -> None:
-        """Nobody listens any more."""
+        """Nobody listens any more: what the model's code does is ended."""
         self._left = True
         if self._asked:
             self._asked.cancel()
+        if not self._over:
+            threading.Thread(target=self._agent.interrupt, args=(self._own,), daemon=True).start()
 
     def _ask(self, request: ApprovalRequest) -> bool:
         assert self._questions is not None

@@ -73,7 +73,11 @@ def router(service: Service) -> APIRouter:
             return _result(result.text, result.ok).response()
         events = host.call(made, salt, body.conversation, ask=True)
         # What is wrong with the request is said before the stream begins.
-        first = await unless_gone(request, anext(events))
+        try:
+            first = await unless_gone(request, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
 
         async def told() -> AsyncIterator[bytes]:
             yield _event(first)
