@@ -1,3 +1,4 @@
+import httpx2
 import pytest
 
 from tests.attack.victim import Victim, victim
@@ -13,8 +14,6 @@ def server():
 
 def warm_up(found: Victim) -> None:
     """What is loaded with the first answers is no growth."""
-    import httpx2
-
     said = [{"role": "user", "content": "hi"}]
     for path in ("/v1/chat/completions", "/v1/messages"):
         for bad in ({}, {"no": 1}):

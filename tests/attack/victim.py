@@ -15,6 +15,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
+
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = "first-key-of-the-tests", "second-key-of-the-tests"
 
@@ -23,11 +25,20 @@ def main() -> None:
     import torch
 
     from smollm3.chat import default_template
+    from smollm3.infer import Engine
     from smollm3.serve.run import Server, listening, own_tools
     from smollm3.serve.service import Service
     from smollm3.serve.settings import Keys, Settings
     from smollm3.tokenizer import Tokenizer
-    from tests.support.serving import speaking
+    from tests.support.serving import ScriptedBackend
+
+    class Forgetful(ScriptedBackend):
+        """Keeps nothing of what was asked: its memory is the server's."""
+
+        def step(self, batch):
+            self.found.clear()
+            del self.batches[:]
+            return super().step(batch)
 
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
@@ -39,7 +50,7 @@ def main() -> None:
     script = {"hi": "one two three", "run": tool}
     with (
         listening(settings) as listener,
-        speaking(tokenizer, script, context=context, blocks=context // 4) as engine,
+        Engine(Forgetful(tokenizer, script, context // 4, context), tokenizer) as engine,
         own_tools(settings)(engine) as agent,
     ):
         service = Service(engine, settings, Keys(keys), "tiny", agent)
@@ -98,6 +109,7 @@ def victim(tool: str = "", keys=(), context=4096, stays=True, **settings):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         found = Victim(process)
+        assert httpx2.get(found.url + "/health", timeout=60).status_code == 200
         yield found
         assert not stays or process.poll() is None, "the server has died"
     finally:
@@ -121,8 +133,6 @@ class Pulse:
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        import httpx2
-
         with httpx2.Client(base_url=self._url, timeout=120) as client:
             while not self._over.is_set():
                 begun = time.monotonic()

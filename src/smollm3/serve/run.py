@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 log_config=None,
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # lines that strangers cause would fill it
                 server_header=False,
                 proxy_headers=False,  # nobody's word on who they are is taken
                 timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
@@ -114,6 +114,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        _ = self._service.engine.tokenizer.longest  # found once, before anybody waits
         # What lives as long as the server is not looked through again for every large body.
         gc.collect()
         gc.freeze()
