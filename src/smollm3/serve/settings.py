@@ -123,8 +123,8 @@ class Keys:
     def __init__(self, keys: list[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
+    def __len__(self) -> int:
+        return len(self._digests)
 
     def salt(self, given: str) -> str | None:
         """What keeps the prefixes of this key apart from others'; None: no key of ours."""

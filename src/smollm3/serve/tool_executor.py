@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Hashable
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from smollm3.agent import Agent, ApprovalRequest, Approvals, ToolResult
 from smollm3.agent.approval import nobody
@@ -20,6 +22,7 @@ from smollm3.chat import ToolCall
 from smollm3.serve.errors import ApiError, refused
 
 MOST = 16  # calls at once
+SHARE = 4  # of these, of one key where there are several
 ASK_SECONDS = 600.0
 
 
@@ -35,8 +38,10 @@ class ToolExecutor:
     """Runs calls of tools for clients. Belongs to one event loop. agent: has the tools; None: there
     are none."""
 
-    def __init__(self, agent: Agent | None) -> None:
+    def __init__(self, agent: Agent | None, several_keys: bool = False) -> None:
         self.agent = agent
+        self._share = SHARE if several_keys else MOST
+        self._of_key: Counter[str] = Counter()
         self._questions: dict[tuple[str, str], Future[bool]] = {}
         self._running = 0
 
@@ -47,11 +52,13 @@ class ToolExecutor:
         variables these are; without one they are gone afterwards. Raises ApiError."""
         if self.agent is None:
             raise refused("this server runs no tools; see --tool, --mcp and --python-tools")
-        if self._running >= MOST:
+        if self._running >= MOST or self._of_key[salt] >= self._share:
             raise ApiError(429, "too many tools run already; try again later", retry_after=5)
         self._running += 1
+        self._of_key[salt] += 1
         work = _Call(self.agent, call, salt, conversation, self._questions if ask else None)
-        threading.Thread(target=work.run, args=(self._done,), daemon=True).start()
+        done = partial(self._done, salt)
+        threading.Thread(target=work.run, args=(done,), daemon=True).start()
         try:
             while True:
                 found = await work.events.get()
@@ -83,8 +90,9 @@ class ToolExecutor:
         for asked in list(self._questions.values()):
             asked.cancel()
 
-    def _done(self) -> None:
+    def _done(self, salt: str) -> None:
         self._running -= 1
+        self._of_key[salt] -= 1
 
 
 class PythonRun:
