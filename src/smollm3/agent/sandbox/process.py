@@ -7,6 +7,7 @@ is read, and believed only as far as a call or a result of the code could say th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -29,7 +30,9 @@ from smollm3.agent.sandbox.run import Call, Function, Limits, RunOutput, StartEr
 _LONGEST = 1 << 20  # bytes of a message from the interpreter
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 1.0  # for the interpreter to stop by itself
-_UIDS = 0x7F00_0000  # users that no system gives out: the process's number is added
+_UIDS = 0x7F00_0000  # users that no system gives out: each interpreter of a process has its own
+_EACH = 64
+_numbers = itertools.count()
 _FILES = 4096  # in the folder to write in
 _FOLDER = "/tmp"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -66,6 +69,7 @@ class ProcessInterpreter:
         self._process: subprocess.Popen[bytes] | None = None
         self._home: str | None = None
         self._runs = 0
+        self._uid = _UIDS + os.getpid() % 100_000 * _EACH + next(_numbers) % _EACH
         self._lock = threading.RLock()
 
     @property
@@ -138,7 +142,7 @@ class ProcessInterpreter:
             "mounts": shown.mounts,
             "links": shown.links,
             "hidden": shown.hidden,
-            "uid": _UIDS + os.getpid() % 100_000,
+            "uid": self._uid,
             "folder": self.limits.folder,
             "files": _FILES,
             "home": self._home,
