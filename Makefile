@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo page ui test test-avx2 test-portable test-all lint peers vllm bench docs cli-docs clean
+.PHONY: help demo page ui test test-avx2 test-portable test-all attack lint peers vllm bench docs cli-docs clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-portable: ## the same on kernels without any instruction set
 
 test-all: $(VENV)/.installed-dev page ## also the slow tests and the mutation tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
+
+attack: $(VENV)/.installed-dev ## attack a server here in every known way, and hold it to its bounds
+	$(BIN)/python -m pytest -m "" tests/attack tests/unit/test_agent_sandbox.py tests/unit/test_agent_jail.py tests/unit/test_hostile_files.py -s
 
 lint: $(VENV)/.installed-dev ## formatting, lint, types, import directions
 	$(BIN)/ruff check .

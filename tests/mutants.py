@@ -177,7 +177,7 @@ MUTANTS = [
     Mutant("images may be asked about", "serve/dialects/messages.py", "if isinstance(part, OtherPart) and part.inner is None:", "if False:", f"{U}serve_clients.py"),
     Mutant("late system messages are lost", "chat/render.py", "if any(is_system(message) for message in chat[1:]):", "if False:", f"{U}serve_clients.py"),
     Mutant("an overflow in other words", "serve/errors.py", "return TooLong(error) if isinstance(error, ContextOverflow) else refused(str(error))", "return refused(str(error))", f"{U}serve_clients.py"),
-    Mutant("halves of characters come in", "serve/guard.py", 'body = _whole_text(b"".join(parts))', 'body = b"".join(parts)', f"{U}serve_clients.py"),
+    Mutant("halves of characters come in", "serve/bodies.py", 'body = whole_text(body)', 'pass', f"{U}serve_clients.py"),
     Mutant("tools that are not allowed are called", "serve/dialects/fields.py", '[tool for tool in declared if tool["name"] in callable_]', "list(declared)", f"{U}serve_clients.py"),
     Mutant("tools undo the format", "serve/dialects/fields.py", "return replace(box.constraint, answer=form), False", "return box.constraint, False", f"{U}serve_clients.py"),
     Mutant("what is left out is not said", "serve/guard.py", 'for what in self._state.get("left_out") or ()', "for what in ()", f"{U}serve_clients.py"),

@@ -6,23 +6,27 @@ A process can be killed between any two lines here and leaves either the old fil
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from smollm3.errors import UserError
+from smollm3.portable import hold
 
 PARTIAL = ".partial"
 UNWRITABLE = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 )
+MAX_TEXT_BYTES = 256 << 20
 MAX_JSON_BYTES = 32 << 20  # empty lists cost twenty times their text in memory
 
 
@@ -62,13 +66,59 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """Write `path` so that a reader sees the old content or the new, never a part."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}{PARTIAL}")
-        with temporary.open("wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        with own_file(path) as temporary:
+            with temporary.open("wb") as f:
+                f.write(data.encode() if isinstance(data, str) else data)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
         fsync_folder(path.parent)
+
+
+@contextmanager
+def own_file(path: Path) -> Iterator[Path]:
+    """Yield a new empty file beside `path`, which nobody else writes; if it has not been renamed,
+    it is deleted. A process id would be another's too, in another container."""
+    temporary, held = _made(path, lambda new: new.touch(exist_ok=False))
+    try:
+        yield temporary
+    finally:
+        if held is not None:
+            os.close(held)
+        temporary.unlink(missing_ok=True)
+
+
+def _own_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _made(path: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """What `make` makes beside `path`, held where files can be; whoever sweeps may be quicker to
+    hold it, so that it is made anew."""
+    for _ in range(3):
+        make(temporary := _own_name(path))
+        if (held := hold(temporary)) is not None:
+            return temporary, held
+        _delete(temporary)
+    make(temporary := _own_name(path))
+    return temporary, None
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Delete what processes that were killed left of files and folders of this name (a pattern):
+    nobody holds it any more."""
+    for partial in folder.glob(f".{name}.*{PARTIAL}"):
+        held = hold(partial)
+        if held is not None:
+            _delete(partial)
+            os.close(held)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -98,7 +148,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The UTF-8 text in `path`; errors as of `read_json`."""
     try:
-        return _read(path).decode()
+        return _read(path, MAX_TEXT_BYTES).decode()
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 ({e})") from None
 
@@ -117,7 +167,8 @@ def _read(path: Path, most: int | None = None) -> bytes:
 def publish(temporary: Path, final: Path) -> None:
     """Rename the finished folder `temporary` to `final`, replacing what is there.
 
-    An old `final` is moved aside first and deleted last, so one good folder exists throughout.
+    An old `final` is moved aside first and deleted last, so one good folder exists throughout; of
+    two that are published at once the last one stays, whole.
     A `final` that is a link stays one: the folder it leads to is replaced.
     """
     final = final.resolve()
@@ -126,25 +177,39 @@ def publish(temporary: Path, final: Path) -> None:
             if file.is_file():
                 fsync_file(file)
         fsync_folder(temporary)
-        old = final.with_name(f".{final.name}.old")
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-        temporary.rename(final)
+        olds = []
+        while True:
+            if final.exists():
+                olds.append(_own_name(final))
+                with suppress(FileNotFoundError):  # another's, who publishes it too
+                    final.rename(olds[-1])
+            try:
+                temporary.rename(final)
+                break
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
         fsync_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        for old in olds:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `final` if the block ends without an error."""
     final = final.resolve()  # beside what a link leads to, on the same disk
-    temporary = final.with_name(f".{final.name}{PARTIAL}")
     with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        sweep(final.parent, glob.escape(final.name))
+        temporary, held = _made(final, Path.mkdir)
+    try:
+        with disk_errors(final):
+            yield temporary
+        publish(temporary, final)
+    finally:
+        if held is not None:
+            os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-    publish(temporary, final)
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
 
@@ -32,6 +33,23 @@ def reserve(file: BinaryIO, size: int) -> None:
     for start in range(0, size, len(zeros)):
         file.write(zeros[: size - start])
     file.flush()
+
+
+def hold(path: Path) -> int | None:
+    """A descriptor that holds a file or folder until it is closed, or its process ends in any way;
+    None where there is no such lock."""
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def is_own(stat: os.stat_result) -> bool:

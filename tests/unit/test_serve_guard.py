@@ -15,8 +15,8 @@ from tests.support.serving import listening, local, speaking
 
 from smollm3.errors import UserError
 from smollm3.serve.admission import AdmissionQueue
+from smollm3.serve.bodies import whole_text
 from smollm3.serve.errors import ApiError
-from smollm3.serve.guard import _whole_text
 from smollm3.serve.settings import Keys, Settings, is_loopback, read_keys
 
 KEY = "k" * 24
@@ -317,8 +317,8 @@ def test_every_text_comes_in_whole(text):
     escaped = json.dumps([text]).encode()
     raw = json.dumps([text], ensure_ascii=False).encode("utf-8", "surrogatepass")
     [paired] = json.loads(escaped)  # two halves in a row are one character
-    assert json.loads(_whole_text(escaped)) == [re.sub("[\ud800-\udfff]", "�", paired)]
-    found = _whole_text(raw)
+    assert json.loads(whole_text(escaped)) == [re.sub("[\ud800-\udfff]", "�", paired)]
+    found = whole_text(raw)
     assert len(found) == len(raw)
     assert json.loads(found) == [re.sub("[\ud800-\udfff]", "�", text)]
 
@@ -327,11 +327,11 @@ def test_every_text_comes_in_whole(text):
 @settings(max_examples=200, deadline=None)
 def test_other_bytes_are_left_alone(data):
     data = data.replace(b"\xed", b"") + b"\\u00e9\\"
-    assert _whole_text(data) == data
+    assert whole_text(data) == data
 
 
 def test_halves_are_found_in_linear_time():
     for piece in (b"\\ud83d", b"\\n", b"\xed\xa0\xbd", b"\\\\", b"\xed\x9f\xbf", b"a\\u"):
         start = time.process_time()
-        _whole_text(piece * 500_000 + b"\\u")
+        whole_text(piece * 500_000 + b"\\u")
         assert time.process_time() - start < 5

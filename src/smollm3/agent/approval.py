@@ -11,7 +11,8 @@ from typing import Any, Literal, NoReturn
 from smollm3.agent.tools import ToolError
 from smollm3.visible import visible
 
-_SHOWN = 2000  # characters of the arguments
+_HEAD, _TAIL = 1200, 800  # characters of the arguments: what matters may stand at their end
+_SHOWN = _HEAD + _TAIL
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ApprovalRequest:
         else:
             shown = json.dumps(dict(self.arguments), ensure_ascii=False, indent=1, default=repr)
         if len(shown) > _SHOWN:
-            shown = f"{shown[:_SHOWN]} [... {len(shown) - _SHOWN} characters more]"
+            left = len(shown) - _SHOWN
+            shown = f"{shown[:_HEAD]}\n[... {left} characters are not shown ...]\n{shown[-_TAIL:]}"
         return visible(f"{self.name} {shown}")
 
 

@@ -187,6 +187,11 @@ class Agent:
         if self.sandbox:
             self.interpreters.end(conversation)
 
+    def interrupt(self, conversation: Hashable) -> None:
+        """End the Python that runs for a conversation."""
+        if self.sandbox:
+            self.interpreters.interrupt(conversation)
+
     def serve(
         self, call: ToolCall, conversation: Hashable = None, approvals: Approvals | None = None
     ) -> ToolResult:

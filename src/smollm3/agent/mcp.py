@@ -10,9 +10,9 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import re
 import shlex
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
@@ -46,8 +46,7 @@ class McpServer:
         self._client: Any = None
         self._ready: Future[None] = Future()
         self._end: asyncio.Event | None = None
-        # Its own messages; the last line is shown where it does not start.
-        self._log: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._log = _Log()
         try:
             transport = self._transport(target)
         except UserError:
@@ -79,9 +78,8 @@ class McpServer:
         self._log.close()
 
     def _fail(self, reason: str) -> None:
-        self._log.seek(0)
-        last = self._log.read()[-2000:].strip().splitlines()[-1:]
         self.close()
+        last = self._log.text.strip().splitlines()[-1:]
         raise UserError(f"--mcp {self.name}: {': '.join([reason, *last])}") from None
 
     def _transport(self, target: str | Sequence[str]) -> Any:
@@ -98,7 +96,7 @@ class McpServer:
         if not words:
             raise UserError("--mcp: must be a command or a URL")
         parameters = StdioServerParameters(command=words[0], args=words[1:])
-        return stdio_client(parameters, errlog=self._log)  # type: ignore[arg-type]
+        return stdio_client(parameters, errlog=self._log.sink)  # type: ignore[arg-type]
 
     def _run(self, transport: Any) -> None:
         try:
@@ -183,6 +181,34 @@ class McpServer:
         if result.is_error:
             raise ToolError(text or "the tool failed")
         return ToolOutput(text, _value(text, result.structured_content))
+
+
+class _Log:
+    """What a program says of itself: the last line is shown where it does not start. However much
+    it says, so much is kept. sink: where it writes."""
+
+    KEPT = 2000  # bytes
+
+    def __init__(self) -> None:
+        source, sink = os.pipe()
+        self.sink: IO[str] = os.fdopen(sink, "w")
+        self._data = b""
+        self._reader = threading.Thread(target=self._read, args=(source,), daemon=True)
+        self._reader.start()
+
+    @property
+    def text(self) -> str:
+        return self._data.decode(errors="replace")
+
+    def close(self) -> None:
+        """With the program's own, which has ended, this was the last end of the pipe."""
+        self.sink.close()
+        self._reader.join(1)
+
+    def _read(self, source: int) -> None:
+        with os.fdopen(source, "rb", 0) as pipe:
+            while data := pipe.read(1 << 16):
+                self._data = (self._data + data)[-self.KEPT :]
 
 
 def _value(text: str, structured: Any) -> Any:

@@ -143,6 +143,15 @@ class Interpreters:
         if held:
             held.interpreter.close()
 
+    def interrupt(self, conversation: Hashable) -> None:
+        """Nobody waits any more for what runs; the next run is told that variables were lost."""
+        with self._lock:
+            used = (held := self._held.get(conversation)) is not None and held.users > 0
+            if used:
+                self._drop(conversation)
+        if used and held:
+            held.interpreter.close()
+
     def close(self) -> None:
         """End them all."""
         with self._lock:

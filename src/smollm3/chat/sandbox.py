@@ -22,6 +22,7 @@ from smollm3.errors import UserError
 MAX_SECONDS = 10.0  # for one request; a conversation of a million tokens takes about one
 MAX_BYTES = 1 << 30  # of address space
 _START_SECONDS = 60.0
+_NEEDED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "COVERAGE_PROCESS_CONFIG")
 
 
 class Overrun(UserError):
@@ -44,7 +45,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=_environment(),
             start_new_session=True,  # Ctrl-C is for the program, which ends this one
         )
         assert self._process.stdin
@@ -149,6 +150,12 @@ def _read(source: BinaryIO | IO[bytes]) -> bytes:
     if len(head) < 8 or len(message) < length:
         raise EOFError
     return message
+
+
+def _environment() -> dict[str, str]:
+    """What Python needs; nothing that is somebody's secret."""
+    kept = {name: value for name, value in os.environ.items() if name in _NEEDED}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _limit_memory() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from smollm3.checkpoint.hf import BLOCK_NAMES, EMBEDDING, HEAD, published_name
-from smollm3.checkpoint.locate import ADAPTER
+from smollm3.checkpoint.locate import ADAPTER, check_files
 from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
 from smollm3.files import read_object, write_json
@@ -162,6 +162,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     Raises UserError, naming the file and the key, for what is damaged and what this network could
     not apply (other methods than LoRA, biases, ranks that differ by layer).
     """
+    check_files(folder)
     file = folder / ADAPTER
     config = read_object(file)
     for key, only in _PLAIN.items():

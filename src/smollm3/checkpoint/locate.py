@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ def locate(target: str | Path, wanted: Sequence[str] = WANTED) -> Path:
                 f"{path}: is an adapter, not a model; give its base and --adapter {path}, or "
                 f"`smollm3 merge {path} OUT` makes a model of it"
             )
+        check_files(path)
         return path
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -68,7 +70,25 @@ def locate_adapter(target: str | Path) -> Path:
         path = _fetch(str(target), hub["repo"], hub["revision"], WANTED)
     if not (path / ADAPTER).is_file():
         raise UserError(f"{target}: holds no adapter (no {ADAPTER} there or in adapter/)")
+    check_files(path)
     return path
+
+
+def check_files(folder: Path) -> None:
+    """Raises UserError for what is no regular file, or leads elsewhere: a folder from a stranger
+    may hold a link to this user's own files, or to a device without an end. The Hub's cache links
+    to files beside its folders."""
+    inside = folder.resolve()
+    places = (inside, *(parent / "blobs" for parent in list(inside.parents)[1:2]))
+    for path in folder.iterdir():
+        if not any(path.match(pattern) for pattern in WANTED) or not path.exists():
+            continue
+        if path.is_symlink():
+            absolute = os.path.isabs(os.readlink(path))
+            if absolute or not any(path.resolve().is_relative_to(place) for place in places):
+                raise UserError(f"{path}: is a link that leads elsewhere; put the file itself here")
+        if not path.is_file():
+            raise UserError(f"{path}: is no regular file")
 
 
 def _final_model(run: Path) -> Path:

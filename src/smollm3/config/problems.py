@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 Path = tuple[str | int, ...]
 
 
+LONGEST_WORD = 100  # characters of a key; comparing takes time by their square
+
+
 @dataclass(frozen=True)
 class Problem:
     """path: keys and indexes that lead to it in the value; empty: the value as a whole.
@@ -44,7 +47,7 @@ def problems(errors: Sequence[Any], value: Any, model: Any = None) -> list[Probl
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' where something known is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, list(known), n=1) if len(word) <= LONGEST_WORD else []
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
@@ -60,7 +63,7 @@ def _problem(error: Any, value: Any, model: Any) -> Problem:
         case "union_tag_invalid":
             expected = context["expected_tags"].replace("'", "").split(", ")
             hint = suggestion(str(context["tag"]), expected)
-            message = f"unknown kind '{context['tag']}'{hint}; known: {', '.join(expected)}"
+            message = f"unknown kind '{context['tag']:.100}'{hint}; known: {', '.join(expected)}"
         case "union_tag_not_found":
             message = "has no `kind`"
         case "value_error":

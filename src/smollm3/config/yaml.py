@@ -11,6 +11,7 @@ from smollm3.config.problems import Path
 from smollm3.errors import UserError
 
 MAX_VALUES = 100_000  # a few lines of aliases to aliases stand for billions
+MAX_DEPTH = 64  # the library's C code calls itself for each level, until the stack ends
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -62,6 +63,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     """The value of one YAML document and the line of each path in it; `name` is for errors."""
     loader = _Loader(text)
     try:
+        _check_size(text)
         node = loader.get_single_node()
         if node is None:
             raise UserError(f"{name}: the file is empty")
@@ -75,6 +77,18 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
         raise UserError(f"{name}: not valid YAML ({str(e).splitlines()[0]})") from None
     finally:
         loader.dispose()
+
+
+def _check_size(text: str) -> None:
+    """Look at the text piece by piece, before anything is made of it."""
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=_Base)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH}")
+        if number > 2 * MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values")
 
 
 def _collect_lines(node: yaml.Node, path: Path, lines: dict[Path, int]) -> None:

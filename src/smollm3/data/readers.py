@@ -23,7 +23,7 @@ from smollm3.data.places import BUFFER, Kind, Span, named_kind, open_file, row_c
 from smollm3.errors import UserError
 
 Row = dict[str, Any]
-MAX_ROW = 1 << 28  # bytes of a line or a value; what is longer is no row of a data set
+MAX_ROW = 1 << 26  # bytes of a line or a value; what is longer is no row of a data set
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _BLANK, _BETWEEN = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -179,7 +179,11 @@ def count_rows(span: Span, kind: Kind | None = None) -> int:
 def _text_row(file: str) -> Iterator[Read]:
     try:
         with _open_text(file) as f:
-            yield Read(0, 1, {"text": f.read().decode("utf-8").replace("\r\n", "\n")})
+            data = f.read(MAX_ROW + 1)
+        if len(data) > MAX_ROW:  # perhaps a kilobyte that unpacks to gigabytes
+            yield Read(0, 1, fault=f"a text above {MAX_ROW >> 20} MiB")
+            return
+        yield Read(0, 1, {"text": data.decode("utf-8").replace("\r\n", "\n")})
     except UnicodeDecodeError:
         yield Read(0, None, fault="not UTF-8")
     except unreadable() as e:
@@ -191,7 +195,7 @@ def _csv_rows(file: str) -> Iterator[Read]:
     number = line = 0
     try:
         with TextIOWrapper(_open_text(file), "utf-8", errors="surrogateescape", newline="") as text:
-            first = text.readline()
+            first = text.readline(MAX_ROW)
             separator = max("\t;,", key=first.count)
             table = csv.reader(chain([first], text), delimiter=separator)
             names = [name.strip() for name in next(table, [])]
@@ -368,8 +372,12 @@ def _parquet_rows(span: Span, columns: Collection[str] | None) -> Iterator[Read]
 
     number = span.row
     try:
-        with open_file(span.file) as f, ParquetFile(f) as parquet:  # type: ignore[no-untyped-call]
-            here = parquet.schema_arrow.names
+        with open_file(span.file) as f, ParquetFile(f) as plain:  # type: ignore[no-untyped-call]
+            here = plain.schema_arrow.names
+            # As they are stored: a text of which every row is a copy is not copied.
+            texts = [c.name for c in plain.schema_arrow if str(c.type).endswith("string")]
+            stored: Any = {"metadata": plain.metadata, "read_dictionary": texts}
+            parquet = ParquetFile(f, **stored)  # type: ignore[no-untyped-call]
             wanted = None if columns is None else [c for c in here if c in columns]
             if columns and not wanted:
                 wanted = [c for c in here if c.lower() in columns]
@@ -394,7 +402,14 @@ def _group_rows(
 
 
 def _batch_rows(batch: Any, number: int) -> Iterator[Read]:
-    """Row by row where a value is none of Python's: a time to the nanosecond, say."""
+    """Row by row where a value is none of Python's: a time to the nanosecond, say; and where rows
+    that repeat what is stored once would be too long together."""
+    longest = sum(map(_longest, batch.columns))
+    if len(batch) > 1 and longest * len(batch) > MAX_ROW:
+        half = len(batch) // 2
+        yield from _batch_rows(batch.slice(0, half), number)
+        yield from _batch_rows(batch.slice(half), number + half)
+        return
     try:
         for row in batch.to_pylist(maps_as_pydicts="strict"):
             yield Read(number, None, row)
@@ -405,6 +420,14 @@ def _batch_rows(batch: Any, number: int) -> Iterator[Read]:
             return
         for i in range(len(batch)):
             yield from _batch_rows(batch.slice(i, 1), number + i)
+
+
+def _longest(column: Any) -> int:
+    """Bytes of the longest text of a column whose texts are stored once."""
+    from pyarrow import compute
+
+    words, of = getattr(column, "dictionary", None), vars(compute)
+    return (of["max"](of["binary_length"](words)).as_py() or 0) if words is not None else 0
 
 
 def _reason(error: Exception) -> str:

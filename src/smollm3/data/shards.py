@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import secrets
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,7 +198,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path, self.bytes, self._hash = path, 0, hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
         self._out = self._temporary.open("wb")
 
     def write(self, data: bytes) -> None:

@@ -132,7 +132,8 @@ class Engine:
         prompt: a text (control tokens in it are text) or ids. constraint: what the answer must be,
         after its reasoning (see `constraints`), or an object of one's own for this request alone.
         thinking_budget: tokens of reasoning, after which its block is closed. cache_salt: prompts
-        share cached prefixes with those of the same salt only. adapter: a loaded one, by name.
+        share cached prefixes, and grammars, with those of the same salt only. adapter: a loaded
+        one, by name.
         Raises UserError for an empty prompt, ids outside the vocabulary and constraints that
         nothing satisfies; ContextOverflow for a prompt that leaves no room in the context, and for
         what the cache can never hold.
@@ -335,7 +336,7 @@ class Engine:
         self._check_params(settled)
         limit = min(len(ids) + settled.max_tokens, self.config.context)
         self._check_room(limit, len(ids))
-        kept = self._constraint(constraint, ids, thinking_budget)
+        kept = self._constraint(constraint, ids, thinking_budget, cache_salt)
         return AnswerJob(
             scheduler.Sequence(ids, limit, cache_salt, adapter=self.adapters.named(adapter)),
             settled,
@@ -351,11 +352,12 @@ class Engine:
         constraint: ConstraintSpec | Constraint | None,
         ids: list[int],
         thinking_budget: int | None,
+        salt: str,
     ) -> Constraint | None:
         if constraint is None and thinking_budget is None:
             return None  # and the grammars' tokenizer, over a second for 128,256, is not made
         if constraint is None or isinstance(constraint, ConstraintSpec):
-            return self._constraints.start(constraint, ids, thinking_budget)
+            return self._constraints.start(constraint, ids, thinking_budget, salt)
         if thinking_budget is not None:
             raise UserError("thinking_budget: goes with a constraint of ours, or with none")
         return constraint

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from smollm3.errors import UserError
-from smollm3.files import PARTIAL, disk_errors
+from smollm3.files import disk_errors, own_file
 from smollm3.infer.adapters import LoadedAdapter
 from smollm3.infer.backends import BLOCK
 from smollm3.infer.blocks import BlockPool, block_keys, root
@@ -89,18 +89,15 @@ def _write(
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with own_file(path) as temporary:
             with temporary.open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
                 file.write(np.array(ids, "<i4").tobytes())
                 for part in _parts(len(blocks), size):
                     file.write(_export(worker, blocks[part]))
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _export(worker: Worker, blocks: list[int]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from smollm3.checkpoint.config import MAX_LAYERS
 from smollm3.config import StrictModel
 from smollm3.data.spec import Source, Weight
 from smollm3.eval.spec import BenchmarkStage, EvalStage
@@ -17,7 +18,7 @@ from smollm3.train.spec import Parallel, TrainStage
 class ModelShape(StrictModel):
     """A network that is trained from nothing; with a parent, its config.json is the truth."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MAX_LAYERS)
     hidden: int = Field(gt=0)
     heads: int = Field(gt=0)
     kv_heads: int = Field(gt=0)

@@ -76,3 +76,15 @@ class AdmissionQueue:
         # An estimate: a tenth of what a wait may last.
         after = max(1, round(self._seconds / 10))
         return ApiError(429, f"{why}; try again later", code="queue_full", retry_after=after)
+
+
+class Place:
+    """`count` places that were entered; left once, when that is known first."""
+
+    def __init__(self, queue: AdmissionQueue, count: int) -> None:
+        self._queue = queue
+        self._count = count
+
+    def leave(self) -> None:
+        self._queue.leave(self._count)
+        self._count = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +83,11 @@ class Answering:
     def cached(self) -> int:
         """Tokens of the first prompt that the prefix cache had; known with the first token."""
         return self.replies[0].usage.cached
+
+    def when_made(self, done: Callable[[], None]) -> None:
+        """Call this once the engine has done its part, whether or not anybody reads the answers."""
+        made = asyncio.gather(*self._tasks, return_exceptions=True)
+        made.add_done_callback(lambda _: done())
 
     def abort(self, error: ApiError) -> None:
         """End it with this error."""

@@ -34,6 +34,8 @@ from smollm3.serve.guard import FAULT, GONE, Guard
 from smollm3.serve.service import Gone, Service
 from smollm3.serve.settings import Keys, Settings
 
+LONGEST_TOLD = 300  # characters
+
 
 def create_app(
     engine: Engine,
@@ -124,9 +126,14 @@ def _reply(request: Request, error: ApiError) -> Response:
 
 
 def first_error(error: RequestValidationError) -> tuple[str, str]:
-    """One line about a body that is no request, and its field."""
+    """One line about a body that is no request, and its field; long ones not in full."""
     bodiless = [{**e, "loc": e["loc"][1:]} for e in error.errors()]  # the first is "body"
     first = problems(bodiless, error.body)[0]
+    key, message = shortened(first.key), shortened(first.message)
     if first.kind == "unknown":
-        return f"{first.key}: not supported by this server; leave it out", first.key
-    return f"{first.key}: {first.message}" if first.key else first.message, first.key
+        return f"{key}: not supported by this server; leave it out", key
+    return f"{key}: {message}" if key else message, key
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]}..."

@@ -29,9 +29,30 @@ class Ask:
     def count(self) -> int:
         return len(self.requests) * self.n
 
+    @property
+    def characters(self) -> int:
+        """Of what is asked, as far as its length is not limited otherwise."""
+        return characters(
+            [(r.messages, r.prompt, r.prefill, r.instructions) for r in self.requests]
+        )
+
     def start(self, engine: Engine, cache_salt: str) -> list[Reply]:
         """Hand it to the engine. Raises UserError for what is wrong."""
         return submit(engine, [replace(r, cache_salt=cache_salt) for r in self.requests])
+
+
+def characters(value: Any) -> int:
+    """Of all texts in a value, its keys aside."""
+    total, left = 0, [value]
+    while left:
+        match left.pop():
+            case str() as text:
+                total += len(text)
+            case dict() as held:
+                left += held.values()
+            case list() | tuple() as held:
+                left += held
+    return total
 
 
 def can_think(engine: Engine) -> bool:
@@ -41,17 +62,18 @@ def can_think(engine: Engine) -> bool:
 
 def check_schema(where: str, schema: Any, settings: Settings) -> None:
     """Raises ApiError for one too large or deep to be looked at."""
-    if _depth(schema, settings.max_schema_depth) > settings.max_schema_depth:
+    most = settings.max_schema_bytes
+    depth, values = _measured(schema, settings.max_schema_depth, most)
+    if depth > settings.max_schema_depth:
         raise refused(f"{where}: nested deeper than {settings.max_schema_depth}", where)
-    size = len(json.dumps(schema))
-    if size > settings.max_schema_bytes:
-        raise refused(f"{where}: {size} bytes are more than {settings.max_schema_bytes}", where)
+    if values > most or len(json.dumps(schema)) > most:  # a value has at least a byte
+        raise refused(f"{where}: more than {most} bytes", where)
 
 
-def _depth(value: Any, limit: int) -> int:
-    """Levels of lists and objects, counted no further than one beyond the limit."""
-    depth, level = 0, [value]
-    while level and depth <= limit:
+def _measured(value: Any, deepest: int, most: int) -> tuple[int, int]:
+    """Levels of lists and objects, and values in them, counted hardly beyond their limits."""
+    depth, values, level = 0, 0, [value]
+    while level and depth <= deepest and values <= most:
         level = [
             item
             for container in level
@@ -59,4 +81,5 @@ def _depth(value: Any, limit: int) -> int:
             for item in (container.values() if isinstance(container, dict) else container)
         ]
         depth += 1
-    return depth
+        values += len(level)
+    return depth, values

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from smollm3.serve.response_store import first_to_go
+
 Json = dict[str, Any]
 
 
@@ -38,7 +40,7 @@ class ConversationStore:
         self._all[salt, conversation.id] = conversation, size
         self._room -= size
         while self._all and (len(self._all) > self._count or self._room < 0):
-            self._room += self._all.popitem(last=False)[1][1]
+            self.drop(*first_to_go({key: size for key, (_, size) in self._all.items()}))
 
     def get(self, salt: str, name: str) -> StoredConversation | None:
         found = self._all.get((salt, name))

@@ -7,6 +7,7 @@ elsewhere are turned away.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -19,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from smollm3.serve.bodies import off_loop, readable
 from smollm3.serve.errors import ApiError, dialect_of
 from smollm3.serve.service import Gone, Service
 from smollm3.serve.settings import is_loopback
@@ -42,14 +44,6 @@ GONE = 499  # the client has hung up; for the log and the figures only
 UPLOADS = "/v1/files"
 MULTIPART = 1 << 16  # bytes around an uploaded file
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,80}")
-# A stretch without halves of characters, or one of these: as an escape of JSON, or as bytes.
-_HALF = rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-_PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALVES = re.compile(
-    rb"((?:[^\\\xed]++|" + _PAIR + rb"|(?!" + _HALF + rb")\\(?:.|\Z)"
-    rb"|\xed(?![\xa0-\xbf][\x80-\xbf]))++)|" + _HALF + rb"|\xed..",
-    re.DOTALL,
-)
 # What says nothing about anybody.
 OPEN_PATHS = frozenset(("/health", "/ready"))
 
@@ -82,7 +76,7 @@ class Guard:
         except ApiError as e:
             await _refuse(e, path, scope, receive, reply)
         except Exception as e:
-            log.error("%s %s: %s", scope["method"], path, _trace(e))
+            log.error("%s %s: %s", scope["method"], _route(scope), _trace(e))
             if not reply.complete:
                 await _refuse(ApiError(500, FAULT), path, scope, receive, reply)
         finally:
@@ -145,7 +139,8 @@ class Guard:
                 raise too_large
             if not message.get("more_body"):
                 break
-        body = _whole_text(b"".join(parts))
+        whole = b"".join(parts)
+        body = await off_loop(whole, lambda: readable(whole))
         again: list[Message] = [{"type": "http.request", "body": body}]
 
         async def replay() -> Message:
@@ -154,13 +149,17 @@ class Guard:
         return replay
 
     def _note(self, scope: Scope, reply: _Reply) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", None) or "other"  # names of strangers would fill the memory
+        path = _route(scope)
         seconds = time.perf_counter() - reply.started
         metrics = self._service.metrics
         metrics.requests.labels(path, str(reply.status)).inc()
         metrics.seconds.labels(path).observe(seconds)
         requests.info("%s %s %d %.3f s", scope["method"], path, reply.status, seconds)
+
+
+def _route(scope: Scope) -> str:
+    """The path without what strangers write in it, which would fill logs and memory."""
+    return getattr(scope.get("route"), "path", None) or "other"
 
 
 def _has_body(headers: Headers) -> bool:
@@ -190,6 +189,7 @@ class _Reply:
     ) -> None:
         self._send = send
         self._state = state
+        self._seconds = service.settings.send_seconds
         self.started = time.perf_counter()
         self.status = 0
         self.complete = False
@@ -208,7 +208,11 @@ class _Reply:
                 headers["access-control-allow-origin"] = self.foreign
                 headers["access-control-expose-headers"] = "retry-after, warning"
                 headers["vary"] = "origin"
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise Gone from None
         if message["type"] == "http.response.body":
             self.complete = not message.get("more_body")
 
@@ -221,14 +225,6 @@ def _warning(lines: Sequence[str]) -> str:
     )
     printable = ("".join(c for c in text if c.isprintable())[:200] for text in texts)
     return ", ".join(f'299 smollm3 "{text}"' for text in printable)[:2000]
-
-
-def _whole_text(body: bytes) -> bytes:
-    """JSON in which every half of a character is U+FFFD: text that was cut in its middle stays a
-    text, where tokenizers and answers can have none of it."""
-    if b"\\u" not in body and b"\xed" not in body:
-        return body
-    return b"".join(whole or b"\xef\xbf\xbd" for whole in _HALVES.findall(body))
 
 
 def _trace(error: BaseException | None) -> str:
@@ -269,7 +265,7 @@ async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
 async def _refuse(
     error: ApiError, path: str, scope: Scope, receive: Receive, reply: _Reply
 ) -> None:
-    if reply.status:  # too late: it has begun
-        raise error
+    if reply.status:  # too late: it has begun, and ends without its end
+        return
     response = JSONResponse(error.body(dialect_of(path)), error.status, error.headers)
     await response(scope, receive, reply.send)

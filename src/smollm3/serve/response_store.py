@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,17 @@ class StoredResponse:
     def items(self) -> list[Json]:
         """With the answer's own."""
         return [*self.input_items, *self.response["output"]]
+
+
+def first_to_go(sizes: Mapping[tuple[str, str], int]) -> tuple[str, str]:
+    """Of what is kept, by salt and name from old to new, the oldest of the key that keeps most:
+    nobody pushes out another's by keeping much. Things that are small count, too."""
+    used: Counter[str] = Counter()
+    least = sum(sizes.values()) // len(sizes)
+    for (salt, _), size in sizes.items():
+        used[salt] += size + least
+    [(greediest, _)] = used.most_common(1)
+    return next(key for key in sizes if key[0] == greediest)
 
 
 class ResponseStore:
@@ -51,7 +62,7 @@ class ResponseStore:
         self._items.update({(salt, item["id"]): item for item in response["output"]})
         self._room -= size
         while self._all and (len(self._all) > self._count or self._room < 0):
-            self.drop(*next(iter(self._all)))
+            self.drop(*first_to_go({key: kept.size for key, kept in self._all.items()}))
 
     def get(self, salt: str, name: str) -> StoredResponse | None:
         return self._all.get((salt, name))

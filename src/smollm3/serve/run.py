@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
 import uvicorn
 
@@ -19,11 +22,16 @@ from smollm3.errors import UserError
 from smollm3.infer import Engine
 from smollm3.serve import page
 from smollm3.serve.app import guarded
+from smollm3.serve.connections import Connection
 from smollm3.serve.service import Service
-from smollm3.serve.settings import Settings, adapters_of, read_keys
+from smollm3.serve.settings import KEY_VARIABLE, Settings, adapters_of, read_keys
 
 log = logging.getLogger("smollm3.serve")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [
+    getattr(signal, name)  # Windows has no SIGHUP, which a terminal sends that is closed
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN
+]
 CLEAN_UP = 2.0  # of the grace time, in which the last errors are told
 
 
@@ -31,6 +39,7 @@ def run(load: Callable[[], Engine], settings: Settings, name: str) -> None:
     """Serve what `load` gives until a signal comes. Raises UserError for what would not do, before
     the model is loaded where that can be known."""
     keys, tools = read_keys(settings), own_tools(settings)
+    os.environ.pop(KEY_VARIABLE, None)  # no program that is started from here is told
     if missing := page.how_to_get():
         log.info("%s", missing)
     adapters = {id: locate_adapter(place) for id, place in adapters_of(settings).items()}
@@ -68,6 +77,9 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         raise UserError(f"host: {settings.host}: {e.strerror or e}") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel, too, keeps nothing for longer
+            milliseconds = round(settings.send_seconds * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         try:
             listener.bind(place)
         except OSError as e:
@@ -92,9 +104,11 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 guarded(service),
                 lifespan="off",
+                http=partial(Connection, settings=settings),  # type: ignore[arg-type]
+                ws="none",
                 log_config=None,
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # lines that strangers cause would fill it
                 server_header=False,
                 proxy_headers=False,  # nobody's word on who they are is taken
                 timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
@@ -104,6 +118,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        _ = self._service.engine.tokenizer.longest  # found once, before anybody waits
+        # What lives as long as the server is not looked through again for every large body.
+        gc.collect()
+        gc.freeze()
         for listener in sockets or ():
             log.info("%s on %s", self._service.model, address(listener))
 

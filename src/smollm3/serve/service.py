@@ -7,9 +7,10 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -19,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 from smollm3.agent import Agent
 from smollm3.errors import UserError
 from smollm3.infer import Engine
-from smollm3.infer.errors import EngineClosed, RequestFailed
-from smollm3.serve.admission import AdmissionQueue
+from smollm3.infer.errors import ContextOverflow, EngineClosed, RequestFailed
+from smollm3.serve.admission import AdmissionQueue, Place
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask
 from smollm3.serve.conversation_store import ConversationStore
@@ -37,6 +38,8 @@ Ids = Sequence[int]
 Json = dict[str, Any]
 
 
+LONG = 1 << 18  # characters of a text that takes a noticeable time to tokenise
+TOKENISING = 3  # threads
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"  # media types of streams
 
 
@@ -56,7 +59,7 @@ class Service:
         agent: Agent | None = None,
     ) -> None:
         self.engine = engine
-        self.tools = ToolExecutor(agent)
+        self.tools = ToolExecutor(agent, several_keys=len(keys) > 1)
         self.settings = settings
         self.keys = keys
         self.model = settings.name or model
@@ -66,6 +69,8 @@ class Service:
         kept = settings.stored_responses, settings.stored_bytes
         self.responses = ResponseStore(*kept)
         self.conversations = ConversationStore(*kept)
+        self._tokenising = ThreadPoolExecutor(TOKENISING, "tokenise")
+        self._long = asyncio.Lock()
         self.draining = False
         self._live: set[Answering] = set()
         self._ends: list[Callable[[], None]] = []
@@ -106,6 +111,7 @@ class Service:
         the calls of Python, upon which the answer goes on."""
         self.check_open()
         await self.admission.enter(ask.count)
+        place = Place(self.admission, ask.count)
         try:
             loop = asyncio.get_running_loop()
             until = loop.time() + self.settings.request_seconds
@@ -116,6 +122,8 @@ class Service:
             answering = await begin(ask)
             if run is not None:
                 answering = Steps(answering, begin, run)
+            else:
+                answering.when_made(place.leave)
             self._live.add(answering)
             try:
                 yield answering
@@ -124,15 +132,50 @@ class Service:
                 answering.close()
                 self._count(answering)
         finally:
-            self.admission.leave(ask.count)
+            place.leave()
 
     async def _begin(self, ask: Ask, salt: str, left: float) -> Answering:
         try:
-            # In a thread: templates of strangers run in a process, grammars are compiled.
-            replies = await asyncio.to_thread(ask.start, self.engine, salt)
+            replies = await self._tokenise(ask.characters, lambda: ask.start(self.engine, salt))
         except UserError as e:
             raise wrong(e) from None
         return Answering(ask, replies, self.settings.request_seconds, left)
+
+    async def _tokenise(self, size: int, work: Callable[[], T]) -> T:
+        """What `work` makes of texts of so many characters; in a thread, as templates of strangers
+        run in a process and grammars are compiled. Long texts one after the other: a short one
+        finds a thread. Raises ContextOverflow for texts that cannot fit."""
+        tokens, room = size // self.engine.tokenizer.longest, self.engine.room
+        if tokens > room:
+            message = f"at least {tokens} tokens do not fit into {room}; shorten the text"
+            raise ContextOverflow(message, tokens, 0, room)
+        run = partial(asyncio.get_running_loop().run_in_executor, self._tokenising, work)
+        if size <= LONG:
+            return await run()
+        async with self._long:
+            return await run()
+
+    async def tokenised(self, request: Request, size: int, work: Callable[[], T]) -> T:
+        """The same of a request that wants no answer, once it is its turn."""
+
+        async def wait() -> T:
+            self.check_open()
+            await self.admission.enter(1)
+            try:
+                return await self._tokenise(size, work)
+            except UserError as e:
+                raise wrong(e) from None
+            finally:
+                self.admission.leave(1)
+
+        return await unless_gone(request, wait())
+
+    async def prompts(self, request: Request, ask: Ask) -> list[list[int]]:
+        """The tokens of each prompt."""
+        tokenizer = self.engine.tokenizer
+        return await self.tokenised(
+            request, ask.characters, lambda: [asked.ids(tokenizer) for asked in ask.requests]
+        )
 
     def _count(self, answering: Answering) -> None:
         tokens, usage = self.metrics.tokens, answering.usage

@@ -16,7 +16,7 @@ from smollm3.config import StrictModel
 from smollm3.errors import UserError
 from smollm3.files import read_text
 from smollm3.option import Option
-from smollm3.portable import others_can_read
+from smollm3.portable import is_own, others_can_read
 
 KEY_VARIABLE = "SMOLLM3_API_KEY"
 LEAST_KEY = 16  # characters
@@ -105,6 +105,14 @@ class Settings(StrictModel):
     request_seconds: Seconds = 1800
     grace_seconds: Seconds = 30
     """Time that answers in progress have after SIGTERM."""
+    connections: Count = 512
+    """Maximum number of open ones; each needs a descriptor."""
+    connections_per_address: Count = 64
+    """Of these, from one address that is not this machine's."""
+    read_seconds: Seconds = 20
+    """Time in which a request's headers, and each further stretch of its body, must have come."""
+    send_seconds: Seconds = 60
+    """Time in which a client must have taken what it is sent."""
     stored_responses: Annotated[int, Field(ge=0, strict=True)] = 1000
     """Number of the newest responses that are kept in memory for `previous_response_id`."""
     stored_bytes: Count = 64 << 20
@@ -137,8 +145,8 @@ class Keys:
     def __init__(self, keys: list[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
+    def __len__(self) -> int:
+        return len(self._digests)
 
     def salt(self, given: str) -> str | None:
         """What keeps the prefixes of this key apart from others'; None: no key of ours."""
@@ -165,6 +173,8 @@ def key_texts(settings: Settings, environment: Mapping[str, str]) -> list[str]:
         keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not keys:
             raise UserError(f"{path}: holds no key; write one a line")
+        if not (is_own(path.stat()) or path.stat().st_uid == 0):
+            raise UserError(f"{path}: belongs to somebody else; keys are one's own or root's")
         if others_can_read(path.stat()):
             raise UserError(f"{path}: others can read it; chmod 600")
     if environment.get(KEY_VARIABLE):

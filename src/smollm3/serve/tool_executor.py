@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Hashable
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from smollm3.agent import Agent, ApprovalRequest, Approvals, ToolResult
 from smollm3.agent.approval import nobody
@@ -20,6 +22,7 @@ from smollm3.chat import ToolCall
 from smollm3.serve.errors import ApiError, refused
 
 MOST = 16  # calls at once
+SHARE = 4  # of these, of one key where there are several
 ASK_SECONDS = 600.0
 
 
@@ -35,8 +38,10 @@ class ToolExecutor:
     """Runs calls of tools for clients. Belongs to one event loop. agent: has the tools; None: there
     are none."""
 
-    def __init__(self, agent: Agent | None) -> None:
+    def __init__(self, agent: Agent | None, several_keys: bool = False) -> None:
         self.agent = agent
+        self._share = SHARE if several_keys else MOST
+        self._of_key: Counter[str] = Counter()
         self._questions: dict[tuple[str, str], Future[bool]] = {}
         self._running = 0
 
@@ -47,11 +52,13 @@ class ToolExecutor:
         variables these are; without one they are gone afterwards. Raises ApiError."""
         if self.agent is None:
             raise refused("this server runs no tools; see --tool, --mcp and --python-tools")
-        if self._running >= MOST:
+        if self._running >= MOST or self._of_key[salt] >= self._share:
             raise ApiError(429, "too many tools run already; try again later", retry_after=5)
         self._running += 1
+        self._of_key[salt] += 1
         work = _Call(self.agent, call, salt, conversation, self._questions if ask else None)
-        threading.Thread(target=work.run, args=(self._done,), daemon=True).start()
+        done = partial(self._done, salt)
+        threading.Thread(target=work.run, args=(done,), daemon=True).start()
         try:
             while True:
                 found = await work.events.get()
@@ -65,9 +72,10 @@ class ToolExecutor:
 
     async def result(self, call: ToolCall, salt: str, conversation: str | None) -> ToolResult:
         """The result of a call about which nobody is asked."""
-        async for event in self.call(call, salt, conversation):
-            if isinstance(event, ToolResult):
-                return event
+        async with aclosing(self.call(call, salt, conversation)) as events:
+            async for event in events:
+                if isinstance(event, ToolResult):
+                    return event
         raise AssertionError("a call ends in its result")
 
     def answer(self, salt: str, name: str, allow: bool) -> None:
@@ -82,8 +90,9 @@ class ToolExecutor:
         for asked in list(self._questions.values()):
             asked.cancel()
 
-    def _done(self) -> None:
+    def _done(self, salt: str) -> None:
         self._running -= 1
+        self._of_key[salt] -= 1
 
 
 class PythonRun:
@@ -126,6 +135,7 @@ class _Call:
         self._questions = questions
         self._asked: Future[bool] | None = None
         self._left = False
+        self._over = False
 
     def run(self, done: Callable[[], None]) -> None:
         approve = nobody if self._questions is None else self._ask
@@ -134,16 +144,19 @@ class _Call:
         except Exception as e:
             self._tell(e)
         finally:
+            self._over = True
             if not self._kept:
                 self._agent.forget(self._own)
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(done)
 
     def leave(self) -> None:
-        """Nobody listens any more."""
+        """Nobody listens any more: what the model's code does is ended."""
         self._left = True
         if self._asked:
             self._asked.cancel()
+        if not self._over:
+            threading.Thread(target=self._agent.interrupt, args=(self._own,), daemon=True).start()
 
     def _ask(self, request: ApprovalRequest) -> bool:
         assert self._questions is not None

@@ -25,7 +25,13 @@ from smollm3.chat.render import Piece, any_of
 from smollm3.errors import UserError
 from smollm3.files import read_object, read_text, sha256_json, write_atomic, write_json
 from smollm3.tokenizer.bpe import train_bpe
-from smollm3.tokenizer.library import byte_letters, encode, encodings, reraise_unless_library
+from smollm3.tokenizer.library import (
+    byte_letters,
+    check_parts,
+    encode,
+    encodings,
+    reraise_unless_library,
+)
 
 # The library's threads do not survive a fork and gain nothing beside one process a core.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,6 +92,8 @@ class Tokenizer:
         of tokenizer_config.json. stop_ids: those that
         generation_config.json and config.json add."""
         self._source = source
+        if isinstance(source, str):
+            check_parts(source)
         try:
             self._markup = (
                 tokenizers.Tokenizer.from_str(source) if isinstance(source, str) else source
@@ -283,6 +291,11 @@ class Tokenizer:
         if piece in self._control or any(letter not in letters for letter in piece):
             return piece.encode()
         return bytes(letters[letter] for letter in piece)
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: a text has no fewer tokens than its length by this."""
+        return max(len(self.token_bytes(index)) for index in range(self.vocab_size))
 
     # conversations
 

@@ -1,7 +1,7 @@
 """Signals end a run after the step at hand, with a checkpoint saved.
 
-SIGINT and SIGTERM are people's and systems'; SIGUSR1 is what Slurm is asked to send before a job's
-time is over.
+SIGINT and SIGTERM are people's and systems', SIGHUP that of a terminal which is closed; SIGUSR1 is
+what Slurm is asked to send before a job's time is over.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = [
-    getattr(signal, name)  # Windows has no SIGUSR1
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
+    getattr(signal, name)  # Windows has not all
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 ]
 

@@ -51,7 +51,7 @@ SYSCALLS = {
     "dup2": (33, None), "pause": (34, None), "nanosleep": (35, 101), "getitimer": (36, 102),
     "alarm": (37, None), "setitimer": (38, 103), "getpid": (39, 172), "sendfile": (40, 71),
     "socketpair": (53, 199), "sendto": (44, 206), "recvfrom": (45, 207), "shutdown": (48, 210),
-    "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208),
+    "getsockname": (51, 204), "getpeername": (52, 205),
     "getsockopt": (55, 209), "clone": (56, 220), "exit": (60, 93), "wait4": (61, 260),
     "waitid": (247, 95), "kill": (62, 129), "uname": (63, 160), "fcntl": (72, 25),
     "flock": (73, 32), "fsync": (74, 82), "fdatasync": (75, 83), "truncate": (76, 45),
@@ -85,6 +85,7 @@ SYSCALLS = {
     "flistxattr": (196, 13),
 }
 # fmt: on
+_METADATA = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat")
 # Known to programs, so the refusal should read "not permitted"; all else is "not implemented",
 # which makes a C library fall back on older calls.
 # fmt: off
@@ -97,7 +98,7 @@ FORBIDDEN = {
     "setresuid": (117, 147), "setresgid": (119, 149), "setgroups": (116, 159),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138), "memfd_create": (319, 279), "mknod": (133, None),
-    "mknodat": (259, 33), "bpf": (321, 280), "keyctl": (250, 219),
+    "setsockopt": (54, 208), "mknodat": (259, 33), "bpf": (321, 280), "keyctl": (250, 219),
 }
 # fmt: on
 # ioctl: TCGETS and TIOCGWINSZ ("is it a terminal"), FIONREAD, FIONBIO, FIOCLEX, FIONCLEX
@@ -123,7 +124,7 @@ def lock(config: dict[str, Any]) -> list[str]:
     abi = restrict_files(config["read"], config["write"])
     if abi:
         layers.append(f"Landlock {abi}")
-    if filter_calls():
+    if filter_calls(bool(config["kind"] != "landlock")):
         layers.append("seccomp")
     return layers
 
@@ -191,9 +192,9 @@ def restrict_files(read: Sequence[str], write: Sequence[str]) -> int:
     return abi if restricted else 0
 
 
-def filter_calls() -> bool:
+def filter_calls(files: bool) -> bool:
     """Whether the filter is in force."""
-    program = program_for(platform.machine(), os.getpid())
+    program = program_for(platform.machine(), os.getpid(), files)
     if program is None:
         return False
 
@@ -254,8 +255,9 @@ def _bit(index: int, bit: int) -> bytes:
     )
 
 
-def program_for(machine: str, pid: int) -> bytes | None:
-    """The filter for a process, None for a machine that we do not know."""
+def program_for(machine: str, pid: int, files: bool = True) -> bytes | None:
+    """The filter for a process, None for a machine that we do not know. files: there are some of
+    its own; otherwise no file's mode or times can be changed, which Landlock does not govern."""
     if machine not in MACHINES:
         return None
     arch, column = MACHINES[machine]
@@ -267,11 +269,14 @@ def program_for(machine: str, pid: int) -> bytes | None:
         "ioctl": _one_of(1, _IOCTLS),
         "fcntl": _one_of(1, _FCNTLS),
         "socketpair": _one_of(0, (1,)),  # AF_UNIX: event loops wake themselves by one
+        "getsockopt": _one_of(1, (1,)),  # SOL_SOCKET
         "sendto": _one_of(4, (0,)),  # only to the other end
     }
     allow = _op(_RETURN, ALLOW)
     refuse = _op(_RETURN, REFUSE | errno.EPERM)
     program = _op(_LOAD, 4) + _op(_EQUAL, arch, 1, 0) + _op(_RETURN, KILL) + _op(_LOAD, 0)
+    if not files:
+        conditions |= dict.fromkeys(_METADATA, refuse)
     bodies = [(n[column], conditions.get(name, allow)) for name, n in SYSCALLS.items()]
     bodies += [(n[column], refuse) for n in FORBIDDEN.values()]
     for number, body in bodies:

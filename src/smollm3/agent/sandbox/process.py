@@ -7,6 +7,7 @@ is read, and believed only as far as a call or a result of the code could say th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -27,10 +28,11 @@ from smollm3.agent.sandbox.layout import Layout, layout
 from smollm3.agent.sandbox.run import Call, Function, Limits, RunOutput, StartError
 
 _LONGEST = 1 << 20  # bytes of a message from the interpreter
-_SEND_SECONDS = 10.0
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 1.0  # for the interpreter to stop by itself
-_UIDS = 0x7F00_0000  # users that no system gives out: the process's number is added
+_UIDS = 0x7F00_0000  # users that no system gives out: each interpreter of a process has its own
+_EACH = 64
+_numbers = itertools.count()
 _FILES = 4096  # in the folder to write in
 _FOLDER = "/tmp"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -67,6 +69,7 @@ class ProcessInterpreter:
         self._process: subprocess.Popen[bytes] | None = None
         self._home: str | None = None
         self._runs = 0
+        self._uid = _UIDS + os.getpid() % 100_000 * _EACH + next(_numbers) % _EACH
         self._lock = threading.RLock()
 
     @property
@@ -113,14 +116,17 @@ class ProcessInterpreter:
                     start_new_session=True,  # Ctrl-C is for the program
                 )
             try:
-                self._send(self._inside(shown))
+                self._send(self._inside(shown), _START_SECONDS)
                 reply = self._receive(_START_SECONDS)
                 self.layers = [str(layer) for layer in reply["ready"]]
             except (_Ended, KeyError, TypeError) as e:
                 raise StartError(self._errors or str(e)) from None
 
     def close(self) -> None:
-        """End it with all that it started."""
+        """End it with all that it started, and the run that another thread waits for."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._line.shutdown(socket.SHUT_RDWR)  # the warden kills what it guards
         with self._lock:
             self._end()
 
@@ -136,7 +142,7 @@ class ProcessInterpreter:
             "mounts": shown.mounts,
             "links": shown.links,
             "hidden": shown.hidden,
-            "uid": _UIDS + os.getpid() % 100_000,
+            "uid": self._uid,
             "folder": self.limits.folder,
             "files": _FILES,
             "home": self._home,
@@ -163,8 +169,8 @@ class ProcessInterpreter:
         while True:
             self._order(b"c")
             began = time.monotonic()
-            self._send(message)
-            reply = self._receive(left)
+            self._send(message, left)
+            reply = self._receive(left - (time.monotonic() - began))
             left -= time.monotonic() - began
             # It is held while it waits for us, whatever threads it has started.
             self._order(b"s")
@@ -189,11 +195,13 @@ class ProcessInterpreter:
         with contextlib.suppress(OSError):
             self._line.send(order)
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any], seconds: float) -> None:
         data = json.dumps(message).encode()
         try:
-            self._socket.settimeout(_SEND_SECONDS)
+            self._socket.settimeout(max(seconds, 1e-3))
             self._socket.sendall(len(data).to_bytes(4, "big") + data)
+        except TimeoutError:
+            self._late()
         except OSError:
             self._lost()
 
@@ -215,14 +223,17 @@ class ProcessInterpreter:
                 self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
                 part = self._socket.recv(min(size - len(data), 1 << 16))
             except TimeoutError:
-                self._end()
-                raise _Ended(f"not done after {self.limits.seconds:g} seconds") from None
+                self._late()
             except OSError:
                 part = b""
             if not part:
                 self._lost()
             data += part
         return bytes(data)
+
+    def _late(self) -> NoReturn:
+        self._end()
+        raise _Ended(f"not done after {self.limits.seconds:g} seconds")
 
     def _lost(self) -> NoReturn:
         assert self._process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +19,7 @@ from smollm3.checkpoint.gguf.quantize import quantize
 from smollm3.checkpoint.gguf.quants import FORMATS, Bytes
 from smollm3.checkpoint.gguf.vocab import add_tokenizer
 from smollm3.errors import UserError
-from smollm3.files import PARTIAL, disk_errors, fsync_file, fsync_folder
+from smollm3.files import disk_errors, fsync_file, fsync_folder, own_file, sweep
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
@@ -77,21 +78,21 @@ def write_gguf(
         )
     arch = architecture(config)
     formats = {name: tensor_format(name, shape, kind, config) for name, shape in shapes.items()}
-    temporary = out.with_name(f".{out.name}{PARTIAL}")
-    writer = gguf.GGUFWriter(temporary, arch)
-    _add_config(writer, config)
-    writer.add_file_type(KINDS[kind][1])
-    writer.add_quantization_version(2)
-    add_tokenizer(writer, tokenizer, config.vocab_size)
-    for name, shape in shapes.items():
-        form = FORMATS[formats[name]]
-        size = math.prod(shape) // form.block * form.dtype.itemsize
-        raw = gguf.GGMLQuantizationType(form.ggml)
-        writer.add_tensor_info(gguf_name(name), shape, np.dtype("f4"), size, raw)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        sweep(out.parent, glob.escape(out.name))
+        with own_file(out) as temporary:
+            writer = gguf.GGUFWriter(temporary, arch)
             with closing(writer):
+                _add_config(writer, config)
+                writer.add_file_type(KINDS[kind][1])
+                writer.add_quantization_version(2)
+                add_tokenizer(writer, tokenizer, config.vocab_size)
+                for name, shape in shapes.items():
+                    form = FORMATS[formats[name]]
+                    size = math.prod(shape) // form.block * form.dtype.itemsize
+                    raw = gguf.GGMLQuantizationType(form.ggml)
+                    writer.add_tensor_info(gguf_name(name), shape, np.dtype("f4"), size, raw)
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
@@ -100,8 +101,6 @@ def write_gguf(
             fsync_file(temporary)
             temporary.replace(out)
             fsync_folder(out.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _package() -> ModuleType:

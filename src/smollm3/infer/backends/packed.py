@@ -33,7 +33,15 @@ from smollm3.checkpoint.gguf.reader import open_gguf
 from smollm3.checkpoint.hf import published_name
 from smollm3.checkpoint.weights import Weights
 from smollm3.errors import UserError
-from smollm3.files import PARTIAL, cache_folder, disk_errors, fsync_file, fsync_folder
+from smollm3.files import (
+    PARTIAL,
+    cache_folder,
+    disk_errors,
+    fsync_file,
+    fsync_folder,
+    own_file,
+    sweep,
+)
 from smollm3.model import ModelConfig
 from smollm3.portable import is_own, reserve
 
@@ -355,9 +363,9 @@ def _write(file: Path, plan: Plan, threads: int) -> None:
     size = blank + sum(part.size for part in plan.parts.values())
     with disk_errors(file):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(file.parent)
         _make_room(file.parent, size)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
-        try:
+        with own_file(file) as temporary:
             with temporary.open("wb") as f:
                 reserve(f, size)
             data = np.memmap(temporary, np.uint8, "r+")
@@ -372,8 +380,6 @@ def _write(file: Path, plan: Plan, threads: int) -> None:
             fsync_file(temporary)
             temporary.replace(file)
             fsync_folder(file.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, size: int) -> None:
@@ -384,6 +390,7 @@ def _make_room(folder: Path, size: int) -> None:
             stat = path.stat()
             files.append((stat.st_mtime_ns, stat.st_size, path))
     used = sum(size for _, size, _ in files)
+    used += sum(path.stat().st_size for path in folder.glob(f".*{PARTIAL}") if path.exists())
     for _, freed, path in sorted(files):
         if used + size <= CACHE_BYTES:
             return

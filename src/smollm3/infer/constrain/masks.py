@@ -54,11 +54,13 @@ Mask = NDArray[np.int32]
 
 KEPT = 32  # grammars that are ready
 MAX_GRAMMAR = 1 << 19  # characters, of many tools
-# Of one grammar, against hostile ones: symbols, states of its lexer (1-2 kB each), and work to
-# build it and in each step (the library counts 50,000 and 14,000 a millisecond).
+# Of one grammar, against hostile ones: symbols, states of its lexer (1-2 kB each), readings of a
+# text open at one place (an ambiguous grammar has ever more; steps take time by their square
+# or worse), and work to build it and in each step (the library counts 50,000 and 14,000 a ms).
 LIMITS = {
     "max_grammar_size": 100_000,
     "max_lexer_states": 50_000,
+    "max_items_in_row": 500,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
     "verbose_errors": False,
@@ -146,18 +148,25 @@ class Constraints:
         self._words = (vocab_size + 31) // 32
         self._tags = tokenizer.tags
         # And why their parts are not those that were asked for.
-        self._ready: OrderedDict[str, tuple[LLMatcher, list[str | None]]] = OrderedDict()
+        self._ready: OrderedDict[tuple[str, str], tuple[LLMatcher, list[str | None]]] = (
+            OrderedDict()
+        )
         self._made: LLTokenizer | None = None
         self._lock = Lock()
 
     def start(
-        self, spec: ConstraintSpec | None, prompt: Sequence[int], thinking_budget: int | None = None
+        self,
+        spec: ConstraintSpec | None,
+        prompt: Sequence[int],
+        thinking_budget: int | None = None,
+        salt: str = "",
     ) -> TokenConstraint | None:
         """The constraint of an answer to `prompt`, None if there is nothing to constrain.
 
         In an answer that may begin with reasoning, `spec` is about what follows it.
-        thinking_budget: tokens of reasoning, after which its block is closed. Raises
-        UnsupportedConstraint for what cannot be satisfied, is not supported or would take too long.
+        thinking_budget: tokens of reasoning, after which its block is closed. salt: grammars are
+        kept for requests with the same one. Raises UnsupportedConstraint for what cannot be
+        satisfied, is not supported or would take too long.
         """
         if thinking_budget is not None and (
             isinstance(thinking_budget, bool)
@@ -173,7 +182,7 @@ class Constraints:
             return TokenConstraint(None, budget, self._words) if budget else None
         try:
             parts = read_parts(spec)
-            matcher, parts = self._compiled(spec, parts, reasoning)
+            matcher, parts = self._compiled(spec, parts, reasoning, salt)
         except UserError as e:
             raise UnsupportedConstraint(str(e)) from None
         warnings = [line for part in parts for line in part.warnings]
@@ -181,10 +190,10 @@ class Constraints:
         return TokenConstraint(matcher, budget, self._words, warnings, checks)
 
     def _compiled(
-        self, spec: ConstraintSpec, parts: list[UserGrammar], reasoning: Reasoning
+        self, spec: ConstraintSpec, parts: list[UserGrammar], reasoning: Reasoning, salt: str
     ) -> tuple[LLMatcher, list[UserGrammar]]:
         """The grammar of an answer, and its parts as they could be had."""
-        asked = write_grammar(spec, parts, reasoning, self._tags)
+        asked = salt, write_grammar(spec, parts, reasoning, self._tags)
         with self._lock:
             if asked in self._ready:
                 self._ready.move_to_end(asked)

@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
+from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody, ask_of, asked_of
 from smollm3.serve.dialects.fields import left_out
 from smollm3.serve.dialects.replies import (
@@ -31,7 +33,7 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post(
         "/v1/messages", responses=replies(AnthropicMessage, stream=True, error=AnthropicError)
@@ -46,11 +48,11 @@ def router(service: Service) -> APIRouter:
         return _message(model, await service.whole(request, ask)).response()
 
     @routes.post("/v1/messages/count_tokens", responses=replies(TokenCount, error=AnthropicError))
-    def count_tokens(body: CountBody, request: Request) -> Response:
+    async def count_tokens(body: CountBody, request: Request) -> Response:
         """How long the prompt would be."""
         service.check_model(body.model)
         request.state.left_out = left_out(body.tools or ())
-        ids = asked_of(service, body).ids(service.engine.tokenizer)
+        [ids] = await service.prompts(request, Ask([asked_of(service, body)]))
         return TokenCount(input_tokens=len(ids)).response()
 
     return routes

@@ -13,6 +13,7 @@ from pydantic import Field, Tag
 from smollm3 import turn
 from smollm3.serve.ask import Ask, can_think
 from smollm3.serve.dialects.fields import (
+    TOOLS,
     Body,
     Choose,
     Effort,
@@ -156,7 +157,7 @@ class CountBody(Body):
     messages: Annotated[list[ClaudeMessage], Field(min_length=1, max_length=4096)]
     model: str | None = None
     system: Content | None = None
-    tools: list[ClaudeTool] | None = None
+    tools: Annotated[list[ClaudeTool], TOOLS] | None = None
     tool_choice: ToolChoice | None = None
     thinking: ThinkingSettings | None = None
     output_config: OutputSettings | None = None

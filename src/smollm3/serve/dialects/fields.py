@@ -19,6 +19,29 @@ from smollm3.serve.errors import refused
 from smollm3.serve.service import Service
 from smollm3.serve.settings import Settings
 
+_LISTS = ("list", "tuple", "set", "frozenset")
+
+
+def _fail_fast(schema: Any) -> Any:
+    """pydantic's schema, of which every list fails fast."""
+    if isinstance(schema, dict):
+        told = {key: _fail_fast(value) for key, value in schema.items()}
+        return told | ({"fail_fast": True} if schema.get("type") in _LISTS else {})
+    return [_fail_fast(item) for item in schema] if type(schema) is list else schema
+
+
+MOST_KEYS = 1024  # of an object whose values are checked one by one
+
+
+def _few(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MOST_KEYS:
+        raise ValueError(f"at most {MOST_KEYS} keys, not {len(given)}")
+    return given
+
+
+FEW = BeforeValidator(_few)
+TOOLS = Field(max_length=1024)  # with those that are left out
+
 
 class Body(StrictModel):
     """What a request may say: nothing unknown, no text for a number. Null is absent.
@@ -35,7 +58,7 @@ class Body(StrictModel):
         if not isinstance(given, dict):
             return given
         known, kept = rule.rows(cls.place), {}
-        for name, value in given.items():
+        for name, value in _few(given).items():
             row = known.get(name)
             if row is not None and value is not None and not rule.accepts(row, value):
                 why = PydanticCustomError(
@@ -46,6 +69,11 @@ class Body(StrictModel):
             if row is None and value is not None:
                 kept[name] = value
         return kept
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """A list ends at its first wrong item: errors are no more than forms of one."""
+        return _fail_fast(handler(source))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
@@ -89,7 +117,7 @@ class OpenSampling(Sampling):
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]] | None, FEW] = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
@@ -309,7 +337,7 @@ class Structured(Body):
 
 
 def structured_of(structured: Structured, settings: Settings) -> ConstraintSpec:
-    given = structured.model_dump(exclude_none=True)
+    given = {name: value for name, value in structured if value is not None}
     if len(given) != 1:
         raise refused("structured_outputs: give one of regex, choice, grammar, json")
     [(kind, value)] = given.items()

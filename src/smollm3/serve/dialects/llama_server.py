@@ -6,12 +6,14 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from smollm3 import turn
 from smollm3.errors import UserError
-from smollm3.serve.dialects.fields import Body, TokenId
+from smollm3.serve.ask import characters
+from smollm3.serve.bodies import BodyRoute
+from smollm3.serve.dialects.fields import TOOLS, Body, TokenId
 from smollm3.serve.dialects.openai_chat_body import (
     ChatBody,
     ChatMessage,
@@ -34,7 +36,7 @@ class TokenizeBody(Body):
     prompt: str | None = None
     content: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], TOOLS] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
     add_special: bool | None = None
@@ -95,23 +97,27 @@ class Slot(ApiReply):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     engine = service.engine
     tokenizer = engine.tokenizer
 
     @routes.post("/tokenize", responses=replies(Tokenized))
-    def tokenize(body: TokenizeBody) -> Response:
+    async def tokenize(body: TokenizeBody, request: Request) -> Response:
         """The tokens of a text or of a conversation's prompt."""
         service.check_model(body.model)
-        ids = _ids(service, body)
-        tokens: Any = [_piece(tokenizer, i) for i in ids] if body.with_pieces else ids
-        strings = {}
-        if body.return_token_strs:
-            strings = {"token_strs": [tokenizer.decode([i]) for i in ids]}
-        told = Tokenized(
-            tokens=tokens, count=len(ids), max_model_len=engine.config.context, **strings
-        )
-        return told.response()
+
+        def work() -> Response:
+            ids = _ids(service, body)
+            tokens: Any = [_piece(tokenizer, i) for i in ids] if body.with_pieces else ids
+            strings = {}
+            if body.return_token_strs:
+                strings = {"token_strs": [tokenizer.decode([i]) for i in ids]}
+            told = Tokenized(
+                tokens=tokens, count=len(ids), max_model_len=engine.config.context, **strings
+            )
+            return told.response()
+
+        return await service.tokenised(request, _characters(body), work)
 
     @routes.post("/detokenize", responses=replies(Detokenized))
     def detokenize(body: DetokenizeBody) -> Response:
@@ -123,13 +129,10 @@ def router(service: Service) -> APIRouter:
         return Detokenized(prompt=text, content=text).response()
 
     @routes.post("/apply-template", responses=replies(AppliedTemplate))
-    def apply_template(body: ChatBody) -> Response:
+    async def apply_template(body: ChatBody, request: Request) -> Response:
         """The prompt of a request to /v1/chat/completions, as the model reads it."""
         service.check_model(body.model)
-        try:
-            ids = ask_of(service, body).requests[0].ids(tokenizer)
-        except UserError as e:
-            raise refused(str(e)) from None
+        [ids] = await service.prompts(request, ask_of(service, body))
         return AppliedTemplate(prompt=tokenizer.decode(ids)).response()
 
     @routes.get("/props", responses=replies(Properties))
@@ -170,6 +173,11 @@ def _piece(tokenizer: Tokenizer, index: int) -> Piece:
         return Piece(id=index, piece=data.decode())
     except UnicodeDecodeError:
         return Piece(id=index, piece=list(data))
+
+
+def _characters(body: TokenizeBody) -> int:
+    said = [message.model_dump() for message in body.messages or ()]
+    return characters([body.prompt, body.content, said])
 
 
 def _ids(service: Service, body: TokenizeBody) -> Sequence[int]:

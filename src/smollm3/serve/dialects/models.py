@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from smollm3.serve.ask import can_think
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects import replies as said
 from smollm3.serve.dialects.replies import replies
 from smollm3.serve.metrics import TYPE
@@ -15,7 +16,7 @@ from smollm3.serve.service import Service
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.get("/v1/models", responses=replies(said.ServedModels))
     async def models() -> Response:

@@ -17,6 +17,7 @@ from smollm3.chat import CallEnd, ContentDelta, Event, ReasoningDelta
 from smollm3.infer import Step
 from smollm3.serve.answering import Answering, StreamEvent
 from smollm3.serve.ask import Ask, can_think
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.ollama_bodies import (
     LATEST,
     Asking,
@@ -135,7 +136,7 @@ class Version(ApiReply):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     def said(model: type[ApiReply], stream: bool = False) -> Any:
         return replies(model, stream=stream, error=OllamaError)

@@ -11,6 +11,7 @@ from pydantic import Field
 from smollm3 import turn
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
+    TOOLS,
     Body,
     Choose,
     OpenSampling,
@@ -26,6 +27,7 @@ from smollm3.serve.errors import refused
 from smollm3.serve.service import Json, Service
 from smollm3.serve.settings import Settings
 
+NEAR = 64  # calls without results, among which one's is looked for
 LATEST = ":latest"  # the tag that clients add to a name without one
 
 
@@ -107,7 +109,7 @@ class OllamaChat(Asking):
     """A conversation; without messages the model is only named."""
 
     messages: Annotated[list[OllamaMessage], Field(max_length=4096)] = Field(default_factory=list)
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], TOOLS] | None = None
 
 
 class OllamaGenerate(Asking):
@@ -242,7 +244,7 @@ def _messages(given: Sequence[OllamaMessage]) -> list[Json]:
                 one["tool_calls"] = calls
         elif message.role == "tool":
             wanted = message.tool_name or message.name
-            place = next((i for i, (_, name) in enumerate(open_calls) if name == wanted), 0)
+            place = next((i for i, (_, name) in enumerate(open_calls[:NEAR]) if name == wanted), 0)
             one["tool_call_id"] = open_calls.pop(place)[0] if open_calls else "call_0"
         told.append(one)
     return told

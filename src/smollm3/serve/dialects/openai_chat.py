@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from smollm3 import turn
 from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
 from smollm3.serve.answering import Answered, Answering, Quiet, Ran, StreamEvent
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import left_out, with_usage
 from smollm3.serve.dialects.openai_chat_body import ChatBody, ask_of
 from smollm3.serve.dialects.replies import (
@@ -26,7 +27,7 @@ from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id,
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/v1/chat/completions", responses=replies(ChatCompletion, stream=True))
     async def chat_completions(body: ChatBody, request: Request) -> Response:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, Tag, model_validator
 from smollm3 import turn
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
+    TOOLS,
     Body,
     Choose,
     Effort,
@@ -181,7 +182,7 @@ class ChatBody(OpenSampling):
     max_completion_tokens: Limit = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    tools: list[ChatTool] | None = None
+    tools: Annotated[list[ChatTool], TOOLS] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[NamedTool | AllowedToolChoice, Field(discriminator="type")]

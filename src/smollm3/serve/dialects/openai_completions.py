@@ -14,6 +14,7 @@ from smollm3 import turn
 from smollm3.infer import Step
 from smollm3.serve.answering import Answered, Answering, Quiet, StreamEvent
 from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import (
     Limit,
     OpenSampling,
@@ -60,7 +61,7 @@ class CompletionBody(OpenSampling):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/v1/completions", responses=replies(TextCompletion, stream=True))
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -107,6 +108,8 @@ def ask_of(service: Service, body: CompletionBody) -> Ask:
     constraint = None
     if body.structured_outputs is not None:
         constraint = structured_of(body.structured_outputs, settings)
+    if len(prompts) * made > settings.running:
+        raise refused(f"n: at most {settings.running} answers here at once", "n")
     adapter = service.adapter_of(body.model)
     asked = [
         turn.Request(prompt=p, params=params, constraint=constraint, adapter=adapter)
@@ -127,7 +130,7 @@ class Echo:
 async def _echoes(service: Service, request: Request, body: CompletionBody, ask: Ask) -> list[Echo]:
     """One for each answer."""
     engine = service.engine
-    given = [asked.ids(engine.tokenizer) for asked in ask.requests]
+    given = await service.prompts(request, ask)
     steps: list[list[Step]] = [[] for _ in given]
     if body.logprobs is not None:
         top = body.logprobs

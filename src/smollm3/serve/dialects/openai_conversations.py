@@ -12,9 +12,10 @@ from pydantic import ConfigDict, Field
 
 from smollm3 import turn
 from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.conversation_store import StoredConversation
 from smollm3.serve.dialects import replies as said
-from smollm3.serve.dialects.fields import Body, params_of
+from smollm3.serve.dialects.fields import FEW, Body, params_of
 from smollm3.serve.dialects.openai_item_kinds import Item
 from smollm3.serve.dialects.openai_items import (
     ResponseBody,
@@ -32,7 +33,7 @@ _SUMMARISE = (
     "Write down what must not be lost of this conversation, for yourself: what was asked, facts, "
     "decisions, results of tools, and what is still open. Write nothing else."
 )
-Metadata = Annotated[dict[str, str], Field(max_length=16)]
+Metadata = Annotated[dict[str, str], Field(max_length=16), FEW]
 Items = Annotated[list[Item], Field(max_length=1024)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
@@ -99,7 +100,7 @@ class Compacted(ApiReply):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     _conversations(service, routes)
     _around_responses(service, routes)
     return routes
@@ -198,15 +199,15 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
         )
 
     @routes.post("/v1/responses/input_tokens", responses=replies(InputTokens))
-    def input_tokens(body: ResponseBody, request: Request) -> Response:
+    async def input_tokens(body: ResponseBody, request: Request) -> Response:
         """How many tokens a response would read."""
         service.check_model(body.model)
         before = before_of(service, salt_of(request), body)
         ask, _ = ask_of(
             service, body, before.messages if before else (), finder(service, salt_of(request))
         )
-        count = len(ask.requests[0].ids(service.engine.tokenizer))
-        return InputTokens(object="response.input_tokens", input_tokens=count).response()
+        [ids] = await service.prompts(request, ask)
+        return InputTokens(object="response.input_tokens", input_tokens=len(ids)).response()
 
     @routes.post("/v1/responses/compact", responses=replies(Compacted))
     async def compact(body: ResponseBody, request: Request) -> Response:

@@ -14,8 +14,9 @@ from starlette.datastructures import UploadFile
 
 from smollm3.config import problems
 from smollm3.serve.batches import Batches, Finished, MakeAsk
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects import openai_chat, openai_chat_body, openai_completions
-from smollm3.serve.dialects.fields import Body
+from smollm3.serve.dialects.fields import FEW, Body
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.file_store import OWNER, FileStore
@@ -32,7 +33,7 @@ class BatchBody(Body):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16), FEW] | None = None
 
 
 class StoredFile(ApiReply):
@@ -130,7 +131,7 @@ _FORM = {
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     kept = _Kept(service)
     if service.settings.files is not None:
         kept.batches  # noqa: B018  what was begun goes on at once

@@ -13,6 +13,8 @@ from smollm3.agent.python import declarations
 from smollm3.chat.tags import PYTHON
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
+    FEW,
+    TOOLS,
     Body,
     Choose,
     Effort,
@@ -144,13 +146,16 @@ class ResponseBody(Sampling):
     stream_options: StreamOptions | None = None
     max_output_tokens: Limit = None
     tools: (
-        list[
-            Annotated[
-                Annotated[ResponseTool, Tag("function")]
-                | Annotated[CodeInterpreter, Tag("code_interpreter")]
-                | Annotated[OtherTool, Tag("other")],
-                tag_of("function", "code_interpreter", other="other"),
-            ]
+        Annotated[
+            list[
+                Annotated[
+                    Annotated[ResponseTool, Tag("function")]
+                    | Annotated[CodeInterpreter, Tag("code_interpreter")]
+                    | Annotated[OtherTool, Tag("other")],
+                    tag_of("function", "code_interpreter", other="other"),
+                ]
+            ],
+            TOOLS,
         ]
         | None
     ) = None
@@ -166,7 +171,7 @@ class ResponseBody(Sampling):
     include: list[Included] | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], FEW] | None = None
 
     @property
     def with_logprobs(self) -> bool:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from smollm3.chat.tags import PYTHON
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects import replies as said
 from smollm3.serve.dialects.openai_items import (
     CodeInterpreter,
@@ -37,7 +38,7 @@ _FAILED = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     store = service.responses
 
     @routes.post("/v1/responses", responses=replies(said.ResponseReply, stream=True))

@@ -13,6 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from smollm3 import turn
+from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import Body, TokenId, Whole
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import refused
@@ -84,7 +86,7 @@ class Reranked(ApiReply):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/v1/embeddings", responses=replies(Embeddings))
     async def embeddings(body: EmbeddingBody, request: Request) -> Response:
@@ -137,7 +139,7 @@ async def embed(
     engine = service.engine
     if dimensions is not None and dimensions > engine.config.hidden:
         raise refused(f"dimensions: at most {engine.config.hidden} here", "dimensions")
-    ids = [turn.Request(prompt=text).ids(engine.tokenizer) for text in texts]
+    ids = await service.prompts(request, Ask([turn.Request(prompt=text) for text in texts]))
     adapter = service.adapter_of(model)
     found = await service.read(
         request, ids, lambda salt: engine.submit_embeddings(ids, salt, adapter)
@@ -169,10 +171,18 @@ async def _relevance(
     engine, adapter = service.engine, service.adapter_of(model)
     tokenizer = engine.tokenizer
     answers = [tokenizer.encode(answer) for answer in _ANSWERS]
-    prompts = []
-    for document in documents:
-        asked = [{"role": "user", "content": _JUDGE.format(query=query, document=document)}]
-        prompts.append(turn.Request(asked, enable_thinking=False).ids(tokenizer))
+    size = sum(map(len, documents)) + len(documents) * len(query)
+    if size > service.settings.max_body_bytes:  # a long query stands before each document
+        raise refused("documents: too long together with the query; send fewer", "documents")
+
+    def judged() -> list[list[int]]:
+        prompts = []
+        for document in documents:
+            asked = [{"role": "user", "content": _JUDGE.format(query=query, document=document)}]
+            prompts.append(turn.Request(asked, enable_thinking=False).ids(tokenizer))
+        return prompts
+
+    prompts = await service.tokenised(request, size, judged)
     texts = [[*prompt, *answer] for prompt in prompts for answer in answers]
     firsts = [len(prompt) for prompt in prompts for _ in answers]
     found = await service.read(

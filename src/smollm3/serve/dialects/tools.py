@@ -16,6 +16,7 @@ from smollm3.agent import Tool
 from smollm3.agent.python import declarations
 from smollm3.agent.tools import to_json_value
 from smollm3.chat import ToolCall
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects import replies as said
 from smollm3.serve.dialects.fields import Body
 from smollm3.serve.dialects.replies import replies
@@ -46,7 +47,7 @@ class AnswerBody(Body):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     host = service.tools
 
     @routes.get("/v1/tools", responses=replies(said.ServerTools))
@@ -72,7 +73,11 @@ def router(service: Service) -> APIRouter:
             return _result(result.text, result.ok).response()
         events = host.call(made, salt, body.conversation, ask=True)
         # What is wrong with the request is said before the stream begins.
-        first = await unless_gone(request, anext(events))
+        try:
+            first = await unless_gone(request, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
 
         async def told() -> AsyncIterator[bytes]:
             yield _event(first)

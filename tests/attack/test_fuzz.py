@@ -1,0 +1,105 @@
+"""Whatever comes by chance: no fault of the server, no stall, no growth.
+
+Bounds: no answer of 500 and above; memory grows by less than 48 MiB after the first tenth; /health
+answers within ten seconds meanwhile on a machine with much else to do (the longest is printed; a body
+that falls stands for minutes). SMOLLM3_FUZZ_CASES sets how many, of each dialect and of raw requests.
+"""
+
+import os
+import random
+import socket
+
+import httpx2
+import pytest
+
+from tests.attack.fuzz import Bodies, encoded, mutated
+from tests.attack.victim import Pulse, victim
+
+pytestmark = pytest.mark.xdist_group("attack")
+CASES = int(os.environ.get("SMOLLM3_FUZZ_CASES", "20_000"))
+GROWTH = 48 << 20
+LONGEST = 10.0  # seconds
+DIALECTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+    "/v1/conversations",
+    "/api/chat",
+    "/api/generate",
+    "/tokenize",
+    "/rerank",
+)
+JSON = {"content-type": "application/json"}
+
+
+def bodies(server, path, cases, seed):
+    """The statuses of so many requests."""
+    with httpx2.Client(base_url=server.url, timeout=120) as client:
+        made = Bodies(client.get("/openapi.json").json(), path, random.Random(seed))
+        for number in range(cases):
+            if number == cases // 10:
+                resident = server.resident
+            content = encoded(made.make())
+            with client.stream("POST", path, content=content, headers=JSON) as response:
+                for _ in response.iter_bytes():
+                    pass
+            assert response.status_code < 500, content[:2000]
+            yield response.status_code
+    assert server.resident - resident < GROWTH
+
+
+def raw(server, cases, seed):
+    """How many requests of raw bytes were answered."""
+    rng, answered = random.Random(seed), 0
+    for number in range(cases):
+        if number == cases // 10:
+            resident = server.resident
+        data = mutated(rng)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+            try:
+                line.sendall(data)
+                line.shutdown(socket.SHUT_WR)
+                got = b""
+                while part := line.recv(1 << 16):
+                    got += part
+            except ConnectionError:
+                continue
+        assert b"HTTP/1.1 5" not in got, data
+        answered += got.startswith(b"HTTP/1.1 ")
+    assert server.resident - resident < GROWTH
+    return answered
+
+
+@pytest.fixture(scope="module")
+def fuzzed():
+    with victim(max_tokens=2, read_seconds=5) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+def test_some_bodies(fuzzed, path):
+    statuses = list(bodies(fuzzed, path, 40, 0))
+    assert len(set(statuses)) > 1  # some are right
+
+
+def test_some_raw_requests(fuzzed):
+    assert raw(fuzzed, 200, 0) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DIALECTS)
+def test_many_bodies(fuzzed, path):
+    with Pulse(fuzzed.url, pause=0.02) as pulse:
+        statuses = list(bodies(fuzzed, path, CASES, 1))
+    print(f"\n{path}: {len(statuses)}, {statuses.count(200)} right, longest {pulse.longest:.2f} s")
+    assert pulse.longest < LONGEST
+
+
+@pytest.mark.slow
+def test_many_raw_requests(fuzzed):
+    with Pulse(fuzzed.url, pause=0.02) as pulse:
+        answered = raw(fuzzed, CASES, 1)
+    print(f"\n{CASES} raw requests, {answered} answered, longest {pulse.longest:.2f} s")
+    assert pulse.longest < LONGEST

@@ -1,0 +1,71 @@
+"""Texts that cannot fit cost no more than their bytes; long ones wait for each other, not short ones.
+
+Bound: eight chats of 4 MB delay another's chat of one token by less than a second.
+"""
+
+import threading
+import time
+
+import httpx2
+import pytest
+
+from tests.attack.victim import victim
+
+pytestmark = pytest.mark.xdist_group("attack")
+LONG = "the " * 990_000
+
+
+def say(text, **body):
+    return {"messages": [{"role": "user", "content": text}], **body}
+
+
+REQUESTS = {
+    "/v1/chat/completions": say(LONG),
+    "/v1/completions": {"prompt": LONG, "echo": True, "logprobs": 1},
+    "/v1/messages": say(LONG, max_tokens=1),
+    "/v1/messages/count_tokens": say(LONG),
+    "/v1/responses": {"input": LONG},
+    "/v1/responses/input_tokens": {"input": LONG},
+    "/v1/embeddings": {"input": LONG},
+    "/rerank": {"query": "a" * 5000, "documents": ["the"] * 1000},
+    "/tokenize": {"content": LONG},
+    "/apply-template": say(LONG),
+    "/api/chat": say(LONG, model="tiny"),
+    "/api/embed": {"model": "tiny", "input": LONG},
+}
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+def test_what_cannot_fit_is_not_tokenised(server, path):
+    """Tokenising these took two to four seconds and 130 times their size."""
+    work, resident = server.work, server.resident
+    server.forget_peak()
+    response = httpx2.post(server.url + path, json=REQUESTS[path], timeout=60)
+    assert response.status_code == 400
+    assert server.work - work < 1
+    assert server.peak - resident < 10 * len(LONG)
+
+
+@pytest.mark.slow
+def test_long_texts_delay_nobody():
+    with victim(context=1 << 20) as server:
+        httpx2.post(server.url + "/v1/chat/completions", json=say("hi", max_tokens=1), timeout=60)
+        asked, waits = [], []
+
+        def ask():
+            url = server.url + "/v1/chat/completions"
+            asked.append(httpx2.post(url, json=say(LONG), timeout=300).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            begun = time.monotonic()
+            answer = httpx2.post(
+                server.url + "/v1/chat/completions", json=say("hi", max_tokens=1), timeout=60
+            )
+            assert answer.status_code == 200
+            waits.append(time.monotonic() - begun)
+        print(f"\nlongest of {len(waits)} one-token chats: {max(waits):.2f} s")
+        assert len(waits) > 3
+        assert max(waits) < 2  # measured: 0.33 s where nothing else runs
