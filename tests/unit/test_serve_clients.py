@@ -11,6 +11,7 @@ from anthropic.types.beta import message_count_tokens_params, message_create_par
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
+from tests.clients import try_clients
 from tests.support.serving import Settings, events, local, noted_prompts, speaking
 
 from smollm3.infer.backends import BLOCK
@@ -531,12 +532,12 @@ def test_items_of_kept_responses(client, prompts):
 
 
 def test_what_is_left_out_is_said(client):
-    tools = [{"type": "web_search"}, {"type": "namespace", "name": "é", "tools": []}]
+    tools = [{"type": "web_search"}, {"type": "namespace", "name": "é", "tools": [{"type": "x"}]}]
     done = {"type": "web_search_call", "id": "w", "status": "completed"}
     body = {"input": [done, {"role": "user", "content": "a text"}], "tools": tools}
     for stream in (False, True):
         said = client.post(ITEMS, json=body | {"stream": stream}).headers["warning"]
-        for what in ("tools.0 (web_search)", "tools.1 (namespace)", "input.0 (web_search_call)"):
+        for what in ("tools.0 (web_search)", "tools.1.tools.0 (x)", "input.0 (web_search_call)"):
             assert f'299 smollm3 "{what} is left out"' in said
     forced = client.post(ITEMS, json=body | {"tool_choice": "required"})
     assert forced.status_code == 400
@@ -545,6 +546,90 @@ def test_what_is_left_out_is_said(client):
     said = client.post(path, json=body | {"tools": [server]}).headers["warning"]
     assert said == '299 smollm3 "tools.0 (web_search_20250305) is left out"'
     assert "warning" not in client.post(path, json=body).headers
+
+
+CUSTOM = {"type": "custom", "name": "add", "format": {"type": "text"}}
+PAINT = {"type": "namespace", "name": "paint é", "description": "Pictures."}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("kind", ["custom", "function"])
+def test_custom_tools_and_namespaces_are_called_and_told_by_their_names(
+    client, prompts, kind, within, stream
+):
+    """And what was told may be sent back: the next turn reads what the model wrote."""
+    tool = CUSTOM if kind == "custom" else {"type": "function", "name": "add", "parameters": ADD}
+    offered = [PAINT | {"tools": [tool]}] if within else [tool]
+    choice = {"type": "namespace" if within else kind, "name": "paint é" if within else "add"}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [choice]}
+    user = {"role": "user", "content": "add"}
+    body = {"input": [user], "tools": offered, "tool_choice": allowed, "temperature": 0}
+    body |= {"max_output_tokens": 300, "parallel_tool_calls": False}
+    response = client.post(ITEMS, json=body | {"stream": stream})
+    assert "warning" not in response.headers
+    answer = answer_of(ITEMS, response, stream)
+    [call] = answer["output"]
+    name = "paint____add" if within else "add"
+    assert f'"name": "{name}"' in prompts[-1]
+    assert ("Pictures." in prompts[-1]) == within
+    assert call["name"] == "add"
+    assert call.get("namespace") == ("paint é" if within else None)
+    key = "input" if kind == "custom" else "arguments"
+    assert call["type"] == ("custom_tool_call" if kind == "custom" else "function_call")
+    assert answer["tools"][0]["type"] == ("namespace" if within else kind)
+    if stream:
+        told, _ = events(response)
+        parts = [e for e in told if e["type"].startswith(("response.custom", "response.function"))]
+        assert "".join(e.get("delta", "") for e in parts) == call[key]
+        assert parts[-1][key] == call[key]
+    result = {"type": f"{call['type']}_output", "call_id": call["call_id"], "output": "42"}
+    again = body | {"input": [user, call, result], "tool_choice": "auto"}
+    after = client.post(ITEMS, json=again)
+    assert after.status_code == 200, after.text
+    made = {"name": name, "arguments": {"input": call[key]} if kind == "custom" else {"a": 1}}
+    if kind == "custom" or call[key] == '{"a": 1}':
+        assert json.dumps(made, ensure_ascii=False) in prompts[-1]
+
+
+def test_a_custom_tools_grammar(client, prompts):
+    """What is a regular expression is kept to; of others the model is told, and the client that
+    nothing enforces them."""
+    form = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+ apples?"}
+    tool = CUSTOM | {"format": form}
+    body = {"input": "add", "tools": [tool], "max_output_tokens": 300, "temperature": 0}
+    chosen = {"tool_choice": {"type": "custom", "name": "add"}, "reasoning": {"effort": "none"}}
+    [call] = client.post(ITEMS, json=body | chosen).json()["output"]
+    assert re.fullmatch("[0-9]+ apples?", call["input"])
+    lark = {"type": "grammar", "syntax": "lark", "definition": 'start: "apple"'}
+    response = client.post(ITEMS, json=body | {"tools": [CUSTOM | {"format": lark}]})
+    assert response.headers["warning"] == '299 smollm3 "tools.0.format (lark) is left out"'
+    assert "this lark grammar" in prompts[-1]
+    twice = client.post(ITEMS, json=body | {"tools": [CUSTOM, CUSTOM]})
+    assert "same name" in twice.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("summary", ["auto", "detailed", None, "none"])
+def test_reasoning_is_told_as_a_summary_where_one_is_asked_for(client, summary):
+    """Some clients read nothing else; it is told once."""
+    reasoning = {"effort": "high"} | ({} if summary is None else {"summary": summary})
+    body = {"input": "text", "reasoning": reasoning, "temperature": 0, "thinking_budget": 9}
+    body |= {"max_output_tokens": 40}
+    whole = client.post(ITEMS, json=body).json()["output"][0]
+    asked = summary in ("auto", "detailed")
+    assert bool(whole["summary"]) == asked
+    assert bool(whole["content"]) != asked
+    told, _ = events(client.post(ITEMS, json=body | {"stream": True}))
+    [part] = whole["summary"] or whole["content"]
+    kind = "reasoning_summary_text" if asked else "reasoning_text"
+    deltas = [event["delta"] for event in told if event["type"] == f"response.{kind}.delta"]
+    assert "".join(deltas) == part["text"]
+    named = "reasoning_summary_part" if asked else "content_part"
+    first = next(event for event in told if event["type"].endswith("_part.added"))
+    assert first["type"] == f"response.{named}.added"
+    assert first["summary_index" if asked else "content_index"] == 0
+    [again] = [x["item"] for x in told if x["type"] == "response.output_item.done"][:1]
+    assert {**again, "id": ""} == {**whole, "id": ""}
 
 
 # what is asked
@@ -689,6 +774,24 @@ def test_a_context_overflow_is_known_by_its_words(client):
         r"prompt is too long: (\d+) tokens > (\d+) maximum", response.json()["error"]["message"]
     )
     assert int(found[1]) > int(found[2])
+
+
+def test_an_overflow_is_known_by_its_message_alone(client):
+    """As some clients tell nothing else of an error."""
+    for limit in ({}, {"max_tokens": 16_380}):
+        text = "a text" if limit else LONG
+        ask = {"messages": [{"role": "user", "content": text}], **limit}
+        message = client.post(CHAT, json=ask).json()["error"]["message"]
+        assert "context_length_exceeded" in message
+        assert "maximum context length" in message
+
+
+def test_the_table_of_clients_has_what_the_script_tries():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    found = page.split(try_clients.BEGIN)[1].split(try_clients.END)[0]
+    works = {c: dict.fromkeys(c.features.split()) for c in try_clients.CLIENTS}
+    assert found.strip() == try_clients.table(works)
+    assert set(try_clients.FEATURES) == {f for features in works.values() for f in features}
 
 
 def test_an_answer_may_ask_for_more_than_there_is_room_for(client):

@@ -22,7 +22,7 @@ from smollm3.serve.dialects.openai_items import (
     items_of,
 )
 from smollm3.serve.dialects.openai_kept import before_of, finder, found_conversation, found_response
-from smollm3.serve.dialects.openai_responses import response_usage
+from smollm3.serve.dialects.openai_response_answer import response_usage
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.service import Json, Service, new_id, salt_of

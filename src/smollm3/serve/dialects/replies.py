@@ -183,11 +183,18 @@ class ReasoningPart(ApiReply):
     text: str
 
 
+class SummaryPart(ApiReply):
+    type: Literal["summary_text"]
+    text: str
+
+
 class ReasoningOutput(ApiReply):
+    """In one of the two, whichever was asked for."""
+
     id: str
     status: Progress
     type: Literal["reasoning"]
-    summary: list[str]
+    summary: list[SummaryPart]
     content: list[ReasoningPart]
 
 
@@ -196,6 +203,9 @@ class TextOutputPart(ApiReply):
     text: str
     annotations: list[str]
     logprobs: list[TokenLogprob]
+
+
+ResponsePart = ReasoningPart | SummaryPart | TextOutputPart
 
 
 class MessageOutput(ApiReply):
@@ -213,6 +223,17 @@ class FunctionCallOutput(ApiReply):
     call_id: str
     name: str
     arguments: str
+    namespace: str = ""
+
+
+class CustomToolCallOutput(ApiReply):
+    id: str
+    status: Progress
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+    namespace: str = ""
 
 
 class LogsOutput(ApiReply):
@@ -229,7 +250,13 @@ class CodeInterpreterOutput(ApiReply):
     outputs: list[LogsOutput] | None
 
 
-OutputItem = ReasoningOutput | MessageOutput | FunctionCallOutput | CodeInterpreterOutput
+OutputItem = (
+    ReasoningOutput
+    | MessageOutput
+    | FunctionCallOutput
+    | CustomToolCallOutput
+    | CodeInterpreterOutput
+)
 
 
 class InputDetails(CachedTokens):

@@ -62,7 +62,7 @@ RULE = (
     _row("messages", "diagnostics fallbacks", "a hint for what does not happen here", ...),
     _row("messages responses", "context_management", "a hint; nothing is taken away here", ...),
     _row("stream_options", "include_obfuscation", "a hint; streams are not padded", ...),
-    _row("reasoning", "summary generate_summary context", "a hint; reasoning is told whole", ...),
+    _row("reasoning", "context", "a hint; reasoning is told whole", ...),
     _row("thinking", "display block_binding", "a hint; reasoning is told whole", ...),
     _row("output_config", "task_budget", "a hint", ...),
     _row(
