@@ -227,17 +227,20 @@ def table(cells: dict[Client, dict[str, str | None]]) -> str:
 
 def main() -> int:
     from smollm3.chat import default_template
+    from smollm3.infer import Engine
+    from smollm3.infer.speculation import PromptLookup
     from smollm3.serve.settings import Settings
     from smollm3.tokenizer import Tokenizer
-    from tests.support.serving import listening, speaking
+    from tests.support.serving import ScriptedBackend, listening
 
     word = " ".join(sys.argv[1:]).lower()
     texts = [path.read_text() for path in (ROOT / "docs").glob("*.md")]
     tokenizer = Tokenizer.train(texts, 4096, default_template())
+    backend = ScriptedBackend(tokenizer, script(), blocks=32_768, context=262_144)
     cells = {}
     settings = Settings(aliases=("*",))
     with (
-        speaking(tokenizer, script(), blocks=32_768, context=262_144) as engine,
+        Engine(backend, tokenizer, drafter=PromptLookup) as engine,
         listening(engine, settings) as (url, _),
     ):
         for client in CLIENTS:

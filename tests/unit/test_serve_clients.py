@@ -12,9 +12,11 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 from tests.clients import try_clients
-from tests.support.serving import Settings, events, local, noted_prompts, speaking
+from tests.support.serving import ScriptedBackend, Settings, events, local, noted_prompts, speaking
 
+from smollm3.infer import Engine
 from smollm3.infer.backends import BLOCK
+from smollm3.infer.speculation import PromptLookup
 from smollm3.serve.dialects import rule
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
 from smollm3.serve.dialects.openai_chat_body import ChatBody
@@ -33,6 +35,7 @@ COUNT = f"{BLOCKS}/count_tokens"
 SCRIPT = {
     "text": "an answer",
     "json": '{"a": true}',
+    "muse": "<think>\nwell\n</think>\nan answer",
     "add": '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
 }
 ADD = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -613,7 +616,7 @@ def test_a_custom_tools_grammar(client, prompts):
 def test_reasoning_is_told_as_a_summary_where_one_is_asked_for(client, summary):
     """Some clients read nothing else; it is told once."""
     reasoning = {"effort": "high"} | ({} if summary is None else {"summary": summary})
-    body = {"input": "text", "reasoning": reasoning, "temperature": 0, "thinking_budget": 9}
+    body = {"input": "muse", "reasoning": reasoning, "temperature": 0, "thinking_budget": 9}
     body |= {"max_output_tokens": 40}
     whole = client.post(ITEMS, json=body).json()["output"][0]
     asked = summary in ("auto", "detailed")
@@ -726,6 +729,40 @@ def test_a_begun_answer(client):
         assert client.post(path, json=body).status_code == 400, body
 
 
+ESSAY = "the model answers the question that the model has: the answer is a text of the model"
+
+
+@pytest.mark.parametrize("think", [False, True])
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_a_prediction_changes_nothing_but_the_time(tokenizer, think, temperature):
+    """Right, wrong in its middle, without its beginning, or another text altogether."""
+    script = {"x": ("<think>\nwell\n</think>\n" if think else "") + ESSAY}
+    backend = ScriptedBackend(tokenizer, script)
+    wrong = ESSAY.replace("question that", "été of").replace("text", "日本")
+    predictions = {"": 0, ESSAY: 30, wrong: 15, ESSAY[18:]: 20, "quite another": 0}
+    with Engine(backend, tokenizer, drafter=PromptLookup) as engine, local(engine) as client:
+        told = {}
+        for content, least in predictions.items():
+            before = len(backend.batches)
+            said = [{"type": "text", "text": content}] if temperature else content
+            body = {"messages": [{"role": "user", "content": "x"}], "temperature": temperature}
+            body |= {"seed": 5, "logprobs": True, "reasoning_effort": "high" if think else "none"}
+            body |= {"prediction": {"type": "content", "content": said}} if content else {}
+            answer = client.post(CHAT, json=body).json()
+            told[content] = answer["choices"]
+            details = answer["usage"]["completion_tokens_details"]
+            accepted, rejected = (
+                details[f"{kind}_prediction_tokens"] for kind in ("accepted", "rejected")
+            )
+            assert accepted >= least
+            assert (rejected > 0) == (content not in ("", ESSAY))
+            if content == ESSAY:
+                assert accepted > rejected
+                assert len(backend.batches) - before < answer["usage"]["completion_tokens"] / 2
+        assert told[""][0]["message"]["content"] == ESSAY
+        assert all(choices == told[""] for choices in told.values())
+
+
 def test_at_least_so_many_tokens(client):
     body = {"messages": [{"role": "user", "content": "a text"}], "temperature": 0}
     for least in (0, 3, 15):
@@ -778,10 +815,9 @@ def test_a_context_overflow_is_known_by_its_words(client):
 
 def test_an_overflow_is_known_by_its_message_alone(client):
     """As some clients tell nothing else of an error."""
-    for limit in ({}, {"max_tokens": 16_380}):
-        text = "a text" if limit else LONG
-        ask = {"messages": [{"role": "user", "content": text}], **limit}
-        message = client.post(CHAT, json=ask).json()["error"]["message"]
+    ask = [{"role": "user", "content": LONG}]
+    for path, key in ((CHAT, "messages"), (ITEMS, "input")):
+        message = client.post(path, json={key: ask}).json()["error"]["message"]
         assert "context_length_exceeded" in message
         assert "maximum context length" in message
 

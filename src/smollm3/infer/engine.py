@@ -27,7 +27,7 @@ from smollm3.infer.generation import Channel, Completion, Generation, Step
 from smollm3.infer.hooks import Constraint, MakeDrafter
 from smollm3.infer.jobs import AnswerJob, Job, Pooling, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
-from smollm3.infer.speculation import StepCosts
+from smollm3.infer.speculation import Prediction, StepCosts
 from smollm3.infer.text import TextStream
 from smollm3.infer.worker import Stats, Worker
 from smollm3.model import ModelConfig
@@ -81,6 +81,7 @@ class Engine:
         self.params = params
         self.stop_ids = frozenset(tokenizer.stop_ids)
         self._drafter = drafter
+        self._costs = costs
         self._identity = identity
         self._process = os.getpid()
         self._held = threading.local()  # jobs of a `together` of this thread
@@ -121,18 +122,20 @@ class Engine:
         constraint: ConstraintSpec | Constraint | None = None,
         thinking_budget: int | None = None,
         cache_salt: str = "",
+        prediction: Sequence[int] = (),
     ) -> Generation:
         """Ask for one answer, and return at once.
 
         prompt: a text (control tokens in it are text) or ids. constraint: what the answer must be,
         after its reasoning (see `constraints`), or an object of one's own for this request alone.
         thinking_budget: tokens of reasoning, after which its block is closed. cache_salt: prompts
-        share cached prefixes with those of the same salt only.
+        share cached prefixes with those of the same salt only. prediction: what the answer is
+        expected to be, behind the two tokens that come before it; drafts, where there are any.
         Raises UserError for an empty prompt, ids outside the vocabulary and constraints that
         nothing satisfies; ContextOverflow for a prompt that leaves no room in the context, and for
         what the cache can never hold.
         """
-        job = self._answer(prompt, params, constraint, thinking_budget, cache_salt)
+        job = self._answer(prompt, params, constraint, thinking_budget, cache_salt, prediction)
         self._add([job])
         return Generation(job.channel, self, partial(self._worker.cancel, job))
 
@@ -311,6 +314,7 @@ class Engine:
         constraint: ConstraintSpec | Constraint | None,
         thinking_budget: int | None,
         cache_salt: str,
+        prediction: Sequence[int],
     ) -> AnswerJob:
         ids = self._ids(prompt)
         settled = (params or SamplingParams()).over(self.params)
@@ -326,6 +330,7 @@ class Engine:
             Channel(len(ids), kept),
             kept,
             self._drafter() if self._drafter else None,
+            Prediction(prediction, self._costs) if self._drafter and prediction else None,
         )
 
     def _constraint(

@@ -160,6 +160,13 @@ class ResponseFormat(Body):
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
+class Prediction(Body):
+    """What the answer is expected to be."""
+
+    type: Literal["content"]
+    content: Content
+
+
 class TemplateArguments(Past):
     """What a request may tell the chat template, which is the server's: also other variables that
     the template reads."""
@@ -190,6 +197,7 @@ class ChatBody(OpenSampling):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: Structured | None = None
+    prediction: Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     reasoning_effort: Effort | None = None
@@ -272,6 +280,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         constraint=constraint,
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
+        prediction=text_of(body.prediction.content) if body.prediction else "",
     )
     return Ask([request], body.glass_box)
 

@@ -109,7 +109,7 @@ class Answer:
         match block.kind:
             case "reasoning":
                 thoughts: Any = [] if empty else [self._thought(block)]
-                parts = {"summary": [], "content": []}
+                parts: Json = {"summary": [], "content": []}
                 parts["summary" if self._body.summarised else "content"] = thoughts
                 return said.ReasoningOutput(**told, type="reasoning", **parts)
             case "content":

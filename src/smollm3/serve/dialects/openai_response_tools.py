@@ -199,7 +199,9 @@ def left_out(tools: Sequence[Any], place: str = "tools") -> list[str]:
     return told
 
 
-def chosen(choice: Any, functions: Mapping[str, Offered]) -> Choose:
+def chosen(
+    choice: Literal["none", "auto", "required"] | Choice | None, functions: Mapping[str, Offered]
+) -> Choose:
     """What a request's `tool_choice` means."""
     match choice:
         case NamedTool(type="namespace"):
@@ -210,9 +212,9 @@ def chosen(choice: Any, functions: Mapping[str, Offered]) -> Choose:
             return Choose("required", name=PYTHON)
         case AllowedChoice(mode=mode, tools=tools):
             return Choose(mode, allowed=_named(tools, functions))
-        case str(mode):
-            return Choose(mode)
-    return Choose()
+        case None:
+            return Choose()
+    return Choose(choice)
 
 
 def _named(tools: Sequence[Any], functions: Mapping[str, Offered]) -> list[str]:

@@ -103,12 +103,19 @@ class ReasoningTokens(ApiReply):
     reasoning_tokens: int
 
 
+class CompletionDetails(ReasoningTokens):
+    """Of a prediction, the draft tokens that were tried, of each draft up to a wrong one."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class CompletionUsage(ApiReply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens
+    completion_tokens_details: CompletionDetails
 
 
 # /v1/chat/completions

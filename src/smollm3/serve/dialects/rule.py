@@ -57,7 +57,6 @@ RULE = (
     _row("messages", "billing_policy fallback_credit_token", "who pays", ...),
     _row("chat", "store", "a hint; chats are not kept", ...),
     _row("chat text", "verbosity", "a hint; the model knows no levels", ...),
-    _row("chat", "prediction", "a hint on speed", ...),
     _row("chat", "usage include_reasoning", "a hint on what is told, which is told anyway", ...),
     _row("messages", "diagnostics fallbacks", "a hint for what does not happen here", ...),
     _row("messages responses", "context_management", "a hint; nothing is taken away here", ...),
