@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from smollm3 import turn
 from smollm3.serve.ask import Ask
 from smollm3.serve.conversation_store import StoredConversation
-from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects import openai_response_replies as said
 from smollm3.serve.dialects.fields import Body, params_of
 from smollm3.serve.dialects.openai_item_kinds import Item
 from smollm3.serve.dialects.openai_items import (

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3.chat.tags import PYTHON
-from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects import openai_response_replies as said
 from smollm3.serve.dialects.openai_items import ResponseBody
 from smollm3.serve.dialects.openai_response_tools import CustomTool, Offered, ResponseTool
+from smollm3.serve.dialects.replies import ReasoningTokens, TokenLogprob
 from smollm3.serve.dialects.tokens import chat_logprob
 from smollm3.serve.service import Json, Service, new_id
 from smollm3.serve.steps import arguments_of, messages_of
@@ -66,7 +67,7 @@ class Answer:
         """The answer as templates know it."""
         return messages_of((item.block, item.call_id) for item in self.items)
 
-    def logprobs(self, steps: Sequence[Any]) -> list[said.TokenLogprob]:
+    def logprobs(self, steps: Sequence[Any]) -> list[TokenLogprob]:
         if not self._body.with_logprobs:
             return []
         return [chat_logprob(self._tokenizer, s, self._body.top_logprobs or 0) for s in steps]
@@ -196,6 +197,6 @@ def response_usage(usage: Usage) -> said.ResponseUsage:
         input_tokens=usage.prompt,
         input_tokens_details=said.InputDetails(cached_tokens=usage.cached, cache_write_tokens=0),
         output_tokens=usage.completion,
-        output_tokens_details=said.ReasoningTokens(reasoning_tokens=usage.reasoning),
+        output_tokens_details=ReasoningTokens(reasoning_tokens=usage.reasoning),
         total_tokens=usage.prompt + usage.completion,
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from smollm3.infer.generation import Step
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
-from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects import openai_response_replies as said
 from smollm3.serve.dialects.openai_response_answer import Answer, Item
 from smollm3.serve.errors import ApiError
 from smollm3.serve.service import KEEP_ALIVE, Json, Tell, sse

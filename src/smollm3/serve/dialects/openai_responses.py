@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from smollm3.serve.ask import Ask
-from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects import openai_response_replies as said
 from smollm3.serve.dialects.openai_items import (
     ResponseBody,
     ask_of,
