@@ -98,7 +98,12 @@ def said_in(path, answer):
     """What the answer says, to compare: texts, and calls by name and arguments."""
     if path == ITEMS:
         return [
-            (item["type"], item.get("name"), item.get("arguments"), texts(item.get("content")))
+            (
+                item["type"],
+                item.get("name"),
+                item.get("arguments") or item.get("input"),
+                texts(item.get("content") or item.get("summary")),
+            )
             for item in answer["output"]
         ]
     if path == BLOCKS:
@@ -128,9 +133,9 @@ def next_turn(path, body, answer):
         given = body["input"]
         items = [{"role": "user", "content": given}] if isinstance(given, str) else [*given]
         results = [
-            {"type": "function_call_output", "call_id": item["call_id"], "output": "42"}
+            {"type": f"{item['type']}_output", "call_id": item["call_id"], "output": "42"}
             for item in answer["output"]
-            if item["type"] == "function_call"
+            if item["type"] in ("function_call", "custom_tool_call")
         ]
         more = {"role": "user", "content": "a text"}
         return body | {"input": [*items, *answer["output"], *results, more]}
