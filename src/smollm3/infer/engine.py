@@ -28,7 +28,7 @@ from smollm3.infer.hooks import Constraint, MakeDrafter
 from smollm3.infer.jobs import AnswerJob, Job, Pooling, Reading
 from smollm3.infer.params import PUBLISHED, SamplingParams
 from smollm3.infer.readings import chosen, ranked, tell_steps
-from smollm3.infer.speculation import StepCosts
+from smollm3.infer.speculation import Prediction, StepCosts
 from smollm3.infer.text import TextStream
 from smollm3.infer.worker import Stats, Worker
 from smollm3.model import ModelConfig
@@ -84,6 +84,7 @@ class Engine:
         self.params = params
         self.stop_ids = frozenset(tokenizer.stop_ids)
         self._drafter = drafter
+        self._costs = costs
         self._identity = identity
         self._process = os.getpid()
         self._held = threading.local()  # jobs of a `together` of this thread
@@ -126,6 +127,7 @@ class Engine:
         thinking_budget: int | None = None,
         cache_salt: str = "",
         adapter: str | None = None,
+        prediction: Sequence[int] = (),
     ) -> Generation:
         """Ask for one answer, and return at once.
 
@@ -133,12 +135,15 @@ class Engine:
         after its reasoning (see `constraints`), or an object of one's own for this request alone.
         thinking_budget: tokens of reasoning, after which its block is closed. cache_salt: prompts
         share cached prefixes, and grammars, with those of the same salt only. adapter: a loaded
-        one, by name.
+        one, by name. prediction: what the answer is expected to be, behind the two tokens that
+        come before it; drafts, where there are any.
         Raises UserError for an empty prompt, ids outside the vocabulary and constraints that
         nothing satisfies; ContextOverflow for a prompt that leaves no room in the context, and for
         what the cache can never hold.
         """
-        job = self._answer(prompt, params, constraint, thinking_budget, cache_salt, adapter)
+        job = self._answer(
+            prompt, params, constraint, thinking_budget, cache_salt, adapter, prediction
+        )
         self._add([job])
         return Generation(job.channel, self, partial(self._worker.cancel, job))
 
@@ -330,6 +335,7 @@ class Engine:
         thinking_budget: int | None,
         cache_salt: str,
         adapter: str | None,
+        prediction: Sequence[int],
     ) -> AnswerJob:
         ids = self._ids(prompt)
         settled = (params or SamplingParams()).over(self.params)
@@ -345,6 +351,7 @@ class Engine:
             Channel(len(ids), kept),
             kept,
             self._drafter() if self._drafter else None,
+            Prediction(prediction, self._costs) if self._drafter and prediction else None,
         )
 
     def _constraint(

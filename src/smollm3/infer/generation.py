@@ -52,6 +52,7 @@ class Channel:
         self.prompt_tokens = prompt_tokens
         self.constraint = constraint
         self.cached_tokens = 0
+        self.accepted_prediction = self.rejected_prediction = 0  # draft tokens of what was expected
         self.steps: list[Step] = []
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
@@ -152,6 +153,12 @@ class Generation:
     def cached_tokens(self) -> int:
         """Tokens of the prompt found in the prefix cache; 0 until the request first runs."""
         return self._channel.cached_tokens
+
+    @property
+    def predicted_tokens(self) -> tuple[int, int]:
+        """Of draft tokens out of its prediction: how many were accepted, and how often one was
+        not."""
+        return self._channel.accepted_prediction, self._channel.rejected_prediction
 
     @property
     def done(self) -> bool:

@@ -45,7 +45,8 @@ class Job(ABC):
 class AnswerJob(Job):
     """One answer to one prompt.
 
-    params: settled, none of them None. stop_ids: tokens that end it.
+    params: settled, none of them None. stop_ids: tokens that end it. prediction: drafts from what
+    the request expects, tried before the drafter's.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class AnswerJob(Job):
         channel: Channel,
         constraint: Constraint | None = None,
         drafter: Drafter | None = None,
+        prediction: Drafter | None = None,
     ) -> None:
         self.sequence = sequence
         self.channel = channel
@@ -67,16 +69,23 @@ class AnswerJob(Job):
         self._stops = StopTexts(params.stop)
         self._constraint = constraint
         self._drafter = drafter
+        self._prediction = prediction
         self._forced = 0  # of the drafts of this step
+        self._predicted = False  # whether these are the prediction's
         self._mask: Future[NDArray[np.int32] | None] | None = None
 
     def drafts(self, limit: int) -> list[int]:
         forced = self._constraint.forced()[:limit] if self._constraint else []
-        self._forced = len(forced)
-        if forced or self._drafter is None:
+        self._forced, self._predicted = len(forced), False
+        if forced:
             return forced
-        found = self._drafter.propose(self.sequence.ids, limit)
-        return found[: self._constraint.fitting(found)] if self._constraint else found
+        for drafter in (self._prediction, self._drafter):
+            found = drafter.propose(self.sequence.ids, limit) if drafter else []
+            found = found[: self._constraint.fitting(found)] if self._constraint else found
+            if found:
+                self._predicted = drafter is self._prediction
+                return found
+        return []
 
     def prepare(self, step: Slice, executor: Executor | None) -> None:
         self.channel.cached_tokens = self.sequence.cached_tokens or 0
@@ -91,6 +100,9 @@ class AnswerJob(Job):
             mask = self._next_mask()
             chosen = sampler.choose(logits_V, self._params, place, self._adjustments, mask)
             expected = step.drafts[row] if row < len(step.drafts) else None
+            if self._predicted and expected is not None:  # told before the token may end it
+                self.channel.accepted_prediction += chosen.id == expected
+                self.channel.rejected_prediction += chosen.id != expected
             source: Source = "sampled"
             if chosen.id == expected:
                 source = "forced" if row < self._forced else "draft"

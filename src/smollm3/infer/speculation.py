@@ -129,6 +129,13 @@ class _Draft:
     tokens: list[int]
     pace: Pace
 
+    def teach(self, ids: Sequence[int]) -> None:
+        """ids: the sequence, as far as it is known now."""
+        right = agreement(self.tokens, ids[self.start : self.start + len(self.tokens)])
+        asked = min(len(ids) - self.start, len(self.tokens))
+        if asked:
+            self.pace.learn(right, wrong=int(right < asked))
+
 
 class PromptLookup:
     """Proposes what followed the longest earlier occurrence of the sequence's end.
@@ -161,10 +168,7 @@ class PromptLookup:
     def _learn(self, ids: Sequence[int]) -> None:
         draft, self._draft = self._draft, None
         if draft:
-            right = agreement(draft.tokens, ids[draft.start : draft.start + LONGEST])
-            asked = min(len(ids) - draft.start, LONGEST)
-            if asked:
-                draft.pace.learn(right, wrong=int(right < asked))
+            draft.teach(ids)
 
     def _index(self, ids: Sequence[int]) -> None:
         """Places that something follows."""
@@ -189,6 +193,46 @@ class PromptLookup:
                 break
             end = self._before[end]
         return best
+
+
+class Prediction:
+    """Proposes what follows in a text that the answer is expected to be.
+
+    For one sequence, whose ids only grow. text: the two tokens that stand before the answer, and
+    the answer. Where both part it goes on behind the next place that has the last two tokens.
+    """
+
+    def __init__(self, text: Sequence[int], costs: StepCosts | None = None) -> None:
+        self._text = list(text)
+        self._costs = costs or StepCosts(measured=False)
+        self._pace = Pace(prior=0.8)
+        self._draft: _Draft | None = None
+        self._read: int | None = None  # of the sequence's ids
+        self._at = 0  # in the text: what comes next, 0 where that is not known
+        self._latest = 0  # such a place
+        self._ends: dict[tuple[int, int], list[int]] = {}  # two tokens -> behind them
+        for place in range(2, len(self._text)):
+            self._ends.setdefault((text[place - 2], text[place - 1]), []).append(place)
+
+    def propose(self, ids: Sequence[int], limit: int) -> list[int]:
+        if self._draft:
+            self._draft.teach(ids)
+        for place in range(len(ids) - 1 if self._read is None else self._read, len(ids)):
+            self._follow(ids[max(place - 1, 0)], ids[place])
+        self._read, self._draft = len(ids), None
+        if not self._at:
+            return []
+        tokens = self._text[self._at : self._at + LONGEST]
+        self._draft = _Draft(len(ids), tokens, self._pace)
+        return tokens[: self._pace.length(min(limit, len(tokens)), self._costs.extra)]
+
+    def _follow(self, before: int, token: int) -> None:
+        if 0 < self._at < len(self._text) and self._text[self._at] == token:
+            self._at += 1
+        else:
+            ends = self._ends.get((before, token), [])
+            self._at = next((end for end in ends if end > self._latest), ends[0] if ends else 0)
+        self._latest = max(self._latest, self._at)
 
 
 def agreement(draft: Sequence[int], actual: Sequence[int]) -> int:

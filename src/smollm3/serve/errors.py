@@ -90,7 +90,9 @@ class TooLong(ApiError):
         wanted += f"messages, {found.asked} in the completion); reduce either"
         if not found.asked:
             wanted = f"your messages resulted in {found.prompt} tokens; reduce their length"
-        return f"This model's maximum context length is {found.most} tokens. However, {wanted}."
+        # The code once more: of an error some libraries tell the message alone.
+        told = f"This model's maximum context length is {found.most} tokens. However, {wanted}"
+        return f"{told} ({self.code})."
 
 
 def dialect_of(path: str) -> Dialect:

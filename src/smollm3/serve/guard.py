@@ -120,6 +120,8 @@ class Guard:
         upload = kind == "multipart/form-data" and scope["path"] == UPLOADS
         if upload:
             most = self._service.settings.max_file_bytes + MULTIPART
+        elif not kind and not _is_of_page(headers):
+            MutableHeaders(scope=scope)["content-type"] = "application/json"
         elif kind != "application/json" and (kind or _has_body(headers)):
             raise ApiError(415, "send the body as content-type: application/json")
         length = headers.get("content-length", "0")
@@ -160,6 +162,11 @@ class Guard:
 def _route(scope: Scope) -> str:
     """The path without what strangers write in it, which would fill logs and memory."""
     return getattr(scope.get("route"), "path", None) or "other"
+
+
+def _is_of_page(headers: Headers) -> bool:
+    """Whether a browser sends it for a page, which could leave out the kind of its body."""
+    return "origin" in headers or "sec-fetch-site" in headers
 
 
 def _has_body(headers: Headers) -> bool:

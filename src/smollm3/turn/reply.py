@@ -29,12 +29,15 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt, `cached` of them from the prefix cache, and of the answer."""
+    """Tokens of the prompt, `cached` of them from the prefix cache, and of the answer. accepted,
+    rejected: draft tokens out of a prediction, of each draft the first wrong one."""
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
     reasoning: int = 0
+    accepted: int = 0
+    rejected: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -42,6 +45,8 @@ class Usage:
             self.cached + other.cached,
             self.completion + other.completion,
             self.reasoning + other.reasoning,
+            self.accepted + other.accepted,
+            self.rejected + other.rejected,
         )
 
 
@@ -115,7 +120,8 @@ class Reply:
     @property
     def usage(self) -> Usage:
         g = self.generation
-        return Usage(g.prompt_tokens, g.cached_tokens, len(self.steps), self._reasoning)
+        tokens = g.prompt_tokens, g.cached_tokens, len(self.steps), self._reasoning
+        return Usage(*tokens, *g.predicted_tokens)
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from smollm3.chat import Message, StreamParser
-from smollm3.chat.tags import CALL, CODE
+from smollm3.chat.tags import CALL, CODE, END_THINK
 from smollm3.infer.constrain.grammars import ConstraintSpec, Tools
 from smollm3.infer.constrain.thinking import reasoning_of
 from smollm3.infer.errors import UnsupportedConstraint
@@ -38,6 +38,7 @@ class Request:
     have room for.
     constraint: what follows the reasoning must satisfy it. optional: where it cannot be had
     (`UnsupportedConstraint`), the answer is made without it. thinking_budget: tokens of reasoning.
+    prediction: a text that the content is expected to be; it changes nothing but the time.
     cache_salt: prefixes are shared only between requests with the same one. adapter: a loaded one,
     by name.
     """
@@ -58,6 +59,7 @@ class Request:
     constraint: ConstraintSpec | Constraint | None = None
     optional: bool = False
     thinking_budget: int | None = None
+    prediction: str = ""
     cache_salt: str = ""
     adapter: str | None = None
 
@@ -123,12 +125,20 @@ class Request:
             options["cache_salt"] = self.cache_salt
         if self.adapter:
             options["adapter"] = self.adapter
+        if self.prediction:
+            options["prediction"] = self._predicted(engine.tokenizer, ids)
         try:
             return engine.submit(ids, params, constraint=self.constraint, **options)
         except UnsupportedConstraint:
             if not self.optional:
                 raise
             return engine.submit(ids, params, **options)
+
+    def _predicted(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+        """What comes before the content, and the content."""
+        opened = self.prompt is None and self.enable_thinking
+        lead = tokenizer.encode_markup(f"{END_THINK}\n") if opened else []
+        return [*(lead or ids)[-2:], *tokenizer.encode(self.prediction)]
 
 
 def submit(engine: Engine, requests: Iterable[Request]) -> list[Reply]:

@@ -161,6 +161,13 @@ class ResponseFormat(Body):
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
+class Prediction(Body):
+    """What the answer is expected to be."""
+
+    type: Literal["content"]
+    content: Content
+
+
 class TemplateArguments(Past):
     """What a request may tell the chat template, which is the server's: also other variables that
     the template reads."""
@@ -191,6 +198,7 @@ class ChatBody(OpenSampling):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: Structured | None = None
+    prediction: Prediction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     reasoning_effort: Effort | None = None
@@ -274,6 +282,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         optional=optional,
         thinking_budget=thinking.budget if thinking.on else None,
         adapter=service.adapter_of(body.model),
+        prediction=text_of(body.prediction.content) if body.prediction else "",
     )
     return Ask([request], body.glass_box)
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from smollm3 import turn
 from smollm3.serve.ask import Ask
 from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.conversation_store import StoredConversation
-from smollm3.serve.dialects import replies as said
+from smollm3.serve.dialects import openai_response_replies as said
 from smollm3.serve.dialects.fields import FEW, Body, params_of
 from smollm3.serve.dialects.openai_item_kinds import Item
 from smollm3.serve.dialects.openai_items import (
@@ -23,7 +23,7 @@ from smollm3.serve.dialects.openai_items import (
     items_of,
 )
 from smollm3.serve.dialects.openai_kept import before_of, finder, found_conversation, found_response
-from smollm3.serve.dialects.openai_responses import response_usage
+from smollm3.serve.dialects.openai_response_answer import response_usage
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.service import Json, Service, new_id, salt_of
@@ -35,8 +35,6 @@ _SUMMARISE = (
 )
 Metadata = Annotated[dict[str, str], Field(max_length=16), FEW]
 Items = Annotated[list[Item], Field(max_length=1024)]
-Limit = Annotated[int, Query(ge=1, le=100)]
-Order = Literal["asc", "desc"]
 
 
 class ConversationBody(Body):
@@ -52,6 +50,20 @@ class MetadataBody(Body):
 
 class ItemsBody(Body):
     items: Annotated[list[Item], Field(min_length=1, max_length=1024)]
+
+
+class Page(BaseModel):
+    """Which items of a list are told: `limit` of them behind the one with the id `after`."""
+
+    after: str | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+
+    def of(self, items: Sequence[Json]) -> ItemList:
+        ordered = items if self.order == "asc" else items[::-1]
+        place = next((i + 1 for i, item in enumerate(ordered) if item["id"] == self.after), 0)
+        end = place + self.limit
+        return _listed(ordered[place:end], has_more=len(ordered) > end)
 
 
 class Conversation(ApiReply):
@@ -149,18 +161,16 @@ def _conversations(service: Service, routes: APIRouter) -> None:
         found(request, name)
         items = items_of(body.items)
         store.add(salt_of(request), name, items)
-        return _listed(items, None, len(items)).response()
+        return _listed(items, has_more=False).response()
 
     @routes.get("/v1/conversations/{name}/items", responses=replies(ItemList))
     async def items(
         name: str,
         request: Request,
-        after: str | None = None,
-        limit: Limit = 20,
-        order: Order = "desc",
+        page: Annotated[Page, Query()],
     ) -> Response:
         """Its items, the newest first unless `order` says otherwise."""
-        return _listed(_ordered(found(request, name).items, order), after, limit).response()
+        return page.of(found(request, name).items).response()
 
     @routes.get("/v1/conversations/{name}/items/{item}", responses=replies(ConversationItem))
     async def one(name: str, item: str, request: Request) -> dict[str, Any]:
@@ -181,13 +191,11 @@ def _around_responses(service: Service, routes: APIRouter) -> None:
     async def input_items(
         name: str,
         request: Request,
-        after: str | None = None,
-        limit: Limit = 20,
-        order: Order = "desc",
+        page: Annotated[Page, Query()],
     ) -> Response:
         """What a response was made from, with what it went on from."""
         kept = found_response(service, salt_of(request), name)
-        return _listed(_ordered(kept.input_items, order), after, limit).response()
+        return page.of(kept.input_items).response()
 
     @routes.post("/v1/responses/{name}/cancel", responses=replies(said.ResponseReply))
     async def cancel(name: str, request: Request) -> Response:
@@ -268,17 +276,11 @@ def _item(conversation: StoredConversation, name: str) -> Json:
     raise ApiError(404, f"the conversation has no item {name!r:.80}", param="item_id")
 
 
-def _ordered(items: Sequence[Json], order: Order) -> list[Json]:
-    return list(items) if order == "asc" else list(reversed(items))
-
-
-def _listed(items: Sequence[Json], after: str | None, limit: int) -> ItemList:
-    place = next((i + 1 for i, item in enumerate(items) if item["id"] == after), 0)
-    page = list(items[place : place + limit])
+def _listed(items: Sequence[Json], has_more: bool) -> ItemList:
     return ItemList(
         object="list",
-        data=page,
-        has_more=len(items) > place + limit,
-        first_id=page[0]["id"] if page else None,
-        last_id=page[-1]["id"] if page else None,
+        data=list(items),
+        has_more=has_more,
+        first_id=items[0]["id"] if items else None,
+        last_id=items[-1]["id"] if items else None,
     )

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag, TypeAdapter
 
 from smollm3.serve.dialects.fields import Past
 from smollm3.serve.dialects.messages import Content, Part
+from smollm3.serve.dialects.openai_response_tools import name_of
 from smollm3.serve.errors import refused
 
 
@@ -29,17 +30,24 @@ class ReasoningItem(Past):
         return "".join(part.text for part in self.content or self.summary or ())
 
 
-class CallItem(Past):
-    type: Literal["function_call"]
+class CallOfTool(Past):
     call_id: str
     name: str
+    namespace: str | None = None
+
+    @property
+    def function(self) -> str:
+        """What the model called."""
+        return name_of(self.namespace, self.name)
+
+
+class CallItem(CallOfTool):
+    type: Literal["function_call"]
     arguments: str | dict[str, Any]
 
 
-class CustomCallItem(Past):
+class CustomCallItem(CallOfTool):
     type: Literal["custom_tool_call"]
-    call_id: str
-    name: str
     input: str
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from smollm3 import turn
 from smollm3.agent.python import declarations
@@ -16,16 +17,12 @@ from smollm3.serve.dialects.fields import (
     FEW,
     TOOLS,
     Body,
-    Choose,
     Effort,
     Limit,
-    Name,
     OtherTool,
     Sampling,
     StreamOptions,
-    ToolHints,
     format_of,
-    left_out,
     one_constraint,
     params_of,
     thinking_of,
@@ -34,7 +31,6 @@ from smollm3.serve.dialects.fields import (
 from smollm3.serve.dialects.messages import (
     asked_from,
     check_readable,
-    tag_of,
     text_of,
 )
 from smollm3.serve.dialects.openai_item_kinds import (
@@ -49,52 +45,19 @@ from smollm3.serve.dialects.openai_item_kinds import (
     ReasoningItem,
     ResultItem,
 )
+from smollm3.serve.dialects.openai_response_tools import (
+    AnyTool,
+    Choice,
+    CodeInterpreter,
+    Offered,
+    chosen,
+    left_out,
+    offered,
+)
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Json, Service, new_id
 
 LOGPROBS = "message.output_text.logprobs"
-
-
-class ResponseTool(ToolHints):
-    type: Literal["function"]
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class AutoContainer(Body):
-    type: Literal["auto"]
-
-
-class CodeInterpreter(Body):
-    """The server's own Python. container: that of the response before, else a new one; or any
-    name, under which variables are kept until they were unused for ten minutes."""
-
-    type: Literal["code_interpreter"]
-    container: Annotated[str, Field(min_length=1, max_length=200)] | AutoContainer
-
-
-class NamedTool(Body):
-    type: Literal["function"]
-    name: str
-
-
-class PythonChoice(Body):
-    type: Literal["code_interpreter"]
-
-
-class AllowedChoice(Body):
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: list[
-        Annotated[
-            Annotated[NamedTool, Tag("function")]
-            | Annotated[PythonChoice, Tag("code_interpreter")]
-            | Annotated[OtherTool, Tag("other")],
-            tag_of("function", "code_interpreter", other="other"),
-        ]
-    ]
 
 
 class TextFormat(Body):
@@ -111,8 +74,12 @@ class TextSettings(Body):
 
 
 class ReasoningSettings(Body):
+    """summary: any asks for the reasoning as one; it is told whole."""
+
     place = "reasoning"
     effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed", "none"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class KeptConversation(Body):
@@ -145,25 +112,8 @@ class ResponseBody(Sampling):
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_output_tokens: Limit = None
-    tools: (
-        Annotated[
-            list[
-                Annotated[
-                    Annotated[ResponseTool, Tag("function")]
-                    | Annotated[CodeInterpreter, Tag("code_interpreter")]
-                    | Annotated[OtherTool, Tag("other")],
-                    tag_of("function", "code_interpreter", other="other"),
-                ]
-            ],
-            TOOLS,
-        ]
-        | None
-    ) = None
-    tool_choice: (
-        Literal["none", "auto", "required"]
-        | Annotated[NamedTool | PythonChoice | AllowedChoice, Field(discriminator="type")]
-        | None
-    ) = None
+    tools: Annotated[list[AnyTool], TOOLS] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
     reasoning: ReasoningSettings | None = None
@@ -172,6 +122,12 @@ class ResponseBody(Sampling):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     metadata: Annotated[dict[str, str], FEW] | None = None
+
+    @property
+    def summarised(self) -> bool:
+        """Whether the reasoning is told as a summary, which some clients read alone."""
+        asked = self.reasoning
+        return bool(asked and ((asked.summary or "none") != "none" or asked.generate_summary))
 
     @property
     def with_logprobs(self) -> bool:
@@ -189,24 +145,14 @@ class ResponseBody(Sampling):
         return chosen if isinstance(chosen, str) else chosen.model_dump(exclude_none=True)
 
     @property
-    def chosen(self) -> Choose:
-        match self.tool_choice:
-            case NamedTool(name=name):
-                return Choose("required", name=name)
-            case PythonChoice():
-                return Choose("required", name=PYTHON)
-            case AllowedChoice(mode=mode, tools=tools):
-                known = [tool for tool in tools if not isinstance(tool, OtherTool)]
-                return Choose(
-                    mode, allowed=[t.name if isinstance(t, NamedTool) else PYTHON for t in known]
-                )
-            case str(mode):
-                return Choose(mode)
-        return Choose()
-
-    @property
-    def callable_tools(self) -> list[ResponseTool | CodeInterpreter]:
+    def callable_tools(self) -> list[Any]:
+        """As they were declared."""
         return [tool for tool in self.tools or () if not isinstance(tool, OtherTool)]
+
+    @cached_property
+    def functions(self) -> dict[str, Offered]:
+        """By the names that the model has for them."""
+        return offered(self.tools or ())
 
     @property
     def left_out(self) -> list[str]:
@@ -239,14 +185,13 @@ def ask_of(
         effort=body.reasoning.effort if body.reasoning else None,
         budget=body.thinking_budget,
     )
-    tools = [tool for tool in body.tools or () if isinstance(tool, ResponseTool)]
     box = toolbox(
         service,
-        [t.model_dump(exclude_none=True, exclude={"type", "strict"}) for t in tools],
+        [each.declared for each in body.functions.values()],
         _functions(service) if body.interpreter else (),
-        body.chosen,
+        chosen(body.tool_choice, body.functions),
         parallel=body.parallel,
-        strict=any(tool.strict for tool in tools),
+        strict=any(getattr(each.tool, "strict", None) for each in body.functions.values()),
     )
     wanted = body.text.format if body.text else None
     form = format_of(wanted.type, wanted.schema_, settings) if wanted else None
@@ -323,9 +268,9 @@ def messages_of_items(given: str | Sequence[Item], kept: Callable[[str], Json]) 
             case ReasoningItem():
                 _add(messages, {"reasoning_content": item.text})
             case CallItem():
-                _add(messages, _call(item.call_id, item.name, item.arguments))
+                _add(messages, _call(item.call_id, item.function, item.arguments))
             case CustomCallItem():
-                _add(messages, _call(item.call_id, item.name, {"input": item.input}))
+                _add(messages, _call(item.call_id, item.function, {"input": item.input}))
             case PythonItem():
                 _add(messages, _call(item.id, PYTHON, json.dumps({"code": item.code})))
                 output = "\n".join(part.logs for part in item.outputs or ())

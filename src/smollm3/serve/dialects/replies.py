@@ -103,12 +103,19 @@ class ReasoningTokens(ApiReply):
     reasoning_tokens: int
 
 
+class CompletionDetails(ReasoningTokens):
+    """Of a prediction, the draft tokens that were tried, of each draft up to a wrong one."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class CompletionUsage(ApiReply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
-    completion_tokens_details: ReasoningTokens
+    completion_tokens_details: CompletionDetails
 
 
 # /v1/chat/completions
@@ -170,124 +177,6 @@ class TextCompletion(ApiReply):
     choices: list[TextChoice]
     usage: CompletionUsage
     prompt_tokens_detail: list[PromptToken] = []
-
-
-# /v1/responses
-
-
-Progress = Literal["in_progress", "completed", "incomplete"]
-
-
-class ReasoningPart(ApiReply):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class ReasoningOutput(ApiReply):
-    id: str
-    status: Progress
-    type: Literal["reasoning"]
-    summary: list[str]
-    content: list[ReasoningPart]
-
-
-class TextOutputPart(ApiReply):
-    type: Literal["output_text"]
-    text: str
-    annotations: list[str]
-    logprobs: list[TokenLogprob]
-
-
-class MessageOutput(ApiReply):
-    id: str
-    status: Progress
-    type: Literal["message"]
-    role: Literal["assistant"]
-    content: list[TextOutputPart]
-
-
-class FunctionCallOutput(ApiReply):
-    id: str
-    status: Progress
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-
-
-class LogsOutput(ApiReply):
-    type: Literal["logs"]
-    logs: str
-
-
-class CodeInterpreterOutput(ApiReply):
-    id: str
-    status: Progress
-    type: Literal["code_interpreter_call"]
-    container_id: str
-    code: str
-    outputs: list[LogsOutput] | None
-
-
-OutputItem = ReasoningOutput | MessageOutput | FunctionCallOutput | CodeInterpreterOutput
-
-
-class InputDetails(CachedTokens):
-    cache_write_tokens: int
-
-
-class ResponseUsage(ApiReply):
-    input_tokens: int
-    input_tokens_details: InputDetails
-    output_tokens: int
-    output_tokens_details: ReasoningTokens
-    total_tokens: int
-
-
-class ResponseError(ApiReply):
-    code: str
-    message: str
-
-
-class ConversationId(ApiReply):
-    id: str
-
-
-class ResponseReply(ApiReply):
-    """What was asked stands in it too."""
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    completed_at: int | None
-    status: Progress | Literal["failed"]
-    model: str
-    output: list[OutputItem]
-    usage: ResponseUsage | None
-    error: ResponseError | None
-    incomplete_details: dict[str, str] | None
-    instructions: str | None
-    previous_response_id: str | None
-    max_output_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_logprobs: int
-    tools: list[dict[str, Any]]
-    tool_choice: str | dict[str, Any]
-    parallel_tool_calls: bool
-    text: dict[str, Any]
-    reasoning: dict[str, str | None]
-    store: bool
-    truncation: Literal["disabled"]
-    metadata: dict[str, str]
-    background: Literal[False]
-    conversation: ConversationId | None = None
-
-
-class DeletedResponse(ApiReply):
-    id: str
-    object: Literal["response"]
-    deleted: Literal[True]
 
 
 # /v1/messages

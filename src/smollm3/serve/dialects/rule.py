@@ -57,12 +57,11 @@ RULE = (
     _row("messages", "billing_policy fallback_credit_token", "who pays", ...),
     _row("chat", "store", "a hint; chats are not kept", ...),
     _row("chat text", "verbosity", "a hint; the model knows no levels", ...),
-    _row("chat", "prediction", "a hint on speed", ...),
     _row("chat", "usage include_reasoning", "a hint on what is told, which is told anyway", ...),
     _row("messages", "diagnostics fallbacks", "a hint for what does not happen here", ...),
     _row("messages responses", "context_management", "a hint; nothing is taken away here", ...),
     _row("stream_options", "include_obfuscation", "a hint; streams are not padded", ...),
-    _row("reasoning", "summary generate_summary context", "a hint; reasoning is told whole", ...),
+    _row("reasoning", "context", "a hint; reasoning is told whole", ...),
     _row("thinking", "display block_binding", "a hint; reasoning is told whole", ...),
     _row("output_config", "task_budget", "a hint", ...),
     _row(

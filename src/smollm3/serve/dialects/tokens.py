@@ -12,12 +12,12 @@ from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.replies import (
     CachedTokens,
     ChatLogprobs,
+    CompletionDetails,
     CompletionLogprobs,
     CompletionUsage,
     GlassAlternative,
     GlassToken,
     PromptToken,
-    ReasoningTokens,
     TokenLogprob,
     TopLogprob,
 )
@@ -138,5 +138,9 @@ def usage_of(usage: Usage) -> CompletionUsage:
         completion_tokens=usage.completion,
         total_tokens=usage.prompt + usage.completion,
         prompt_tokens_details=CachedTokens(cached_tokens=usage.cached),
-        completion_tokens_details=ReasoningTokens(reasoning_tokens=usage.reasoning),
+        completion_tokens_details=CompletionDetails(
+            reasoning_tokens=usage.reasoning,
+            accepted_prediction_tokens=usage.accepted,
+            rejected_prediction_tokens=usage.rejected,
+        ),
     )
