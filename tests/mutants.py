@@ -106,6 +106,8 @@ MUTANTS = [
     # inference, merging
     Mutant("adapters share prefixes", "infer/blocks.py", "key=adapter.encode(), ", "", I + "adapters.py"),
     Mutant("an unloaded adapter is taken from what runs", "infer/worker.py", "if adapter.gone and not adapter.users:", "if adapter.gone:", I + "adapters.py"),
+    Mutant("two stages' adapters at one scale", "checkpoint/adapter.py", "layer.b.float() * one.scale if layer", "layer.b.float() if layer", f"{U}train_adapters.py"),
+    Mutant("autocast keeps one copy of what q, k and v read", "train/memory.py", "elements + 5 * E, float32s + normed", "elements + 2 * E, float32s + normed", f"{U}train_memory.py"),
     Mutant("everybody may load adapters", "serve/dialects/adapters.py", "if not service.keys:", "if False:", f"{U}serve_adapters.py"),
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
     Mutant("salts ignored", "infer/blocks.py", 'salt.encode(errors="surrogatepass")', 'b""', SCHEDULER),
