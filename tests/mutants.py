@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("rare rows are skipped for ever", "train/loss_spike.py", "rare = spike and not self.after_spike and self.alone >= RARE", "rare = False", f"{U}train_loss_spike.py"),
     Mutant("the last weights for the best", "train/loop.py", 'if spec.keep == "best" and looks.step < progress.step:', "if False:", f"{U}recipe_runs.py"),
     # adapters and fine-tuning
-    Mutant("an adapter without its scale", "train/adapters.py", "base + self.scale * F.linear", "base + F.linear", f"{P}adapters_peft.py"),
+    Mutant("an adapter without its scale", "train/adapters.py", "self.b.T, alpha=self.scale", "self.b.T", f"{P}adapters_peft.py"),
     Mutant("rsLoRA scales as LoRA", "checkpoint/adapter.py", 'math.sqrt(rank) if kind == "rslora" else rank', "rank", f"{P}adapters_peft.py"),
     Mutant("DoRA's length is learnt through", "train/adapters.py", "with torch.no_grad(), torch.autocast", "with torch.autocast", f"{P}adapters_peft.py"),
     Mutant("the base is trained too", "train/adapters.py", "model.requires_grad_(False)", "model.requires_grad_(True)", f"{U}train_adapters.py"),
@@ -106,6 +106,8 @@ MUTANTS = [
     # inference, merging
     Mutant("adapters share prefixes", "infer/blocks.py", "key=adapter.encode(), ", "", I + "adapters.py"),
     Mutant("an unloaded adapter is taken from what runs", "infer/worker.py", "if adapter.gone and not adapter.users:", "if adapter.gone:", I + "adapters.py"),
+    Mutant("two stages' adapters at one scale", "checkpoint/adapter.py", "layer.b.float() * one.scale if layer", "layer.b.float() if layer", f"{U}train_adapters.py"),
+    Mutant("autocast keeps one copy of what q, k and v read", "train/memory.py", "elements + 5 * E, float32s + normed", "elements + 2 * E, float32s + normed", f"{U}train_memory.py"),
     Mutant("everybody may load adapters", "serve/dialects/adapters.py", "if not service.keys:", "if False:", f"{U}serve_adapters.py"),
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),
     Mutant("salts ignored", "infer/blocks.py", 'salt.encode(errors="surrogatepass")', 'b""', SCHEDULER),

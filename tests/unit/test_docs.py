@@ -11,6 +11,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
 
+def test_the_table_of_memory_is_what_the_planner_says():
+    table = runpy.run_path(str(DOCS / "write_memory.py"))["table"]
+    assert table() in (DOCS / "finetuning.md").read_text(), "docs/write_memory.py prints it"
+
+
 def test_the_command_line_is_described_as_it_is():
     pins = (DOCS.parent / "constraints.txt").read_text()
     if f"click=={version('click')}" not in pins.split():

@@ -286,3 +286,34 @@ def test_a_head_apart_does_not_fit_a_tied_base(make_job, tmp_path, parent):
     )
     with pytest.raises(UserError, match="embedding and head were trained apart"):
         merge_adapter(parent, tmp_path / "out/adapter", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("kinds", [("lora", "rslora"), ("lora", "lora")])
+def test_one_adapter_holds_those_of_two_stages(make_job, parent, tmp_path, kinds):
+    """Of different layers and ranks: on the first base, what the second stage left."""
+    first = {"kind": kinds[0], "rank": 3, "alpha": 8, "layers": ["q", "v", "up"]}
+    second = {"kind": kinds[1], "rank": 2, "alpha": 6, "layers": ["q", "down"]}
+    tokenizer = Tokenizer.load(parent)
+    train(make_job(tmp_path / "one", parent=str(parent), adapter=first), WORLD).save(
+        tokenizer, tmp_path / "sft", parent=parent, base=str(parent)
+    )
+    result = train(make_job(tmp_path / "two", parent=str(tmp_path / "sft"), adapter=second), WORLD)
+    result.save(tokenizer, tmp_path / "apo", parent=tmp_path / "sft", base=str(tmp_path / "sft"))
+    found = read_adapter(tmp_path / "apo/adapter")
+    assert (found.rank, found.base) == (5, str(parent))
+    merge_adapter(parent, tmp_path / "apo/adapter", tmp_path / "merged")
+    ours = dict(checkpoint.load_model(tmp_path / "apo").named_parameters())
+    for name, weight in checkpoint.load_model(tmp_path / "merged").named_parameters():
+        torch.testing.assert_close(weight, ours[name], atol=1e-6, rtol=1e-5)
+
+
+def test_doras_are_not_added_up(make_job, parent, tmp_path):
+    dora = {"kind": "dora", "rank": 2, "layers": ["q"]}
+    tokenizer = Tokenizer.load(parent)
+    train(make_job(tmp_path / "one", parent=str(parent), adapter=LORA), WORLD).save(
+        tokenizer, tmp_path / "sft", parent=parent, base=str(parent)
+    )
+    train(make_job(tmp_path / "two", parent=str(tmp_path / "sft"), adapter=dora), WORLD).save(
+        tokenizer, tmp_path / "apo", parent=tmp_path / "sft", base=str(tmp_path / "sft")
+    )
+    assert read_adapter(tmp_path / "apo/adapter").base == str(tmp_path / "sft")

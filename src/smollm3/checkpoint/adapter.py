@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from smollm3.checkpoint.hf import BLOCK_NAMES, EMBEDDING, HEAD, published_name
@@ -103,6 +104,25 @@ class AdapterWeights:
                     f"adapter: {name}: is for a weight of {list(own)}, the model's is "
                     f"{list(shapes[name])}; take its own base"
                 )
+
+    def after(self, earlier: AdapterWeights) -> AdapterWeights | None:
+        """The one adapter, of `earlier`'s base, that does what `earlier` and then this one do:
+        their ranks beside each other. None for DoRA and embeddings, which no sum says."""
+        pair = (earlier, self)
+        if any(one.kind == "dora" or one.whole for one in pair):
+            return None
+        layers = {}
+        for name in earlier.layers.keys() | self.layers.keys():
+            known = next(one.layers[name] for one in pair if name in one.layers)
+            columns, rows = known.a.shape[1], known.b.shape[0]
+            a, b = [], []
+            for one in pair:
+                layer = one.layers.get(name)
+                a.append(layer.a.float() if layer else torch.zeros(one.rank, columns))
+                b.append(layer.b.float() * one.scale if layer else torch.zeros(rows, one.rank))
+            layers[name] = AdapterLayer(torch.cat(a), torch.cat(b, 1))
+        rank = earlier.rank + self.rank
+        return AdapterWeights("lora", rank, float(rank), layers, base=earlier.base)
 
     def over(self, read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
         """`read` by our names, as of the model with this adapter merged into it; see `check`."""

@@ -200,7 +200,8 @@ class FourBits(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         codes = torch.stack([self.codes & 15, self.codes >> 4], 1).flatten().int()
-        values = self.levels[codes].view(-1, BLOCK) * self.scales.float()
+        # Not `levels[codes]`, which makes numbers of 8 bytes of the codes.
+        values = self.levels.index_select(0, codes).view(-1, BLOCK).mul_(self.scales.float())
         return values.flatten()[: math.prod(self.shape)].view(self.shape).to(dtype)
 
     def forward(self, x_BTE: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from smollm3 import checkpoint
-from smollm3.checkpoint.adapter import AdapterWeights, write_adapter
+from smollm3.checkpoint.adapter import AdapterWeights, read_adapter, write_adapter
+from smollm3.checkpoint.locate import ADAPTER
 from smollm3.data import Shard
 from smollm3.files import sha256_file, sha256_json
 from smollm3.model import ModelConfig, Transformer, initial_weight
@@ -165,10 +166,14 @@ class TrainResult:
         base: str | None = None,
     ) -> None:
         """Write a Hugging Face folder, and the moments that `carry: [optimizer]` goes on with; of
-        an adapter instead a folder `adapter` in PEFT's format, for the model `base`."""
+        an adapter instead a folder `adapter` in PEFT's format, for the model `base`; where the
+        parent is what an adapter made, both in one for that one's base, if one can say it."""
         if self.adapter is not None:
+            adapter = replace(self.adapter, base=base)
+            if parent is not None and (parent / "adapter" / ADAPTER).is_file():
+                adapter = adapter.after(read_adapter(parent / "adapter")) or adapter
             (folder / "adapter").mkdir(parents=True, exist_ok=True)
-            write_adapter(folder / "adapter", replace(self.adapter, base=base))
+            write_adapter(folder / "adapter", adapter)
             checkpoint.save_model(self.model, tokenizer, folder, parent=parent)
             return
         if self.written is None:
