@@ -17,6 +17,7 @@ class Mutant(NamedTuple):
 
 
 U, P, I = "tests/unit/test_", "tests/parity/test_", "tests/invariants/test_"  # noqa: E741
+A = "tests/attack/test_"
 MODEL = f"{U}model.py"
 SCHEDULER = f"{U}infer_scheduler.py"
 RENDER = f"{U}chat_render.py"
@@ -207,7 +208,7 @@ MUTANTS = [
     Mutant("preparing data is silent", "recipe/stages.py", "progress=report", "progress=None", f"{U}recipe_stages.py"),
     Mutant("a lock of one's own", "files.py", "lock.acquire(timeout=0)", "pass", f"{U}files.py"),
     # the runner
-    Mutant("partial folder published", "files.py", "temporary.mkdir(parents=True)", "temporary.mkdir(parents=True, exist_ok=True); temporary = final; final.mkdir(exist_ok=True)", f"{U}files.py"),
+    Mutant("partial folder published", "files.py", "temporary, held = _made(final, Path.mkdir)", "temporary, held = final, None; final.mkdir(exist_ok=True)", f"{U}files.py"),
     # the kernels, built again for each
     Mutant("a query sees the next token", "kernels/src/isa.inl", "a.positions[n] + 1 - block * BLOCK", "a.positions[n] + 2 - block * BLOCK", NATIVE),
     Mutant("stretches added without their scale", "kernels/src/isa.inl", "*total = *total * old_factor + more_total * factor;", "*total = *total + more_total;", NATIVE),
@@ -222,4 +223,13 @@ MUTANTS = [
     Mutant("any file is the next part", "checkpoint/gguf/reader.py", 'if part.metadata.get("split.no", 0) != i:', "if False:", f"{U}gguf.py"),
     Mutant("a damaged cache of weights is used", "infer/backends/packed.py", "if bytes(data[:blank]) == _header(plan, _checksum(data[blank:])):", "if True:", NATIVE),
     Mutant("another file's packed weights", "infer/backends/packed.py", "json.dumps([stamp, smollm3_kernels.VERSION, described])", "json.dumps([smollm3_kernels.VERSION, described])", NATIVE),
+    # under attack
+    Mutant("lists are checked to their end", "serve/dialects/fields.py", '{"fail_fast": True}', "{}", f"{A}bodies.py"),
+    Mutant("values of a body are not counted", "serve/bodies.py", "if values > MOST_VALUES or containers > MOST_CONTAINERS:", "if False:", f"{A}bodies.py"),
+    Mutant("unread streams keep their place", "serve/service.py", "answering.when_made(place.leave)", "pass", f"{A}connections.py"),
+    Mutant("what cannot fit is tokenised", "serve/service.py", "if tokens > room:", "if False:", f"{A}texts.py"),
+    Mutant("a stranger's brackets", "config/yaml.py", "if depth > MAX_DEPTH:", "if False:", f"{A}depth.py"),
+    Mutant("files of the dead are kept", "files.py", "        if held is not None:\n            _delete(partial)", "        if False:\n            _delete(partial)", f"{A}folders.py"),
+    Mutant("modes of the user's files", "agent/sandbox/lockdown.py", "conditions |= dict.fromkeys(_METADATA, refuse)", "pass", f"{A}landlock.py"),
+    Mutant("who keeps much stays", "serve/response_store.py", "used.most_common(1)", "used.most_common()[-1:]", f"{A}keys.py"),
 ]  # fmt: skip

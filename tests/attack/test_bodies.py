@@ -90,6 +90,13 @@ def test_what_is_quoted_of_a_body_is_short(server, body):
     assert server.work - work < SECONDS
 
 
+@pytest.mark.parametrize(("item", "count"), [("[]", 33_000), ("1", 263_000)])
+def test_values_are_counted(server, item, count):
+    body = '{"prompt":[' + ",".join([item] * count) + "]}"
+    response = httpx2.post(server.url + TEXT, content=body, headers=JSON, timeout=60)
+    assert response.status_code == 413
+
+
 def test_much_that_is_right_is_read(server):
     """Limits are beyond what conversations are."""
     said = [

@@ -104,6 +104,7 @@ def test_small_files_that_unpack_to_much(tmp_path, name):
     assert taken < MOST
 
 
+@pytest.mark.slow
 def test_parquet_that_repeats_a_long_text(tmp_path):
     places = pyarrow.array([0] * 100, pyarrow.int32())
     column = pyarrow.DictionaryArray.from_arrays(places, pyarrow.array(["a" * (20 << 20)]))
@@ -126,6 +127,7 @@ def test_a_model_of_a_billion_layers(tmp_path):
         load_recipe(str(recipe))
 
 
+@pytest.mark.slow
 def test_what_an_mcp_server_says_of_itself_is_not_kept(tmp_path):
     """Its end is told; a program that writes for ever fills neither disk nor memory."""
     program = "import sys; sys.stderr.write('x' * 50_000_000 + '\\nout of paper\\n')"
@@ -169,7 +171,8 @@ def test_key_files_are_ones_own(tmp_path, monkeypatch):
         key_texts(settings, {})
 
 
-@pytest.mark.parametrize("name", [pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGHUP"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_closed_terminal_ends_it_well(name):
     with victim(stays=False) as server:
         server.process.send_signal(getattr(signal, name))

@@ -78,14 +78,14 @@ def fuzzed():
         yield server
 
 
-@pytest.mark.parametrize("path", DIALECTS)
+@pytest.mark.parametrize("path", DIALECTS[:4])
 def test_some_bodies(fuzzed, path):
-    statuses = list(bodies(fuzzed, path, 40, 0))
+    statuses = list(bodies(fuzzed, path, 20, 0))
     assert len(set(statuses)) > 1  # some are right
 
 
 def test_some_raw_requests(fuzzed):
-    assert raw(fuzzed, 200, 0) > 50
+    assert raw(fuzzed, 100, 0) > 25
 
 
 @pytest.mark.slow

@@ -34,7 +34,13 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+QUICK = ("three", "all")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in HOSTILE],
+)
 def test_steps_are_short(tokenizer, name):
     spec, text = HOSTILE[name]
     constraints = Constraints(tokenizer, tokenizer.vocab_size)

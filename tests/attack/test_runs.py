@@ -35,6 +35,7 @@ for _ in range(100):
 """
 
 
+@pytest.mark.slow
 @needs_process
 def test_a_run_that_reads_slowly():
     from smollm3.agent.sandbox import Function
@@ -71,6 +72,7 @@ def children(pid):
     return [child for task in tasks for child in (task / "children").read_text().split()]
 
 
+@pytest.mark.slow
 @needs_process
 def test_a_client_that_leaves_ends_its_run():
     """And gives back its place among the tools that run."""

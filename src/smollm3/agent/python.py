@@ -146,10 +146,9 @@ class Interpreters:
     def interrupt(self, conversation: Hashable) -> None:
         """Nobody waits any more for what runs; the next run is told that variables were lost."""
         with self._lock:
-            used = (held := self._held.get(conversation)) is not None and held.users > 0
-            if used:
-                self._drop(conversation)
-        if used and held:
+            used = conversation in self._held and self._held[conversation].users > 0
+            held = self._drop(conversation) if used else None
+        if held:
             held.interpreter.close()
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ Mask = NDArray[np.int32]
 KEPT = 32  # grammars that are ready
 MAX_GRAMMAR = 1 << 19  # characters, of many tools
 # Of one grammar, against hostile ones: symbols, states of its lexer (1-2 kB each), readings of a
-# text open at one place (an ambiguous grammar has ever more; steps take time by their square
+# text that are open at one place (an ambiguous grammar has ever more, and steps take their square
 # or worse), and work to build it and in each step (the library counts 50,000 and 14,000 a ms).
 LIMITS = {
     "max_grammar_size": 100_000,
