@@ -184,7 +184,6 @@ MUTANTS = [
     Mutant("tools that are not allowed are called", "serve/dialects/fields.py", '[tool for tool in declared if tool["name"] in callable_]', "list(declared)", f"{U}serve_clients.py"),
     Mutant("tools undo the format", "serve/dialects/fields.py", "return replace(box.constraint, answer=form), False", "return box.constraint, False", f"{U}serve_clients.py"),
     Mutant("a prediction is lost where it differs", "infer/speculation.py", "ends = self._ends.get((before, token), [])", "ends = []", f"{U}serve_clients.py"),
-    Mutant("a prediction is of the reasoning", "turn/request.py", "[*(lead or ids)[-2:], *tokenizer.encode(self.prediction)]", "[*ids[-2:], *tokenizer.encode(self.prediction)]", f"{U}serve_clients.py"),
     Mutant("namespaces are forgotten", "serve/dialects/openai_response_tools.py", 'f"{namespace}__{name}"', "name", f"{U}serve_clients.py"),
     Mutant("pages may send a body without a kind", "serve/guard.py", "elif not kind and not _is_of_page(headers):", "elif not kind:", f"{U}serve_guard.py"),
     Mutant("no summary of the reasoning", "serve/dialects/openai_response_answer.py", 'parts["summary" if self._body.summarised else "content"]', 'parts["content"]', f"{U}serve_clients.py"),
