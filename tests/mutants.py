@@ -95,6 +95,10 @@ MUTANTS = [
     Mutant("twelve words contaminate", "data/filters.py", "n = min(self.n_grams, len(words))", "n = min(self.n_grams - 1, len(words))", f"{U}data_steps.py"),
     Mutant("wrong maths kept", "synth/checks.py", 'else "wrong answer"', "else None", f"{U}synth.py"),
     Mutant("pairs that are both right", "synth/run.py", "if applies and self._verdict(other) is None:", "if False:", f"{U}synth.py"),
+    Mutant("an answer to another question", "synth/run.py", "sha256_json([messages, mode, sample, *policy])", "sha256_json([prompt, mode, sample, *policy])", f"{U}synth.py"),
+    Mutant("the weak one takes all threads", "synth/teacher.py", "threading.BoundedSemaphore(self.teacher.requests)", "threading.BoundedSemaphore(1000)", f"{U}synth.py"),
+    Mutant("children of a synth stage stay", "recipe/graph.py", "reads = {*parents[name], *makers(spec, recipe)}", "reads = {*parents[name]}", f"{U}recipe_synth.py"),
+    Mutant("asked anew when made again", "recipe/stages.py", "if known.exists() and not (inputs.work / ANSWERS).exists():", "if False:", f"{U}recipe_synth.py"),
     Mutant("what was answered is asked again", "synth/run.py", "return [question for question in wanted if question.key not in self.answers]", "return wanted", f"{U}synth.py"),
     Mutant("worst fit", "data/packing.py", "room = amounts[at]", "room = amounts[-1]", f"{U}data_packing.py"),
     # chat

@@ -176,12 +176,14 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
     from smollm3.recipe import load_recipe
     from smollm3.recipe.console import wide_console
     from smollm3.recipe.data import tokens_needed
+    from smollm3.recipe.schema import SynthSource
     from smollm3.units import count, size
 
     loaded = load_recipe(recipe, overrides)
+    given = {n: s for n, s in loaded.sources.items() if not isinstance(s, SynthSource)}
     table = Table("source", "status", "license", "where", "files", "size", "published", "needed")
     table.add_column("times", justify="right")
-    found = list(look(loaded.sources, tokens_needed(loaded)))
+    found = list(look(given, tokens_needed(loaded)))
     for f in found:
         published = getattr(f.source, "published_tokens", None)
         table.add_row(

@@ -39,9 +39,8 @@ def prepare_sources(
         root = _root(recipe, users[name])
         if root not in tokenizers:
             tokenizers[root] = _tokenizer(recipe, out, root)
-        folder = make(
-            name, recipe.sources[name], tokenizers[root], out / "data", recipe.seed, execute
-        )
+        source = recipe.source(name, out)
+        folder = make(name, source, tokenizers[root], out / "data", recipe.seed, execute)
         yield name, data.Shard.open(folder) if execute.waits else None
 
 

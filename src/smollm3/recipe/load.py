@@ -14,7 +14,8 @@ from smollm3.errors import UserError
 from smollm3.eval import check_claims
 from smollm3.eval.spec import EvalStage
 from smollm3.recipe.graph import makes_model, model_parents, tokenizer_of
-from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, SynthSource, TokenizerStage
+from smollm3.synth.spec import SynthStage
 from smollm3.train.spec import TrainStage
 
 RESERVED = {"data"}  # a stage's folder lies beside these
@@ -73,7 +74,7 @@ def _problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
         if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
             yield at, "is not usable as a folder name; use letters, digits, - and _"
         yield from _parent_problems(recipe, at, parents[name], earlier)
-        yield from _source_problems(recipe, at, stage)
+        yield from _source_problems(recipe, at, stage, earlier)
         match stage:
             case TrainStage():
                 yield from _train_problems(recipe, at, stage, parents[name])
@@ -96,7 +97,7 @@ def _parent_problems(
             yield at, f"starts from {which}; a parent comes before"
         elif isinstance(stage, EvalStage | MergeStage) and not _is_outside(parent):
             yield at, f"'{parent}' is not a stage above{suggestion(parent, earlier)}"
-    if not parents and not isinstance(stage, TrainStage | TokenizerStage):
+    if not parents and not isinstance(stage, TrainStage | TokenizerStage | SynthStage):
         yield at, "has no model to read; put a train stage above it"
 
 
@@ -105,11 +106,19 @@ def _is_outside(model: str) -> bool:
     return "/" in model or model in checkpoint.NAMES
 
 
-def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Path, str]]:
-    for source in getattr(stage, "mixture", {}):
-        if source not in recipe.sources:
-            hint = suggestion(source, recipe.sources)
-            yield (*at, "mixture", source), f"unknown source{hint}"
+def _source_problems(
+    recipe: Recipe, at: Path, stage: Any, earlier: list[str]
+) -> Iterable[tuple[Path, str]]:
+    named: list[tuple[Path, str]] = [
+        *(((*at, "mixture", source), source) for source in getattr(stage, "mixture", {})),
+        *(((*at, "prompts", i), source) for i, source in enumerate(getattr(stage, "prompts", []))),
+    ]
+    for place, source in named:
+        spec = recipe.sources.get(source)
+        if spec is None:
+            yield place, f"unknown source{suggestion(source, recipe.sources)}"
+        elif isinstance(spec, SynthSource):
+            yield from _synth_problems(recipe, source, spec, earlier)
     if isinstance(stage, EvalStage):
         try:
             formats = {name: source.format for name, source in recipe.sources.items()}
@@ -117,6 +126,21 @@ def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Pat
             check_claims(stage, [*recipe.stages, *outside], formats)
         except UserError as e:
             yield (*at, "claims"), str(e)
+
+
+def _synth_problems(
+    recipe: Recipe, name: str, source: SynthSource, earlier: list[str]
+) -> Iterable[tuple[Path, str]]:
+    """Of a source that a stage makes, for a stage that reads it."""
+    at: Path = ("sources", name)
+    maker = recipe.stages.get(source.from_)
+    if not isinstance(maker, SynthStage):
+        yield (*at, "from"), f"'{source.from_}' is no synth stage of the recipe"
+    elif source.from_ not in earlier:
+        yield (*at, "from"), f"'{source.from_}' comes after a stage that reads its rows"
+    elif (source.format == "preference") != (maker.pairs is not None):
+        made = "conversations: format: chat" if maker.pairs is None else "pairs: format: preference"
+        yield (*at, "format"), f"'{source.from_}' makes {made}"
 
 
 def _export_problems(at: Path, stage: ExportStage) -> Iterable[tuple[Path, str]]:

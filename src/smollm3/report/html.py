@@ -45,6 +45,7 @@ def render(run: RunRecord) -> str:
         cards=[(s.name, _claims(s.scorecard)) for s in run.done if s.scorecard is not None],
         charts=_charts(run),
         mixtures=_mixtures(run),
+        teachers=[stage for stage in run.done if stage.kind == "synth"],
         questions=_questions(run),
         comparisons=[row for stage in run.done for row in stage.answers],
         warnings=_warnings(run),

@@ -30,7 +30,7 @@ from smollm3.synth.teacher import Client, Refused, Silent
 Row = dict[str, Any]
 Role = Literal["teacher", "weak"]
 MAX_SILENT = 20  # lost requests without an answer between them: the teacher is away
-_NAME = "answers.jsonl"
+ANSWERS = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ def synthesise(spec: Synthesis, out: Path, tell: Callable[[str], None]) -> Outco
     with folder_lock(out), disk_errors(out):
         files = enumerate(places.find(spec.prompts))
         reads = (read for n, (file, _) in files for read in readers.rows(Span(file, n)))
-        outcome = Run(spec, usable_prompts(reads, tell), spec.seed, out, tell).execute()
+
+        def progress(done: int, of: int) -> None:
+            if done % 100 == 0:
+                tell(f"{done} of {of} answers")
+
+        outcome = Run(spec, usable_prompts(reads, tell), spec.seed, out, progress).execute()
         outcome.write(out / f"{spec.name}.jsonl")
         record = {"synthesis": spec.model_dump(mode="json"), **outcome.record()}
         write_json(out / "synth.json", record)
@@ -105,19 +110,23 @@ class Run:
     """Asks what <folder>/answers.jsonl does not answer yet, and judges all answers."""
 
     def __init__(
-        self, spec: Asking, prompts: list[Row], seed: int, folder: Path,
-        tell: Callable[[str], None], progress: Callable[[int, int], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        spec: Asking,
+        prompts: list[Row],
+        seed: int,
+        folder: Path,
+        progress: Callable[[int, int], None],
+    ) -> None:
         """progress: called with the answers of this round and how many it asks for."""
         self.spec, self.prompts, self.seed, self.folder = spec, prompts, seed, folder
-        self.tell, self.progress = tell, progress
+        self.progress = progress
         self.answers: dict[str, Row] = {}
         self.verdicts: dict[str, str | None] = {}
         self.unanswered = 0
 
     def execute(self) -> Outcome:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / _NAME
+        path = self.folder / ANSWERS
         self.answers = _read_answers(path)
         with path.open("ab") as log:
             while missing := self._missing():
@@ -207,8 +216,7 @@ class Run:
                         log.flush()
                         self.answers[question.key] = line
                         answered += 1
-                        if self.progress:
-                            self.progress(answered, len(questions))
+                        self.progress(answered, len(questions))
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)

@@ -11,6 +11,11 @@ from smollm3.config import StrictModel
 CHECKS = ("answer", "code", "instructions", "language", "agreement", "duplicates")
 Check = Literal["answer", "code", "instructions", "language", "agreement", "duplicates"]
 Mode = Literal["think", "no_think"]
+# Of a teacher: how it is reached, which changes no answer.
+MANNER = frozenset(
+    {"url", "key_env", "requests", "per_minute", "timeout", "attempts"}
+    | {"input_price", "output_price"}
+)
 
 
 class Teacher(StrictModel):
