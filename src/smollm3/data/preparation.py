@@ -10,9 +10,9 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -80,14 +80,17 @@ def prepare(
     cache: Path,
     seed: int,
     *,
+    others: Mapping[str, Source] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Shard:
     """The shard of a source in <cache>/<name>-<key>, made here if it is absent or damaged.
 
-    progress: called with the number of documents done.
-    meta["skipped"] counts what was left out, by reason.
+    others: those that its steps compare it with. progress: called with the number of documents
+    done. meta["skipped"] counts what was left out, by reason.
     """
-    return Shard.open(make(name, source, tokenizer, cache, seed, Here(), progress=progress))
+    return Shard.open(
+        make(name, source, tokenizer, cache, seed, Here(), others=others, progress=progress)
+    )
 
 
 def make(
@@ -98,24 +101,30 @@ def make(
     seed: int,
     execute: Executor,
     *,
+    others: Mapping[str, Source] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Make the folder of a source if it is absent or damaged; where the executor does not wait, it
     will appear later.
 
-    Its key covers the source's settings and files, the tokenizer and the seed. Text documents end
+    Its key covers the settings and files of the source and of `others`, the tokenizer and the
+    seed. Text documents end
     with `tokenizer.end_of_text_id`; conversations are rendered by its template.
     """
     try:
         revision = fingerprint(source)
         settings = [source.model_dump(mode="json"), revision, seed]
+        named = {other: (others or {})[other] for other in steps.across(source)}
+        for other in named.values():
+            settings += [other.model_dump(mode="json"), fingerprint(other)]
         key = sha256_json([VERSION, *settings, tokenizer.digest])
         folder = Path(cache).absolute() / f"{name}-{key[:16]}"
         if not _is_whole(folder):
             work = folder.with_name(f".{folder.name}{PARTIAL}")
             with folder_lock(work):
                 tokenizer.save(work / "tokenizer")
-                job = Preparation(name, source, seed, work, plan(source, seed), revision)
+                planned = {n: Planned(other, plan(other, seed)) for n, other in named.items()}
+                job = Preparation(name, source, seed, work, plan(source, seed), revision, planned)
                 for label, step, tasks in steps.before(job):
                     execute(label, step, tasks)
                 here = isinstance(execute, Here)
@@ -148,10 +157,19 @@ def _publish(work: Path, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Another source and its parts, which signatures are taken of."""
+
+    source: Source
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Preparation:
     """A source on its way: what any worker must know to make any of its parts.
 
-    work: the unfinished folder. revision: what the files were when it began.
+    work: the unfinished folder. revision: what the files were when it began. others: the sources
+    that it is compared with.
     """
 
     name: str
@@ -160,6 +178,7 @@ class Preparation:
     work: Path
     plan: Plan
     revision: Any
+    others: Mapping[str, Planned] = field(default_factory=dict)
 
     def finish(self) -> None:
         """Write meta.json from the parts."""

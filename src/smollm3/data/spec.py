@@ -107,10 +107,11 @@ class FileSource(_Files):
     """Files, folders, patterns and URLs.
 
     kind: how they are read: `files`: as their names or first bytes say; `text`: one document each;
-        `jsonl`: JSON lines, or arrays; `csv`; `parquet`, whatever their names say.
+        `jsonl`: JSON lines, or arrays; `csv`; `parquet`; `warc`: pages of web archives, whatever
+        their names say.
     """
 
-    kind: Literal["files", "text", "jsonl", "csv", "parquet"]
+    kind: Literal["files", "text", "jsonl", "csv", "parquet", "warc"]
     blobs: Blobs | None = None
 
     @property

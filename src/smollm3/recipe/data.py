@@ -40,7 +40,10 @@ def prepare_sources(
         if root not in tokenizers:
             tokenizers[root] = _tokenizer(recipe, out, root)
         source = recipe.source(name, out)
-        folder = make(name, source, tokenizers[root], out / "data", recipe.seed, execute)
+        folder = make(
+            name, source, tokenizers[root], out / "data", recipe.seed, execute,
+            others=recipe.others(source, out),
+        )  # fmt: skip
         yield name, data.Shard.open(folder) if execute.waits else None
 
 

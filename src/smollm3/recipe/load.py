@@ -10,6 +10,7 @@ from typing import Any
 from smollm3 import checkpoint
 from smollm3.checkpoint.export import check_format
 from smollm3.config import Path, read_document, suggestion
+from smollm3.data.steps import across
 from smollm3.errors import UserError
 from smollm3.eval import check_claims
 from smollm3.eval.spec import EvalStage
@@ -67,6 +68,7 @@ def _read(target: str) -> tuple[str, str]:
 
 def _problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
     """What the shapes alone cannot say: names that must exist, stages that must come first."""
+    yield from _order_problems(recipe)
     parents = model_parents(recipe)
     earlier: list[str] = []
     for name, stage in recipe.stages.items():
@@ -126,6 +128,21 @@ def _source_problems(
             check_claims(stage, [*recipe.stages, *outside], formats)
         except UserError as e:
             yield (*at, "claims"), str(e)
+
+
+def _order_problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
+    """A source drops what those above it have; of two that named each other nothing would stay."""
+    above: list[str] = []
+    for name, source in recipe.sources.items():
+        if not isinstance(source, SynthSource):
+            for other in across(source):
+                if other not in above:
+                    at: Path = ("sources", name, "steps")
+                    yield (
+                        at,
+                        f"across: '{other}' is no source above '{name}'{suggestion(other, above)}",
+                    )
+        above.append(name)
 
 
 def _synth_problems(

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from smollm3.config import StrictModel
 from smollm3.data.spec import FileSource, Source, SourceSpec, Weight
+from smollm3.data.steps import across
 from smollm3.errors import UserError
 from smollm3.eval.spec import EvalStage
 from smollm3.model import ModelConfig, nope_pattern
@@ -157,3 +158,7 @@ class Recipe(StrictModel):
         if not Path(files.files[0]).is_file():
             raise UserError(f"sources.{name}: stage '{source.from_}' is not done; run it first")
         return files
+
+    def others(self, source: Source, run: Path) -> dict[str, Source]:
+        """The sources that the steps of `source` compare it with."""
+        return {name: self.source(name, run) for name in across(source)}

@@ -158,8 +158,9 @@ def _prepare(
         report(0)
         source = inputs.source(name)
         shards[name] = data.prepare(
-            name, source, tokenizer, inputs.data, inputs.recipe.seed, progress=report
-        )
+            name, source, tokenizer, inputs.data, inputs.recipe.seed,
+            others=inputs.recipe.others(source, inputs.data.parent), progress=report,
+        )  # fmt: skip
     return shards
 
 
