@@ -94,6 +94,8 @@ MUTANTS = [
     Mutant("tiktoken for any tokenizer", "data/encoder.py", "return ways == len(merges)", "return True", f"{U}data_encoder.py"),
     Mutant("other sources are not looked at", "data/steps.py", 'index_folder=self.folder("index") if self.step.options.get("across") else None,', "index_folder=None,", f"{U}data_steps.py"),
     Mutant("old shards after another source changed", "data/preparation.py", "settings += [other.model_dump(mode=\"json\"), fingerprint(other)]", "settings += []", f"{U}data_steps.py"),
+    Mutant("a cache without an end", "data/store.py", "if total + size <= self.room:", "if True:", f"{U}data_store.py"),
+    Mutant("a cut-off file out of the store", "data/store.py", "if partial.stat().st_size != size:", "if False:", f"{U}data_store.py"),
     Mutant("pictures are pages", "data/warc.py", 'return str(kind).partition(";")[0].strip().lower() in _HTML', "return True", f"{U}data_warc.py"),
     Mutant("another fastText model", "data/filters.py", "self.model._model = _FastText(self.file)", "raise OSError(self.file)", f"{U}data_steps.py"),
     Mutant("twelve words contaminate", "data/filters.py", "n = min(self.n_grams, len(words))", "n = min(self.n_grams - 1, len(words))", f"{U}data_steps.py"),
