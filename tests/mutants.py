@@ -90,7 +90,7 @@ MUTANTS = [
     Mutant("parts in the order of the files", "data/sources.py", 'for i in permutation(len(parts), f"{seed}/parts")', "for i in range(len(parts))", f"{U}data_parts.py"),
     Mutant("a cut-off part counts as whole", "data/shards.py", 'stat().st_size != expected["bytes"]', 'stat().st_size < 0', f"{U}data_parts.py"),
     Mutant("documents of two parts are one", "data/shards.py", "local + (low + int(self._documents[part]))", "local + low", f"{U}data_parts.py"),
-    Mutant("a budget without an end", "data/preparation.py", "return budget is not None and made >= budget", "return False", f"{U}data_parts.py"),
+    Mutant("a budget without an end", "data/preparation.py", "if tokens >= self.budget:", "if False:", f"{U}data_parts.py"),
     Mutant("tiktoken for any tokenizer", "data/encoder.py", "return ways == len(merges)", "return True", f"{U}data_encoder.py"),
     Mutant("other sources are not looked at", "data/steps.py", 'index_folder=self.folder("index") if self.step.options.get("across") else None,', "index_folder=None,", f"{U}data_steps.py"),
     Mutant("old shards after another source changed", "data/preparation.py", "settings += [other.model_dump(mode=\"json\"), fingerprint(other)]", "settings += []", f"{U}data_steps.py"),

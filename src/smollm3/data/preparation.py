@@ -8,6 +8,7 @@ that were done are kept.
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -183,13 +184,15 @@ class Preparation:
     def finish(self) -> None:
         """Write meta.json from the parts."""
         parts: list[dict[str, Any]] = []
+        tokens = 0
         for index in range(len(self.plan.parts)):
-            if self._is_enough(parts):
+            if tokens >= self.budget:
                 break
             part = read_part(self.work, part_name(index))
             if part is None:
                 raise UserError(f"part {index} was not made; run again")
             parts.append(part)
+            tokens += _tokens(part)
         skipped = _sums(part["skipped"] for part in parts)
         if not any(part[split][0] for part in parts for split in SPLITS):
             shutil.rmtree(self.work, ignore_errors=True)
@@ -216,18 +219,34 @@ class Preparation:
                 if not (name.isdigit() and int(name) < len(parts)):
                     file.unlink()
 
-    def _is_enough(self, parts: list[dict[str, Any]]) -> bool:
-        budget = getattr(self.source, "tokens", None)
-        made = sum(part[split][1] for part in parts for split in SPLITS)
-        return budget is not None and made >= budget
+    @property
+    def budget(self) -> float:
+        """Tokens that are enough."""
+        return getattr(self.source, "tokens", None) or math.inf
 
     def is_needed(self, index: int) -> bool:
         """False where the parts before it already hold the source's budget of tokens."""
-        if getattr(self.source, "tokens", None) is None:
+        if self.budget == math.inf:
             return True
-        before = [read_part(self.work, part_name(i)) for i in range(index)]
-        made = [part for part in before if part is not None]
-        return len(made) < index or not self._is_enough(made)
+        made = [_made(self.work, i) for i in range(index)]
+        return None in made or sum(n for n in made if n is not None) < self.budget
+
+
+def _tokens(part: dict[str, Any]) -> int:
+    return sum(part[split][1] for split in SPLITS)
+
+
+_known_tokens: dict[tuple[Path, int], int] = {}  # tokens of finished parts, which do not change
+
+
+def _made(work: Path, index: int) -> int | None:
+    """Tokens of a part; None if it is not there. A worker asks for all parts before each of its."""
+    if (work, index) not in _known_tokens:
+        part = read_part(work, part_name(index))
+        if part is None:
+            return None
+        _known_tokens[work, index] = _tokens(part)
+    return _known_tokens[work, index]
 
 
 def part_name(index: int) -> str:
@@ -291,7 +310,6 @@ class MakePart:
             alone=len(self.job.plan.parts) == 1,
             tokenizer=tokenizer.digest,
         )
-        budget = getattr(source, "tokens", None)
         counts = Counts(thinks="enable_thinking" in tokenizer.template)
         with closing(writer):
             while batch := list(islice(stream, _BATCH)):
@@ -303,7 +321,7 @@ class MakePart:
                         counts.add(document, *tokens)
                 if self.done:
                     self.done.add(len(batch))
-                if budget is not None and writer.tokens >= budget:
+                if writer.tokens >= self.job.budget:
                     break
             writer.finish(
                 {
