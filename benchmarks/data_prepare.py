@@ -30,11 +30,11 @@ def spent() -> float:
 
 def ours(tokenizer: str, files: list[str], out: str, answer: Any) -> None:
     from smollm3.data.preparation import MakePart, Preparation, _encoder, load_tokenizer, plan
-    from smollm3.data.spec import JsonlSource
+    from smollm3.data.spec import FileSource
 
     work = Path(out) / "ours"
     shutil.copytree(tokenizer, work / "tokenizer")
-    source = JsonlSource(kind="jsonl", files=files, part=64)
+    source = FileSource(kind="jsonl", files=files, part=64)
     job = Preparation("bench", source, 0, work, plan(source, 0), None)
     loaded = load_tokenizer(work / "tokenizer")
     _ = _encoder(loaded), loaded.digest

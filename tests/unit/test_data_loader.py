@@ -159,6 +159,16 @@ def test_steps(tmp_path):
     assert load(shards).tokens_per_step == 32
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_for_a_gpu_are_pinned(tmp_path):
+    shards = {"a": text_shard(tmp_path)}
+    plain = load(shards).batch(3)
+    pinned = Loader(shards, make_stage(), {}, 0, PAD, torch.device("cuda", 0)).batch(3)
+    for name in ("ids_BT", "targets_BT", "weights_BT", "documents_BT"):
+        assert getattr(pinned, name).is_pinned()
+        assert torch.equal(getattr(pinned, name), getattr(plain, name))
+
+
 def test_used_adds_up(tmp_path):
     shards = {"a": text_shard(tmp_path), "b": text_shard(tmp_path, "b")}
     loader = load(shards, mixture={"a": 0.7, "b": 0.3})

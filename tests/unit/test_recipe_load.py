@@ -93,6 +93,7 @@ def test_shipped_recipes_load(name):
         ("carry: [optimizer]", "from: tok", "starts from 'tok', which makes no model"),
         ("name: t\n", "name: t\nprocesses: 3\n", "stages.one.batch: 4 cannot be split over 3 processes"),
         ("lr: {peak: 1e-3, warmup: 2}", "lr: 3", "stages.one.lr: "),
+        ("code: {kind: stdlib, part: code}", "code: {kind: jsonl, files: [x], steps: [{kind: minhash, options: {across: [talk]}}]}", "sources.code.steps: across: 'talk' is no source above 'code'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_its_place(recipe_file, old, new, message):

@@ -150,15 +150,40 @@ def verify(folder: Path) -> None:
     """Compare prepared data with their checksums. FOLDER: a source's, or a run's for all of its."""
     from smollm3.data.shards import verify as problems
 
-    folders = [f.parent for f in sorted(folder.glob("**/meta.json"))]
-    if not folders:
-        raise UserError(f"{folder}: no prepared data in it")
+    folders = _prepared(folder)
     found = [line for source in folders for line in problems(source)]
     for line in found:
         click.echo(line, err=True)
     if found:
         raise UserError(f"{len(found)} files are damaged; delete their source and prepare it again")
     click.echo(f"{len(folders)} sources are whole")
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("url", metavar="URL")
+@click.option(
+    "--cache", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True,
+    metavar="GB", help="What a machine may keep of what it has read.",
+)  # fmt: skip
+def move(folder: Path, url: str, cache: float) -> None:
+    """Move prepared data to URL, an object store or another disk that fsspec knows (s3://, gs://).
+
+    FOLDER: a source's, or a run's for all of its. What says which parts there are stays here; runs
+    fetch parts as they read them, the next one ahead.
+    """
+    from smollm3.data.shards import move as moved
+
+    for source in _prepared(folder):
+        moved(source, url, int(cache * 1e9))
+        click.echo(f"{source}: moved to {url}")
+
+
+def _prepared(folder: Path) -> list[Path]:
+    folders = [f.parent for f in sorted(folder.glob("**/meta.json"))]
+    if not folders:
+        raise UserError(f"{folder}: no prepared data in it")
+    return folders
 
 
 @data.command()
@@ -176,12 +201,14 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
     from smollm3.recipe import load_recipe
     from smollm3.recipe.console import wide_console
     from smollm3.recipe.data import tokens_needed
+    from smollm3.recipe.schema import SynthSource
     from smollm3.units import count, size
 
     loaded = load_recipe(recipe, overrides)
+    given = {n: s for n, s in loaded.sources.items() if not isinstance(s, SynthSource)}
     table = Table("source", "status", "license", "where", "files", "size", "published", "needed")
     table.add_column("times", justify="right")
-    found = list(look(loaded.sources, tokens_needed(loaded)))
+    found = list(look(given, tokens_needed(loaded)))
     for f in found:
         published = getattr(f.source, "published_tokens", None)
         table.add_row(

@@ -21,7 +21,7 @@ def synth(recipe: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
     """
     from smollm3.config import read_document
     from smollm3.files import read_text
-    from smollm3.synth.run import Run
+    from smollm3.synth.run import synthesise
     from smollm3.synth.spec import Synthesis
 
     document = read_document(
@@ -31,8 +31,8 @@ def synth(recipe: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
         document.set(override)
     spec = document.read(Synthesis)
     folder = out or Path("synth") / spec.name
-    outcome = Run(spec, folder, lambda line: click.echo(line, err=True)).execute()
-    click.echo(f"{outcome.kept} kept in {folder / spec.name}.jsonl")
+    outcome = synthesise(spec, folder, lambda line: click.echo(line, err=True))
+    click.echo(f"{len(outcome.rows)} kept in {folder / spec.name}.jsonl")
     for reason, n in outcome.dropped.items():
         click.echo(f"  {n} dropped: {reason}")
     if outcome.unanswered:

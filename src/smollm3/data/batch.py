@@ -9,7 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of batch k. All tensors are [B, T] on the CPU.
+    """This rank's rows of batch k. All tensors are [B, T] on the CPU, in pinned memory where they
+    are for a GPU.
 
     ids: int64 inputs. targets: int64, the token that follows each input. weights: float32, 0
     where a target is not trained on (next document's first token, prompt, padding).

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datatrove.pipeline.filters import LanguageFilter
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from numpy.typing import NDArray
 
@@ -50,6 +51,28 @@ class CodeQuality(BaseFilter):  # type: ignore[misc]
         if sum(map(str.isalnum, doc.text)) < self.min_alphanumeric * len(doc.text):
             return False, "few_letters"
         return True
+
+
+class Language(LanguageFilter):  # type: ignore[misc]
+    """datatrove's, which also takes a fastText model that is on the machine: where tasks have no
+    network, or in place of the model that it would fetch.
+
+    model: file of a fastText model whose labels are `__label__fr` (lid.176) or, with the backend
+    glotlid, `__label__fra_Latn`.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.file = model
+        if model is not None and not Path(model).is_file():
+            raise UserError(f"steps: language: {model}: no such file")
+
+    def filter(self, doc: Any) -> bool:
+        if self.file is not None and self.model._model is None:
+            from fasttext.FastText import _FastText
+
+            self.model._model = _FastText(self.file)
+        return bool(super().filter(doc))
 
 
 class Function(BaseFilter):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,9 +201,11 @@ class Loader:
         start: dict[str, int],
         seed: int,
         pad_id: int,
+        device: torch.device | None = None,
     ) -> None:
-        """start: where each source continues, in tokens (packing: concat_and_chunk). A source that
-        cannot be used in this stage is a UserError that names it."""
+        """start: where each source continues, in tokens (packing: concat_and_chunk). device: that
+        batches are for; if it is a GPU they lie in pinned memory. A source that cannot be used in
+        this stage is a UserError that names it."""
         self.stage = stage
         self.pad_id = pad_id
         self._sources = {
@@ -221,9 +224,15 @@ class Loader:
         self.truncated = {n: s.truncated for n, s in self._sources.items() if s.truncated}
         self.untrained = {n: s.untrained for n, s in self._sources.items() if s.untrained}
         self.steps = self._count_steps()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")  # so: one batch at a time
+        self._gpu = device if device is not None and device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, "loader", self._begin)  # so: one batch at a time
         self._asked: tuple[int, int, int] | None = None
         self._ahead: Future[Batch] | None = None
+
+    def _begin(self) -> None:
+        """Pinning belongs to a GPU; untold, the threads of all ranks would use the first."""
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)
 
     def _count_steps(self) -> int:
         stage = self.stage
@@ -314,13 +323,17 @@ class Loader:
             trained[r, :n] = row.trained
         weights = trained[:, 1:] & (documents[:, 1:] == documents[:, :-1])
         return Batch(
-            ids_BT=torch.from_numpy(tokens[:, :-1].copy()),
-            targets_BT=torch.from_numpy(tokens[:, 1:].copy()),
-            weights_BT=torch.from_numpy(weights.astype(np.float32)),
-            documents_BT=torch.from_numpy(documents[:, :-1].copy()),
+            ids_BT=self._tensor(tokens[:, :-1]),
+            targets_BT=self._tensor(tokens[:, 1:]),
+            weights_BT=self._tensor(weights.astype(np.float32)),
+            documents_BT=self._tensor(documents[:, :-1]),
             used=used,
             pairs=pairs,
         )
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        made = torch.from_numpy(array.copy())
+        return made.pin_memory() if self._gpu else made
 
 
 def _source(shard: Shard, stage: BatchSpec, start: int, seed: int) -> _Source:

@@ -10,12 +10,13 @@ from typing import BinaryIO, Literal
 
 from smollm3.errors import UserError
 
-Kind = Literal["text", "jsonl", "csv", "parquet"]
+Kind = Literal["text", "jsonl", "csv", "parquet", "warc"]
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson", ".jsonlines"), "jsonl"),
     **dict.fromkeys((".csv", ".tsv"), "csv"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".warc", ".wet"), "warc"),
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst"), "text"),
 }
 BUFFER = 1 << 20

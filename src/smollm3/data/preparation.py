@@ -8,11 +8,12 @@ that were done are kept.
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -80,14 +81,17 @@ def prepare(
     cache: Path,
     seed: int,
     *,
+    others: Mapping[str, Source] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Shard:
     """The shard of a source in <cache>/<name>-<key>, made here if it is absent or damaged.
 
-    progress: called with the number of documents done.
-    meta["skipped"] counts what was left out, by reason.
+    others: those that its steps compare it with. progress: called with the number of documents
+    done. meta["skipped"] counts what was left out, by reason.
     """
-    return Shard.open(make(name, source, tokenizer, cache, seed, Here(), progress=progress))
+    return Shard.open(
+        make(name, source, tokenizer, cache, seed, Here(), others=others, progress=progress)
+    )
 
 
 def make(
@@ -98,24 +102,30 @@ def make(
     seed: int,
     execute: Executor,
     *,
+    others: Mapping[str, Source] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Make the folder of a source if it is absent or damaged; where the executor does not wait, it
     will appear later.
 
-    Its key covers the source's settings and files, the tokenizer and the seed. Text documents end
+    Its key covers the settings and files of the source and of `others`, the tokenizer and the
+    seed. Text documents end
     with `tokenizer.end_of_text_id`; conversations are rendered by its template.
     """
     try:
         revision = fingerprint(source)
         settings = [source.model_dump(mode="json"), revision, seed]
+        named = {other: (others or {})[other] for other in steps.across(source)}
+        for other in named.values():
+            settings += [other.model_dump(mode="json"), fingerprint(other)]
         key = sha256_json([VERSION, *settings, tokenizer.digest])
         folder = Path(cache).absolute() / f"{name}-{key[:16]}"
         if not _is_whole(folder):
             work = folder.with_name(f".{folder.name}{PARTIAL}")
             with folder_lock(work):
                 tokenizer.save(work / "tokenizer")
-                job = Preparation(name, source, seed, work, plan(source, seed), revision)
+                planned = {n: Planned(other, plan(other, seed)) for n, other in named.items()}
+                job = Preparation(name, source, seed, work, plan(source, seed), revision, planned)
                 for label, step, tasks in steps.before(job):
                     execute(label, step, tasks)
                 here = isinstance(execute, Here)
@@ -148,10 +158,19 @@ def _publish(work: Path, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Another source and its parts, which signatures are taken of."""
+
+    source: Source
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Preparation:
     """A source on its way: what any worker must know to make any of its parts.
 
-    work: the unfinished folder. revision: what the files were when it began.
+    work: the unfinished folder. revision: what the files were when it began. others: the sources
+    that it is compared with.
     """
 
     name: str
@@ -160,17 +179,20 @@ class Preparation:
     work: Path
     plan: Plan
     revision: Any
+    others: Mapping[str, Planned] = field(default_factory=dict)
 
     def finish(self) -> None:
         """Write meta.json from the parts."""
         parts: list[dict[str, Any]] = []
+        tokens = 0
         for index in range(len(self.plan.parts)):
-            if self._is_enough(parts):
+            if tokens >= self.budget:
                 break
             part = read_part(self.work, part_name(index))
             if part is None:
                 raise UserError(f"part {index} was not made; run again")
             parts.append(part)
+            tokens += _tokens(part)
         skipped = _sums(part["skipped"] for part in parts)
         if not any(part[split][0] for part in parts for split in SPLITS):
             shutil.rmtree(self.work, ignore_errors=True)
@@ -197,18 +219,34 @@ class Preparation:
                 if not (name.isdigit() and int(name) < len(parts)):
                     file.unlink()
 
-    def _is_enough(self, parts: list[dict[str, Any]]) -> bool:
-        budget = getattr(self.source, "tokens", None)
-        made = sum(part[split][1] for part in parts for split in SPLITS)
-        return budget is not None and made >= budget
+    @property
+    def budget(self) -> float:
+        """Tokens that are enough."""
+        return getattr(self.source, "tokens", None) or math.inf
 
     def is_needed(self, index: int) -> bool:
         """False where the parts before it already hold the source's budget of tokens."""
-        if getattr(self.source, "tokens", None) is None:
+        if self.budget == math.inf:
             return True
-        before = [read_part(self.work, part_name(i)) for i in range(index)]
-        made = [part for part in before if part is not None]
-        return len(made) < index or not self._is_enough(made)
+        made = [_made(self.work, i) for i in range(index)]
+        return None in made or sum(n for n in made if n is not None) < self.budget
+
+
+def _tokens(part: dict[str, Any]) -> int:
+    return sum(part[split][1] for split in SPLITS)
+
+
+_known_tokens: dict[tuple[Path, int], int] = {}  # tokens of finished parts, which do not change
+
+
+def _made(work: Path, index: int) -> int | None:
+    """Tokens of a part; None if it is not there. A worker asks for all parts before each of its."""
+    if (work, index) not in _known_tokens:
+        part = read_part(work, part_name(index))
+        if part is None:
+            return None
+        _known_tokens[work, index] = _tokens(part)
+    return _known_tokens[work, index]
 
 
 def part_name(index: int) -> str:
@@ -272,7 +310,6 @@ class MakePart:
             alone=len(self.job.plan.parts) == 1,
             tokenizer=tokenizer.digest,
         )
-        budget = getattr(source, "tokens", None)
         counts = Counts(thinks="enable_thinking" in tokenizer.template)
         with closing(writer):
             while batch := list(islice(stream, _BATCH)):
@@ -284,7 +321,7 @@ class MakePart:
                         counts.add(document, *tokens)
                 if self.done:
                     self.done.add(len(batch))
-                if budget is not None and writer.tokens >= budget:
+                if writer.tokens >= self.job.budget:
                     break
             writer.finish(
                 {

@@ -1,5 +1,5 @@
-"""Rows out of files: texts, JSON lines and arrays, CSV and Parquet, plain or compressed, on this
-machine or behind a URL that fsspec knows (s3://, gs://, hf://, https://).
+"""Rows out of files: texts, JSON lines and arrays, CSV, Parquet and web archives, plain or
+compressed, on this machine or behind a URL that fsspec knows (s3://, gs://, hf://, https://).
 
 A source is read in spans: some files, or some row groups of one Parquet file. A row, a block or a
 file that cannot be read is a `Read` with the fault, and the rest goes on.
@@ -86,7 +86,7 @@ class Text:
 # Bytes
 
 
-def _open_text(file: str) -> BufferedReader:
+def open_text(file: str) -> BufferedReader:
     """The text of a file in UTF-8, uncompressed and without a byte order mark; what it is is seen
     in its first bytes."""
     from pyarrow.lib import CompressedInputStream, PythonFile
@@ -143,7 +143,7 @@ def kind_of(file: str) -> Kind:
         with open_file(file) as f:
             if f.read(4) == b"PAR1":
                 return "parquet"
-        with _open_text(file) as text:
+        with open_text(file) as text:
             return "jsonl" if text.peek(64).lstrip()[:1] in (b"{", b"[") else "text"
     except unreadable():
         return "jsonl"  # named where it is read
@@ -160,6 +160,10 @@ def rows(
     kind = kind or kind_of(span.file)
     if kind == "parquet":
         return _parquet_rows(span, columns)
+    if kind == "warc":
+        from smollm3.data.warc import warc_rows  # which reads with what is here
+
+        return warc_rows(span.file)
     return {"text": _text_row, "csv": _csv_rows, "jsonl": _json_rows}[kind](span.file)
 
 
@@ -178,7 +182,7 @@ def count_rows(span: Span, kind: Kind | None = None) -> int:
 
 def _text_row(file: str) -> Iterator[Read]:
     try:
-        with _open_text(file) as f:
+        with open_text(file) as f:
             data = f.read(MAX_ROW + 1)
         if len(data) > MAX_ROW:  # perhaps a kilobyte that unpacks to gigabytes
             yield Read(0, 1, fault=f"a text above {MAX_ROW >> 20} MiB")
@@ -187,14 +191,14 @@ def _text_row(file: str) -> Iterator[Read]:
     except UnicodeDecodeError:
         yield Read(0, None, fault="not UTF-8")
     except unreadable() as e:
-        yield Read(0, None, fault=f"{file}: cannot be read ({_reason(e)})")
+        yield Read(0, None, fault=f"{file}: cannot be read ({reason(e)})")
 
 
 def _csv_rows(file: str) -> Iterator[Read]:
     csv.field_size_limit(MAX_ROW)
     number = line = 0
     try:
-        with TextIOWrapper(_open_text(file), "utf-8", errors="surrogateescape", newline="") as text:
+        with TextIOWrapper(open_text(file), "utf-8", errors="surrogateescape", newline="") as text:
             first = text.readline(MAX_ROW)
             separator = max("\t;,", key=first.count)
             table = csv.reader(chain([first], text), delimiter=separator)
@@ -212,7 +216,7 @@ def _csv_rows(file: str) -> Iterator[Read]:
     except csv.Error as e:
         yield Read(number + 1, line + 1, fault=f"damaged CSV, and what follows it ({e})")
     except unreadable() as e:
-        yield Read(number + 1, None, fault=f"{file}: cannot be read to its end ({_reason(e)})")
+        yield Read(number + 1, None, fault=f"{file}: cannot be read to its end ({reason(e)})")
 
 
 # JSON
@@ -221,7 +225,7 @@ def _csv_rows(file: str) -> Iterator[Read]:
 def _json_rows(file: str) -> Iterator[Read]:
     number = -1
     try:
-        with _open_text(file) as stream:
+        with open_text(file) as stream:
             head = stream.peek(BUFFER).lstrip()
             if head.startswith(b"["):
                 made = _first_array(stream, head)
@@ -233,7 +237,7 @@ def _json_rows(file: str) -> Iterator[Read]:
                 number = read.number
                 yield read
     except unreadable() as e:
-        fault = f"{file}: cannot be read to its end ({_reason(e)})"
+        fault = f"{file}: cannot be read to its end ({reason(e)})"
         yield Read(number + 1, None, fault=fault)
 
 
@@ -386,7 +390,7 @@ def _parquet_rows(span: Span, columns: Collection[str] | None) -> Iterator[Read]
                 yield from _group_rows(parquet, group, number, wanted, span.file)
                 number += parquet.metadata.row_group(group).num_rows
     except unreadable() as e:
-        yield Read(number, None, fault=f"{span.file}: not a whole Parquet file ({_reason(e)})")
+        yield Read(number, None, fault=f"{span.file}: not a whole Parquet file ({reason(e)})")
 
 
 def _group_rows(
@@ -397,7 +401,7 @@ def _group_rows(
             yield from _batch_rows(batch, number)
             number += len(batch)
     except unreadable() as e:
-        fault = f"{file}: row group {group} cannot be read ({_reason(e)})"
+        fault = f"{file}: row group {group} cannot be read ({reason(e)})"
         yield Read(number, None, fault=fault)
 
 
@@ -416,7 +420,7 @@ def _batch_rows(batch: Any, number: int) -> Iterator[Read]:
             number += 1
     except (ValueError, KeyError, OverflowError, TypeError) as e:
         if len(batch) == 1:
-            yield Read(number, None, fault=f"a value that cannot be read ({_reason(e)})")
+            yield Read(number, None, fault=f"a value that cannot be read ({reason(e)})")
             return
         for i in range(len(batch)):
             yield from _batch_rows(batch.slice(i, 1), number + i)
@@ -430,5 +434,6 @@ def _longest(column: Any) -> int:
     return (of["max"](of["binary_length"](words)).as_py() or 0) if words is not None else 0
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

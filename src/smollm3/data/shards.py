@@ -21,14 +21,16 @@ import secrets
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smollm3.data.store import Store, upload
 from smollm3.errors import UserError
-from smollm3.files import PARTIAL, disk_errors, read_json, sha256_file, sha256_json, write_json
+from smollm3.files import PARTIAL, disk_errors, read_json, sha256_json, write_json
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -63,31 +65,38 @@ class Shard:
         self._maps: OrderedDict[tuple[int, str], NDArray[Any]] = OrderedDict()
         self.tokens = _Tokens(self, "")
         self.masks = _Tokens(self, ".masks") if self.format != "text" else None
+        self._store = _store(meta)
 
     @classmethod
     def open(cls, folder: str | Path, split: Split = "train") -> Shard:
         """Open a prepared folder; one that is damaged is a UserError that names the file.
 
-        Sizes are checked here, which takes milliseconds; `verify` compares checksums.
+        Sizes are checked here, which takes milliseconds, or of files that lie in a store when they
+        are fetched; `verify` compares checksums.
         """
         folder = Path(folder)
         meta = read_json(folder / "meta.json")
         shard = cls(folder, split, meta)
-        shard._check_sizes()
+        if shard._store is None:
+            shard._check_sizes()
         return shard
 
     def _check_sizes(self) -> None:
         here = {e.name: e.stat().st_size for e in _entries(self.folder / self.split)}
-        documents, tokens = np.diff(self._documents), np.diff(self._tokens)
+        suffixes = ("", ".index") if self.masks is None else ("", ".index", ".masks")
         for i, part in enumerate(self._parts):
-            wanted = {"": tokens[i] * self.dtype.itemsize, ".index": documents[i] * 8}
-            if self.masks is not None:
-                wanted[".masks"] = tokens[i]
-            for suffix, size in wanted.items():
-                name = f"{part}.ds{suffix}"
+            for suffix in suffixes:
+                name, size = f"{part}.ds{suffix}", self._size(i, suffix)
                 if here.get(name) != size:
                     found = f"{here[name]} bytes instead of {size}" if name in here else "missing"
                     raise UserError(f"{self.folder / self.split / name}: {found}; {_MEND}")
+
+    def _size(self, part: int, suffix: str) -> int:
+        """Bytes of a part's file."""
+        if suffix == ".index":
+            return 8 * int(self._documents[part + 1] - self._documents[part])
+        each = 1 if suffix else self.dtype.itemsize
+        return each * int(self._tokens[part + 1] - self._tokens[part])
 
     @property
     def documents(self) -> int:
@@ -144,11 +153,25 @@ class Shard:
         if len(self._maps) >= OPEN_FILES:
             self._maps.popitem(last=False)
         dtype = {"": self.dtype, ".index": np.dtype(np.uint64), ".masks": np.dtype(np.uint8)}
-        path = self.folder / self.split / f"{self._parts[part]}.ds{suffix}"
-        self._maps[key] = np.memmap(path, dtype[suffix], mode="r")
+        with self._open(part, suffix) as f:
+            self._maps[key] = np.memmap(f, dtype[suffix], mode="r")
         if not suffix and part + 1 < len(self._parts):
-            _read_ahead(self.folder / self.split / f"{self._parts[part + 1]}.ds")
+            self._ask_ahead(part + 1)
         return self._maps[key]
+
+    def _open(self, part: int, suffix: str) -> BufferedReader:
+        name = f"{self.split}/{self._parts[part]}.ds{suffix}"
+        if self._store is not None:
+            return self._store.open(name, self._size(part, suffix))
+        return (self.folder / name).open("rb")
+
+    def _ask_ahead(self, part: int) -> None:
+        """Ask the disk, or the store, for the tokens of a part before they are needed."""
+        if self._store is not None:
+            self._store.ahead(f"{self.split}/{self._parts[part]}.ds", self._size(part, ""))
+            return
+        with self._open(part, "") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+            m.madvise(mmap.MADV_WILLNEED, 0, min(len(m), AHEAD_BYTES))
 
 
 class _Tokens:
@@ -183,10 +206,10 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         raise UserError(f"{folder}: no such folder; {_MEND}") from None
 
 
-def _read_ahead(path: Path) -> None:
-    """Ask the disk for the file's beginning before it is needed."""
-    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        m.madvise(mmap.MADV_WILLNEED, 0, min(len(m), AHEAD_BYTES))
+def _store(meta: dict[str, Any]) -> Store | None:
+    if "store" not in meta:
+        return None
+    return Store(meta["store"]["url"], meta["store"]["cache"], meta["digest"][:16])
 
 
 # Writing
@@ -366,17 +389,46 @@ def write_meta(folder: Path, meta: dict[str, Any], parts: list[dict[str, Any]]) 
     write_json(folder / "meta.json", meta)
 
 
+def move(folder: Path, url: str, cache: int) -> None:
+    """Move the files of a prepared source to <url>/<its name>. meta.json stays and says where they
+    are; what is read of them is kept on each machine, up to `cache` bytes."""
+    meta = read_json(folder / "meta.json")
+    files = _files(folder, meta)
+    if "store" not in meta:
+        where = upload(folder, url, {name: file["bytes"] for name, file in files.items()})
+        write_json(folder / "meta.json", {**meta, "store": {"url": where, "cache": cache}})
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _files(folder: Path, meta: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of all parts."""
+    parts = [read_json(part_file(folder, entry["name"])) for entry in meta["parts"]]
+    return {name: file for part in parts for name, file in part["files"].items()}
+
+
 def verify(folder: Path) -> Iterator[str]:
     """Compare every file of a prepared source with its checksum; yields what is wrong."""
     meta = read_json(folder / "meta.json")
+    store = _store(meta)
     for entry in meta["parts"]:
         part = read_json(part_file(folder, entry["name"]))
         if part["digest"] != entry["digest"]:
             yield f"{part_file(folder, entry['name'])}: not the part that meta.json names"
-        for file, expected in part["files"].items():
-            path = folder / file
-            with disk_errors(path):
-                if not path.is_file():
-                    yield f"{path}: missing"
-                elif sha256_file(path) != expected["sha256"]:
-                    yield f"{path}: damaged (its checksum has changed)"
+    for name, expected in _files(folder, meta).items():
+        path = folder / name
+        try:
+            with (
+                disk_errors(path),
+                store.open(name, expected["bytes"]) if store else path.open("rb") as file,
+            ):
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield f"{path}: missing"
+        except UserError as e:
+            if store is None:
+                raise
+            yield str(e)
+        else:
+            if found != expected["sha256"]:
+                yield f"{path}: damaged (its checksum has changed)"

@@ -177,16 +177,41 @@ def entries(
     source: Source, seed: int, planned: Plan | None = None, part: int | None = None
 ) -> Iterator[Entry]:
     """What `documents` reads, with the rows that cannot be used."""
+    for span, identity, read in _kept_reads(source, seed, planned, part):
+        yield from _entries(source, Path(span.file).name, identity, read)
+
+
+def raw_rows(source: Source, seed: int) -> Iterator[Read]:
+    """The rows that `documents` reads as they are stored: all columns, under the names that they
+    have here."""
+    for _, _, read in _kept_reads(source, seed, whole=True):
+        named = isinstance(read.row, dict)
+        yield read._replace(row=formats.named(read.row, _columns(source))) if named else read
+
+
+def _columns(source: Source) -> dict[str, str]:
+    return getattr(source, "columns", {})
+
+
+def _kept_reads(
+    source: Source,
+    seed: int,
+    planned: Plan | None = None,
+    part: int | None = None,
+    *,
+    whole: bool = False,
+) -> Iterator[tuple[Span, str, Read]]:
+    """(where it lies, id in the source, row) of all rows that the source keeps. whole: with the
+    columns that make no document, too."""
     planned = planned or plan(source, seed)
     spans = planned.parts[part] if part is not None else [s for p in planned.parts for s in p]
     kept = _kept(source, seed, planned.rows)
     for span in spans:
-        file = Path(span.file).name
-        for offset, (identity, read) in enumerate(_reads(source, span, seed), span.offset):
+        for offset, (identity, read) in enumerate(_reads(source, span, seed, whole), span.offset):
             if kept is not None and offset >= len(kept):
                 break
             if kept is None or kept[offset]:
-                yield from _entries(source, file, identity, read)
+                yield span, identity, read
 
 
 def _entries(source: Source, file: str, identity: str, read: Read) -> Iterator[Entry]:
@@ -247,7 +272,9 @@ def _modified(file: str) -> int:
     return 0 if "://" in file else Path(file).stat().st_mtime_ns
 
 
-def _reads(source: Source, span: Span, seed: int) -> Iterator[tuple[str, Read]]:
+def _reads(
+    source: Source, span: Span, seed: int, whole: bool = False
+) -> Iterator[tuple[str, Read]]:
     """(id in the source, row)."""
     match source:
         case StdlibSource():
@@ -261,18 +288,19 @@ def _reads(source: Source, span: Span, seed: int) -> Iterator[tuple[str, Read]]:
             for i, row in zip(indices, made, strict=True):
                 yield str(i), Read(i, None, row)
         case _:
-            for read in _file_reads(source, span):
+            for read in _file_reads(source, span, whole):
                 yield f"{span.number}:{read.number}", read
 
 
-def _file_reads(source: FileSource | HubSource, span: Span) -> Iterator[Read]:
+def _file_reads(source: FileSource | HubSource, span: Span, whole: bool) -> Iterator[Read]:
     kind = source.read_as or readers.kind_of(span.file)
     if source.blobs is not None:
         columns = [source.blobs.id, source.blobs.encoding]
         return with_texts(readers.rows(span, columns, kind), source.blobs)
-    if source.format == "text":
+    if source.format == "text" and not whole:
         return readers.rows(span, Text(source.text).columns, kind)
-    reads = readers.rows(span, [*formats.COLUMNS, *source.columns.values()], kind)
+    wanted = None if whole else [*formats.COLUMNS, *source.columns.values()]
+    reads = readers.rows(span, wanted, kind)
     if kind != "parquet":
         return reads
     return (read._replace(row=without_nulls(read.row)) for read in reads)
@@ -287,7 +315,7 @@ def _of_row(identity: str, place: str, row: Any, source: Source) -> Iterator[Doc
     if source.format == "text":
         yield Document(identity, text=_text(row, source), place=place)
         return
-    talks = formats.talks(formats.named(row, getattr(source, "columns", {})))
+    talks = formats.talks(formats.named(row, _columns(source)))
     for number, talk in enumerate(talks):
         if (source.format == "preference") != bool(talk.chosen):
             what = "pair" if source.format == "preference" else "conversation"

@@ -13,7 +13,7 @@ Weight = Annotated[float, Field(gt=0)]
 PREFERENCE_LOSSES = ("apo_zero", "apo_down", "dpo")
 
 
-class _Source(StrictModel):
+class SourceSpec(StrictModel):
     """Common to all sources.
 
     format: what a row is: a text, a conversation, or a preference pair.
@@ -30,7 +30,7 @@ class _Source(StrictModel):
     thinking: Literal["think", "no_think"] | None = None
 
     @model_validator(mode="after")
-    def _only_conversations_think(self) -> _Source:
+    def _only_conversations_think(self) -> SourceSpec:
         if self.thinking and self.format == "text":
             raise ValueError("thinking is for conversations, not for format: text")
         return self
@@ -59,7 +59,7 @@ class Step(StrictModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class _Files(_Source):
+class _Files(SourceSpec):
     """Common to sources that are files.
 
     text: the column that holds the text, or a template such as "{problem}\\n\\n{solution}".
@@ -107,10 +107,11 @@ class FileSource(_Files):
     """Files, folders, patterns and URLs.
 
     kind: how they are read: `files`: as their names or first bytes say; `text`: one document each;
-        `jsonl`: JSON lines, or arrays; `csv`; `parquet`, whatever their names say.
+        `jsonl`: JSON lines, or arrays; `csv`; `parquet`; `warc`: pages of web archives, whatever
+        their names say.
     """
 
-    kind: Literal["files", "text", "jsonl", "csv", "parquet"]
+    kind: Literal["files", "text", "jsonl", "csv", "parquet", "warc"]
     blobs: Blobs | None = None
 
     @property
@@ -134,14 +135,14 @@ class HubSource(_Files):
         return None
 
 
-class StdlibSource(_Source):
+class StdlibSource(SourceSpec):
     """The Python standard library on this machine: its code, or its docstrings as prose."""
 
     kind: Literal["stdlib"]
     part: Literal["code", "prose"]
 
 
-class ProceduralSource(_Source):
+class ProceduralSource(SourceSpec):
     """Documents made on the spot by a named generator from (seed, index)."""
 
     kind: Literal["procedural"]

@@ -3,6 +3,7 @@ the same form (`filters.py`), so that each also runs in a pipeline of datatrove'
 
 MinHash deduplication needs to have seen a whole source before it can drop anything. So a source
 with that step is read twice: its signatures are made, sorted and clustered before its parts are.
+So are those of the sources that it names in `across`, of which it drops what it has as well.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ BLOCKS = {
     "gopher_repetition": "datatrove.pipeline.filters:GopherRepetitionFilter",
     "fineweb_quality": "datatrove.pipeline.filters:FineWebQualityFilter",
     "c4_quality": "datatrove.pipeline.filters:C4QualityFilter",
-    "language": "datatrove.pipeline.filters:LanguageFilter",
+    "language": "smollm3.data.filters:Language",
     "pii": "datatrove.pipeline.formatters:PIIFormatter",
     "code_quality": "smollm3.data.filters:CodeQuality",
     "decontaminate": "smollm3.data.filters:Decontaminate",
     "function": "smollm3.data.filters:Function",
 }
 SPLITS_WORDS = {"gopher_quality", "gopher_repetition", "fineweb_quality", "c4_quality"}
-_OF_MINHASH = {"n_grams", "num_buckets", "hashes_per_bucket", "seed"}
+_OF_MINHASH = {"n_grams", "num_buckets", "hashes_per_bucket", "seed", "across"}
 
 
 class Ledger:
@@ -131,6 +132,12 @@ def _work(job: Preparation, place: int) -> Path:
     return job.work / "work" / f"minhash-{place}"
 
 
+def across(source: Source) -> list[str]:
+    """The other sources that the steps of a source compare it with."""
+    options = [step.options for step in getattr(source, "steps", []) if step.kind == "minhash"]
+    return list(dict.fromkeys(name for option in options for name in option.get("across", [])))
+
+
 def _config(step: Step) -> Any:
     """FineWeb's by default: 14 buckets of 8 hashes over 5-grams of words, which finds a pair of
     similarity s with the probability 1 - (1 - s^8)^14."""
@@ -138,9 +145,12 @@ def _config(step: Step) -> Any:
     from datatrove.utils.hashing import HashConfig
 
     if unknown := sorted(set(step.options) - _OF_MINHASH):
-        raise UserError(f"steps: minhash: no option {unknown[0]!r}: {', '.join(_OF_MINHASH)}")
+        raise UserError(
+            f"steps: minhash: no option {unknown[0]!r}: {', '.join(sorted(_OF_MINHASH))}"
+        )
+    options = {key: value for key, value in step.options.items() if key != "across"}
     # sha1 as FineWeb has it; datatrove's xxhash wants a version that others do not.
-    return MinhashConfig(hash_config=HashConfig(hash_fc="sha1"), **step.options)
+    return MinhashConfig(hash_config=HashConfig(hash_fc="sha1"), **options)
 
 
 def before(job: Preparation) -> list[tuple[str, Callable[[Any, int, int], Any], int]]:
@@ -150,6 +160,12 @@ def before(job: Preparation) -> list[tuple[str, Callable[[Any, int, int], Any], 
         if step.kind == "minhash":
             buckets = _built(step, lambda step=step: _config(step)).num_buckets  # type: ignore[misc]
             label = f"minhash-{place}"
+            for name in step.options.get("across", []):
+                parts = len(job.others[name].plan.parts)
+                todo += [
+                    (f"{label}-{name}-signatures", Signatures(job, place, name), parts),
+                    (f"{label}-{name}-index", Index(job, place, name), buckets),
+                ]
             todo += [
                 (f"{label}-signatures", Signatures(job, place), len(job.plan.parts)),
                 (f"{label}-buckets", Buckets(job, place), buckets),
@@ -162,10 +178,12 @@ def before(job: Preparation) -> list[tuple[str, Callable[[Any, int, int], Any], 
 
 @dataclass(frozen=True)
 class _Minhash:
-    """A phase of deduplication; a file says which of its ranks are done."""
+    """A phase of deduplication; a file says which of its ranks are done. other: the source that it
+    works on, where that is not the job's own."""
 
     job: Preparation
     place: int
+    other: str = ""
 
     @property
     def step(self) -> Step:
@@ -174,8 +192,12 @@ class _Minhash:
     def folder(self, name: str) -> str:
         return str(_work(self.job, self.place) / name)
 
+    @property
+    def signatures(self) -> str:
+        return self.folder(f"signatures-{self.other}" if self.other else "signatures")
+
     def __call__(self, _: Any, rank: int, tasks: int) -> None:
-        done = Path(self.folder(type(self).__name__)) / str(rank)
+        done = Path(self.folder(f"{type(self).__name__}-{self.other}")) / str(rank)
         if done.exists():
             return
         self.run(rank, tasks)
@@ -190,12 +212,31 @@ class Signatures(_Minhash):
     def run(self, rank: int, tasks: int) -> None:
         from datatrove.pipeline.dedup import MinhashDedupSignature
 
-        job, chain = self.job, self.job.source.steps[: self.place]  # type: ignore[union-attr]
-        stream = documents(job.source, job.seed, None, job.plan, rank)
+        job, source, planned = self.job, self.job.source, self.job.plan
+        chain = source.steps[: self.place]  # type: ignore[union-attr]
+        if self.other:
+            source, planned = job.others[self.other].source, job.others[self.other].plan
+            chain = [s for s in getattr(source, "steps", []) if s.kind != "minhash"]
+        stream = documents(source, job.seed, None, planned, rank)
         stream = _apply(chain, stream, job, rank, Ledger())
         MinhashDedupSignature(
-            self.folder("signatures"), config=_config(self.step), language=self.step.language
+            self.signatures, config=_config(self.step), language=self.step.language
         ).run(_theirs(stream), rank, tasks)
+
+
+class Index(_Minhash):
+    """What another source has, of which its own duplicates are no matter here."""
+
+    def run(self, rank: int, tasks: int) -> None:
+        from datatrove.pipeline.dedup import MinhashDedupBuckets
+
+        MinhashDedupBuckets(
+            self.signatures,
+            self.folder(f"pairs-{self.other}"),
+            index_folder=self.folder("index"),
+            config=_config(self.step),
+            create_index_name=self.other,
+        ).run(None, rank, tasks)
 
 
 class Buckets(_Minhash):
@@ -203,7 +244,11 @@ class Buckets(_Minhash):
         from datatrove.pipeline.dedup import MinhashDedupBuckets
 
         MinhashDedupBuckets(
-            self.folder("signatures"), self.folder("buckets"), config=_config(self.step)
+            self.signatures,
+            self.folder("buckets"),
+            index_folder=self.folder("index") if self.step.options.get("across") else None,
+            config=_config(self.step),
+            only_dedup_in_index=False,
         ).run(None, rank, tasks)
 
 

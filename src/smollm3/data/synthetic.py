@@ -245,6 +245,7 @@ def chat_row(rng: Random, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "messages": [message for m in made for message in (_user(m), _assistant(m, think))],
         "chat_template_kwargs": _kwargs(made[0], think),
+        "answer": made[-1].answer or None,  # for a teacher who is asked the same
     }
 
 

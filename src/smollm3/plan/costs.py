@@ -21,7 +21,15 @@ from smollm3.plan import timing
 from smollm3.plan.hardware import Hardware
 from smollm3.recipe.graph import model_parents
 from smollm3.recipe.load import load_recipe
-from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
+from smollm3.recipe.schema import (
+    ExportStage,
+    MergeStage,
+    Recipe,
+    Stage,
+    SynthSource,
+    TokenizerStage,
+)
+from smollm3.synth.spec import SynthStage
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import Memory, describe, fits, nearest, training_memory
@@ -129,6 +137,8 @@ class _Planner:
                 vocab, assumed = self._vocab()
                 made = f"from {stage.characters:,.0f} characters"
                 note = f"{vocab:,} entries{assumed} {f'of {stage.from_}' if stage.from_ else made}"
+            case SynthStage():
+                note = _asking(stage)
             case ExportStage():
                 note = f"{parents[0]} as {', '.join(stage.to)}"
             case EvalStage():
@@ -259,7 +269,9 @@ class _Planner:
         total, untimed = 0.0, []
         for name in new:
             source = self.recipe.sources[name]
-            seconds = timing.preparation_seconds(name, source, self.recipe.seed)
+            seconds = None
+            if not isinstance(source, SynthSource):
+                seconds = timing.preparation_seconds(name, source, self.recipe.seed)
             if seconds is None and (files := _files(source)) is not None:
                 seconds = sum(file.stat().st_size for file in files) / PREPARED_BYTES
             if seconds is None:
@@ -302,7 +314,7 @@ class _Planner:
         return tokens // TOKENS_PER_DOCUMENT, tokens
 
 
-def _files(source: Source) -> list[Path] | None:
+def _files(source: Source | SynthSource) -> list[Path] | None:
     """The local files of a source that is made of such."""
     if not isinstance(source, FileSource):
         return None
@@ -310,3 +322,11 @@ def _files(source: Source) -> list[Path] | None:
         return [Path(file) for file, _ in places.find(source.files)]
     except UserError:
         return []  # they are named where they are read
+
+
+def _asking(stage: SynthStage) -> str:
+    """What a synth stage asks of whom."""
+    answers = len(stage.modes) * stage.samples
+    asked = [stage.teacher, *([stage.pairs.weak] if stage.pairs else [])]
+    whom = " and ".join(f"{teacher.model} at {teacher.url}" for teacher in asked)
+    return f"{answers} to each of {', '.join(stage.prompts)} by {whom}"

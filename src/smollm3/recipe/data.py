@@ -39,9 +39,11 @@ def prepare_sources(
         root = _root(recipe, users[name])
         if root not in tokenizers:
             tokenizers[root] = _tokenizer(recipe, out, root)
+        source = recipe.source(name, out)
         folder = make(
-            name, recipe.sources[name], tokenizers[root], out / "data", recipe.seed, execute
-        )
+            name, source, tokenizers[root], out / "data", recipe.seed, execute,
+            others=recipe.others(source, out),
+        )  # fmt: skip
         yield name, data.Shard.open(folder) if execute.waits else None
 
 

@@ -33,7 +33,7 @@ from smollm3.recipe.edit import Path as Key
 from smollm3.recipe.edit import RecipeText
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.own_data import Looked, look
-from smollm3.recipe.schema import ChatIdentity, Recipe
+from smollm3.recipe.schema import ChatIdentity, Recipe, SynthSource
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
@@ -414,5 +414,5 @@ def check_same(text: str, wish: Wish, file: Path) -> None:
         raise UserError(f"{file}: is for another model or other data; take another --out")
 
 
-def _place(source: Source) -> tuple[str, ...]:
+def _place(source: Source | SynthSource) -> tuple[str, ...]:
     return getattr(source, "repo", ""), *getattr(source, "files", ())

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from smollm3.eval.spec import BenchmarkStage, EvalStage
-from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
+from smollm3.recipe.schema import (
+    ExportStage,
+    MergeStage,
+    Recipe,
+    Stage,
+    SynthSource,
+    TokenizerStage,
+)
+from smollm3.synth.spec import SynthStage
 from smollm3.train.spec import TrainStage
 
 
@@ -29,7 +37,7 @@ def model_parents(recipe: Recipe) -> dict[str, list[str]]:
             case TrainStage() | BenchmarkStage() | ExportStage():
                 start = stage.from_ or above
                 parents[name] = [start] if start else []
-            case TokenizerStage():
+            case TokenizerStage() | SynthStage():
                 parents[name] = []
         if makes_model(stage):
             above = name
@@ -52,6 +60,8 @@ def sources_of(stage: Stage, recipe: Recipe) -> list[str]:
     match stage:
         case TokenizerStage() | TrainStage():
             return list(stage.mixture)
+        case SynthStage():
+            return stage.prompts
         case EvalStage():
             metrics = [m for c in stage.claims for m in (c.metric, c.baseline_metric) if m]
             named = [m.removeprefix("loss/") for m in metrics if m.startswith("loss/")]
@@ -65,13 +75,19 @@ def sources_of(stage: Stage, recipe: Recipe) -> list[str]:
             return []
 
 
+def makers(stage: Stage, recipe: Recipe) -> list[str]:
+    """The synth stages whose rows a stage reads."""
+    read = [recipe.sources[name] for name in sources_of(stage, recipe)]
+    return list(dict.fromkeys(s.from_ for s in read if isinstance(s, SynthSource)))
+
+
 def downstream(recipe: Recipe, names: set[str]) -> set[str]:
     """`names` and every stage that is made from one of them."""
     parents = model_parents(recipe)
     found = set(names)
-    for name, stage in recipe.stages.items():
-        reads = set(parents[name])
-        if isinstance(stage, TrainStage) and not parents[name]:
+    for name, spec in recipe.stages.items():
+        reads = {*parents[name], *makers(spec, recipe)}
+        if isinstance(spec, TrainStage) and not parents[name]:
             reads.add(tokenizer_of(recipe, name) or "")
         if reads & found:
             found.add(name)

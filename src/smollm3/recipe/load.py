@@ -10,12 +10,14 @@ from typing import Any
 from smollm3 import checkpoint
 from smollm3.checkpoint.export import check_format
 from smollm3.config import Path, read_document, suggestion
+from smollm3.data.steps import across
 from smollm3.errors import UserError
 from smollm3.eval import check_claims
 from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.eval.suites import suite_of
 from smollm3.recipe.graph import makes_model, model_parents, tokenizer_of
-from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, TokenizerStage
+from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, SynthSource, TokenizerStage
+from smollm3.synth.spec import SynthStage
 from smollm3.train.spec import TrainStage
 
 RESERVED = {"data"}  # a stage's folder lies beside these
@@ -67,6 +69,7 @@ def _read(target: str) -> tuple[str, str]:
 
 def _problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
     """What the shapes alone cannot say: names that must exist, stages that must come first."""
+    yield from _order_problems(recipe)
     parents = model_parents(recipe)
     earlier: list[str] = []
     for name, stage in recipe.stages.items():
@@ -74,7 +77,7 @@ def _problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
         if name in RESERVED or not name.replace("_", "").replace("-", "").isalnum():
             yield at, "is not usable as a folder name; use letters, digits, - and _"
         yield from _parent_problems(recipe, at, parents[name], earlier)
-        yield from _source_problems(recipe, at, stage)
+        yield from _source_problems(recipe, at, stage, earlier)
         match stage:
             case TrainStage():
                 yield from _train_problems(recipe, at, stage, parents[name])
@@ -102,7 +105,7 @@ def _parent_problems(
             yield at, f"starts from {which}; a parent comes before"
         elif isinstance(stage, EvalStage | MergeStage) and not _is_outside(parent):
             yield at, f"'{parent}' is not a stage above{suggestion(parent, earlier)}"
-    if not parents and not isinstance(stage, TrainStage | TokenizerStage):
+    if not parents and not isinstance(stage, TrainStage | TokenizerStage | SynthStage):
         yield at, "has no model to read; put a train stage above it"
 
 
@@ -111,11 +114,19 @@ def _is_outside(model: str) -> bool:
     return "/" in model or model in checkpoint.NAMES
 
 
-def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Path, str]]:
-    for source in getattr(stage, "mixture", {}):
-        if source not in recipe.sources:
-            hint = suggestion(source, recipe.sources)
-            yield (*at, "mixture", source), f"unknown source{hint}"
+def _source_problems(
+    recipe: Recipe, at: Path, stage: Any, earlier: list[str]
+) -> Iterable[tuple[Path, str]]:
+    named: list[tuple[Path, str]] = [
+        *(((*at, "mixture", source), source) for source in getattr(stage, "mixture", {})),
+        *(((*at, "prompts", i), source) for i, source in enumerate(getattr(stage, "prompts", []))),
+    ]
+    for place, source in named:
+        spec = recipe.sources.get(source)
+        if spec is None:
+            yield place, f"unknown source{suggestion(source, recipe.sources)}"
+        elif isinstance(spec, SynthSource):
+            yield from _synth_problems(recipe, source, spec, earlier)
     if isinstance(stage, EvalStage):
         try:
             formats = {name: source.format for name, source in recipe.sources.items()}
@@ -123,6 +134,36 @@ def _source_problems(recipe: Recipe, at: Path, stage: Any) -> Iterable[tuple[Pat
             check_claims(stage, [*recipe.stages, *outside], formats)
         except UserError as e:
             yield (*at, "claims"), str(e)
+
+
+def _order_problems(recipe: Recipe) -> Iterable[tuple[Path, str]]:
+    """A source drops what those above it have; of two that named each other nothing would stay."""
+    above: list[str] = []
+    for name, source in recipe.sources.items():
+        if not isinstance(source, SynthSource):
+            for other in across(source):
+                if other not in above:
+                    at: Path = ("sources", name, "steps")
+                    yield (
+                        at,
+                        f"across: '{other}' is no source above '{name}'{suggestion(other, above)}",
+                    )
+        above.append(name)
+
+
+def _synth_problems(
+    recipe: Recipe, name: str, source: SynthSource, earlier: list[str]
+) -> Iterable[tuple[Path, str]]:
+    """Of a source that a stage makes, for a stage that reads it."""
+    at: Path = ("sources", name)
+    maker = recipe.stages.get(source.from_)
+    if not isinstance(maker, SynthStage):
+        yield (*at, "from"), f"'{source.from_}' is no synth stage of the recipe"
+    elif source.from_ not in earlier:
+        yield (*at, "from"), f"'{source.from_}' comes after a stage that reads its rows"
+    elif (source.format == "preference") != (maker.pairs is not None):
+        made = "conversations: format: chat" if maker.pairs is None else "pairs: format: preference"
+        yield (*at, "format"), f"'{source.from_}' makes {made}"
 
 
 def _export_problems(at: Path, stage: ExportStage) -> Iterable[tuple[Path, str]]:

@@ -18,20 +18,23 @@ from typing import Any
 from smollm3 import checkpoint
 from smollm3.errors import UserError
 from smollm3.eval.spec import EvalStage
-from smollm3.files import folder_lock, new_folder, read_json, sha256_json, write_json
+from smollm3.files import folder_lock, new_folder, read_json, sha256_file, sha256_json, write_json
 from smollm3.recipe.environment import environment
 from smollm3.recipe.graph import (
     downstream,
     final_model,
+    makers,
     makes_model,
     model_parents,
     sources_of,
     tokenizer_of,
 )
-from smollm3.recipe.schema import Recipe, Stage, TokenizerStage
+from smollm3.recipe.schema import KEPT, Recipe, Stage, TokenizerStage
 from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
 from smollm3.recipe.trackers import Trackers
 from smollm3.report import write_report
+from smollm3.synth.spec import MANNER as ASKING
+from smollm3.synth.spec import SynthStage
 from smollm3.train import WorkerGroup
 from smollm3.train.spec import MANNER, TrainStage
 
@@ -129,7 +132,7 @@ class Run:
                     "sources": result.sources,
                     "revisions": result.revisions,
                 },
-                "digest": checkpoint.digest(temporary) if _is_read_by_stages(stage) else None,
+                "digest": _digest(stage, temporary),
                 "metrics": result.metrics,
                 "tokens": result.tokens,
                 "positions": result.positions,
@@ -176,6 +179,8 @@ class Run:
         tokenizer_stage = tokenizer_of(self.recipe, name) if not parents else None
         if isinstance(stage, TrainStage) and tokenizer_stage is not None:
             digests[tokenizer_stage] = self._record_of(tokenizer_stage, name)["digest"]
+        for maker in makers(stage, self.recipe):
+            digests[maker] = self._record_of(maker, name)["digest"]
         return StageInputs(
             name=name,
             recipe=self.recipe,
@@ -192,7 +197,7 @@ class Run:
         """Refuse a parent whose files are not those that were recorded when it was made."""
         for name, digest in inputs.digests.items():
             folder = inputs.parents.get(name, self.out / name)
-            if checkpoint.digest(folder) != digest:
+            if _digest(self.recipe.stages.get(name), folder) != digest:
                 raise UserError(
                     f"{folder}: damaged, its files do not match their checksum; "
                     f"--redo {name} makes it again"
@@ -227,7 +232,7 @@ class Run:
     def _config(self, name: str, stage: Stage) -> dict[str, Any]:
         """Everything in the recipe that this stage's result depends on: not how it is computed."""
         recipe = self.recipe
-        own = {key: value for key, value in _plain(stage).items() if key not in MANNER}
+        own = _without(_plain(stage), ASKING if isinstance(stage, SynthStage) else MANNER)
         config: dict[str, Any] = {"stages": {name: own}, "seed": recipe.seed}
         used = sources_of(stage, recipe)
         config["sources"] = {s: _plain(recipe.sources[s]) for s in used}
@@ -286,12 +291,24 @@ class Run:
         write_report(self.out)
 
 
-def _is_read_by_stages(stage: Stage) -> bool:
-    return isinstance(stage, TokenizerStage) or makes_model(stage)
+def _digest(stage: Stage | None, folder: Path) -> str | None:
+    """Checksum of what other stages read of it; `stage` is None for a model from outside."""
+    if isinstance(stage, SynthStage):
+        return sha256_file(folder / KEPT)
+    if stage is None or isinstance(stage, TokenizerStage) or makes_model(stage):
+        return checkpoint.digest(folder)
+    return None
 
 
 def _plain(spec: Any) -> Any:
     return spec.model_dump(mode="json", by_alias=True) if spec is not None else None
+
+
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    """A JSON value without these keys, however deep."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
 
 
 def _differences(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:

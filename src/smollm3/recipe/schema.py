@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from smollm3.checkpoint.config import MAX_LAYERS
 from smollm3.config import StrictModel
-from smollm3.data.spec import Source, Weight
+from smollm3.data.spec import FileSource, Source, SourceSpec, Weight
+from smollm3.data.steps import across
+from smollm3.errors import UserError
 from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.model import ModelConfig, nope_pattern
 from smollm3.recipe.trackers import TrackerName
+from smollm3.synth.spec import SynthStage
 from smollm3.train.spec import Parallel, TrainStage
+
+KEPT = "rows.jsonl"  # in the folder of a synth stage
+
+
+class SynthSource(SourceSpec):
+    """The conversations or pairs that a synth stage has kept."""
+
+    kind: Literal["synth"]
+    from_: str = Field(alias="from")
+    format: Literal["chat", "preference"] = "chat"
+
+    def located(self, run: Path) -> FileSource:
+        """Where they lie in a run's folder."""
+        settings = self.model_dump(exclude={"kind", "from_"})
+        return FileSource(kind="jsonl", files=[str(run / self.from_ / KEPT)], **settings)
 
 
 class ModelShape(StrictModel):
@@ -94,7 +113,13 @@ class ExportStage(StrictModel):
 
 
 Stage = Annotated[
-    TokenizerStage | TrainStage | MergeStage | EvalStage | BenchmarkStage | ExportStage,
+    TokenizerStage
+    | SynthStage
+    | TrainStage
+    | MergeStage
+    | EvalStage
+    | BenchmarkStage
+    | ExportStage,
     Field(discriminator="kind"),
 ]
 
@@ -121,9 +146,26 @@ class Recipe(StrictModel):
     track: list[TrackerName] = Field(default_factory=list)
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
-    sources: dict[str, Source] = Field(default_factory=dict)
+    sources: dict[str, Annotated[Source | SynthSource, Field(discriminator="kind")]] = Field(
+        default_factory=dict
+    )
     stages: dict[str, Stage] = Field(min_length=1)
 
     def ranks(self, parallel: Parallel) -> int:
         """Processes of a run on this machine that train with `parallel`."""
         return max(self.processes, parallel.processes)
+
+    def source(self, name: str, run: Path) -> Source:
+        """A source as it can be read, in a run's folder. Rows that no stage has made yet are a
+        UserError."""
+        source = self.sources[name]
+        if not isinstance(source, SynthSource):
+            return source
+        files = source.located(run)
+        if not Path(files.files[0]).is_file():
+            raise UserError(f"sources.{name}: stage '{source.from_}' is not done; run it first")
+        return files
+
+    def others(self, source: Source, run: Path) -> dict[str, Source]:
+        """The sources that the steps of `source` compare it with."""
+        return {name: self.source(name, run) for name in across(source)}

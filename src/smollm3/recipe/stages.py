@@ -13,19 +13,31 @@ from smollm3 import checkpoint, data, merge
 from smollm3.chat import Renderer, default_template
 from smollm3.checkpoint.export import export
 from smollm3.data.ledger import notes
-from smollm3.data.sources import fingerprint
-from smollm3.data.spec import Source
+from smollm3.data.readers import Read
+from smollm3.data.sources import fingerprint, raw_rows
+from smollm3.data.spec import FileSource, Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
 from smollm3.eval.results import ITEMS, RESULTS, rows_in
 from smollm3.eval.spec import BenchmarkStage, EvalStage
-from smollm3.files import read_json, write_json
+from smollm3.files import read_json, sha256_json, write_json
 from smollm3.model import ModelConfig
 from smollm3.recipe.graph import model_parents, sources_of
 from smollm3.recipe.identity import load_tokenizer
-from smollm3.recipe.schema import ExportStage, MergeStage, Recipe, Stage, TokenizerStage
+from smollm3.recipe.schema import (
+    KEPT,
+    ExportStage,
+    MergeStage,
+    Recipe,
+    Stage,
+    SynthSource,
+    TokenizerStage,
+)
 from smollm3.recipe.trackers import Trackers
 from smollm3.report import model_card
+from smollm3.synth.run import ANSWERS, usable_prompts
+from smollm3.synth.run import Run as Synthesis
+from smollm3.synth.spec import SynthStage
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
 from smollm3.train import TrainJob, WorkerGroup
 from smollm3.train.job import StepRecord
@@ -55,6 +67,9 @@ class StageInputs:
     def parent(self) -> Path | None:
         return next(iter(self.parents.values()), None)
 
+    def source(self, name: str) -> Source:
+        return self.recipe.source(name, self.data.parent)
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -80,6 +95,8 @@ def run_stage(
     match stage:
         case TokenizerStage():
             return _tokenizer(stage, inputs, progress)
+        case SynthStage():
+            return _synth(stage, inputs, progress, warn)
         case TrainStage():
             return _train(stage, inputs, workers, progress, warn)
         case MergeStage():
@@ -103,7 +120,7 @@ def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -
     total = sum(stage.mixture.values())
     renderer = Renderer(template, CONTROL, ["<|im_end|>"], {})
     texts = chain.from_iterable(
-        _texts(inputs.recipe, name, stage.characters * weight / total, renderer)
+        _texts(inputs, name, stage.characters * weight / total, renderer)
         for name, weight in stage.mixture.items()
     )
     progress("learning merges", 0, 1, f"{stage.vocab} entries")
@@ -111,14 +128,16 @@ def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -
     return StageResult(tokenizer.save, metrics={"vocabulary": tokenizer.vocab_size})
 
 
-def _texts(recipe: Recipe, source: str, characters: float, renderer: Renderer) -> Iterator[str]:
+def _texts(
+    inputs: StageInputs, source: str, characters: float, renderer: Renderer
+) -> Iterator[str]:
     """Text of a source, documents in order, until `characters` are reached.
 
     Conversations come as the template renders them, so that its own words are short too; control
     tokens are cut out, as they are no text.
     """
     taken = 0
-    for document in data.documents(recipe.sources[source], recipe.seed):
+    for document in data.documents(inputs.source(source), inputs.recipe.seed):
         text = document.text
         if text is None:
             messages = [*document.messages, *document.chosen]
@@ -140,26 +159,68 @@ def _prepare(
             progress("preparing data", i, len(sources), f"{name}: {documents:,} documents")
 
         report(0)
-        source = inputs.recipe.sources[name]
+        source = inputs.source(name)
         shards[name] = data.prepare(
-            name, source, tokenizer, inputs.data, inputs.recipe.seed, progress=report
-        )
+            name, source, tokenizer, inputs.data, inputs.recipe.seed,
+            others=inputs.recipe.others(source, inputs.data.parent), progress=report,
+        )  # fmt: skip
     return shards
+
+
+def _synth(stage: SynthStage, inputs: StageInputs, progress: Progress, warn: Warn) -> StageResult:
+    """Answers are kept beside the rows, and asked for only once, even if the stage is made again.
+    It is not done as long as one is missing."""
+    revisions = _revisions(inputs, stage.prompts)
+    reads, digests = _prompts(inputs, stage.prompts)
+    known = inputs.data.parent / inputs.name / ANSWERS
+    if known.exists() and not (inputs.work / ANSWERS).exists():
+        shutil.copyfile(known, inputs.work / ANSWERS)
+    outcome = Synthesis(
+        stage,
+        usable_prompts(reads, warn),
+        inputs.recipe.seed,
+        inputs.work,
+        lambda done, of: progress("asking", done, of, stage.teacher.model),
+    ).execute()
+    if outcome.unanswered:
+        raise UserError(f"{outcome.unanswered} requests without an answer; run again to ask them")
+    if not outcome.rows:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in outcome.dropped.items())
+        raise UserError(f"no answer was kept ({reasons})")
+
+    def save(out: Path) -> None:
+        outcome.write(out / KEPT)
+        shutil.copyfile(inputs.work / ANSWERS, out / ANSWERS)
+
+    return StageResult(save, digests, revisions, metrics=outcome.record())
+
+
+def _prompts(inputs: StageInputs, sources: Iterable[str]) -> tuple[list[Read], dict[str, str]]:
+    """The rows of sources, and a checksum of each source's."""
+    reads: list[Read] = []
+    digests = {}
+    for name in sources:
+        mine = list(raw_rows(inputs.source(name), inputs.recipe.seed))
+        digests[name] = sha256_json([[read.row, read.fault] for read in mine])
+        reads += mine
+    return reads, digests
 
 
 def digests(
     stage: Stage, inputs: StageInputs, sources: list[str], progress: Progress
 ) -> dict[str, str]:
     """Checksums of what `sources` of a finished stage hold now."""
+    if isinstance(stage, SynthStage):
+        return _prompts(inputs, sources)[1]
     folder = inputs.parent or inputs.tokenizer
     assert folder is not None
     shards = _prepare(inputs, sources, load_tokenizer(inputs.recipe, folder), progress)
     return {name: shard.digest for name, shard in shards.items()}
 
 
-def file_revision(source: Source) -> Any:
+def file_revision(source: Source | SynthSource) -> Any:
     """Sizes and times of a source's files; None where it is none of files, or they are gone."""
-    if not hasattr(source, "files") or hasattr(source, "repo"):
+    if not isinstance(source, FileSource):
         return None
     try:
         return fingerprint(source)
@@ -315,7 +376,7 @@ def _trained_on(inputs: StageInputs) -> dict[str, Source]:
     """The sources of the ancestors that are train stages."""
     ancestors = {step["stage"] for step in inputs.lineage}
     return {
-        source: inputs.recipe.sources[source]
+        source: inputs.source(source)
         for name, stage in inputs.recipe.stages.items()
         if isinstance(stage, TrainStage) and name in ancestors
         for source in stage.mixture

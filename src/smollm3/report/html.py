@@ -48,6 +48,7 @@ def render(run: RunRecord) -> str:
         benchmarks=[(s.name, s.benchmarks) for s in run.done if s.benchmarks],
         charts=_charts(run),
         mixtures=_mixtures(run),
+        teachers=[stage for stage in run.done if stage.kind == "synth"],
         questions=_questions(run),
         comparisons=[row for stage in run.done for row in stage.answers],
         warnings=_warnings(run),

@@ -19,95 +19,150 @@ from typing import Any, Literal
 from smollm3.data import places, readers
 from smollm3.data.order import permutation
 from smollm3.data.places import Span
+from smollm3.data.readers import Read
+from smollm3.data.sources import hash64
 from smollm3.errors import UserError
-from smollm3.files import disk_errors, folder_lock, write_atomic, write_json
+from smollm3.files import disk_errors, folder_lock, sha256_json, write_atomic, write_json
 from smollm3.synth.checks import CHECKS, NearDuplicates, agreed, final_answer, value
-from smollm3.synth.spec import Mode, Synthesis, Target
+from smollm3.synth.spec import Asking, Mode, Synthesis, Target, Teacher
 from smollm3.synth.teacher import Client, Refused, Silent
 
 Row = dict[str, Any]
 Role = Literal["teacher", "weak"]
 MAX_SILENT = 20  # lost requests without an answer between them: the teacher is away
+ANSWERS = "answers.jsonl"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Question:
-    """One request: which prompt, in which mode, the how-manieth sample, of whom."""
+    """One request: which prompt, in which mode, the how-manieth sample, of whom.
+
+    key: a checksum of all that the answer depends on, so that after a change of the recipe only
+    what is new is asked.
+    """
 
     prompt: int
     mode: Mode
-    sample: int
     role: Role
-
-    @property
-    def key(self) -> str:
-        return f"{self.prompt}/{self.mode}/{self.sample}/{self.role}"
+    key: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has: conversations (or pairs) kept, the reasons against the others, requests that
-    found no answer, and what the teachers have cost."""
+    """What a run has made: rows in SmolTalk2's columns, the reasons against the others, requests
+    that found no answer, and what the teachers have cost."""
 
-    kept: int
+    rows: list[Row]
     dropped: dict[str, int]
     unanswered: int
     ledger: dict[str, Any]
 
+    def record(self) -> dict[str, Any]:
+        return {
+            "kept": len(self.rows),
+            "dropped": self.dropped,
+            "by_mode": dict(Counter(map(_mode, self.rows))),
+            "cost": self.ledger,
+        }
+
+    def write(self, path: Path) -> None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        write_atomic(path, "".join(lines))
+
+
+def synthesise(spec: Synthesis, out: Path, tell: Callable[[str], None]) -> Outcome:
+    """Ask what a recipe of `smollm3 synth` says and write <out>/<name>.jsonl and synth.json."""
+    with folder_lock(out), disk_errors(out):
+        files = enumerate(places.find(spec.prompts))
+        reads = (read for n, (file, _) in files for read in readers.rows(Span(file, n)))
+
+        def progress(done: int, of: int) -> None:
+            if done % 100 == 0:
+                tell(f"{done} of {of} answers")
+
+        outcome = Run(spec, usable_prompts(reads, tell), spec.seed, out, progress).execute()
+        outcome.write(out / f"{spec.name}.jsonl")
+        record = {"synthesis": spec.model_dump(mode="json"), **outcome.record()}
+        write_json(out / "synth.json", record)
+    return outcome
+
+
+def usable_prompts(reads: Iterable[Read], tell: Callable[[str], None]) -> list[Row]:
+    """The rows that ask something, each once; what is left out is told by reason."""
+    skipped: Counter[str] = Counter()
+    prompts: dict[str, Row] = {}
+    for read in reads:
+        messages = _messages(read.row) if isinstance(read.row, dict) else []
+        if read.fault is not None or not messages:
+            skipped[read.fault or "without a prompt"] += 1
+        elif (key := sha256_json(messages)) in prompts:
+            skipped["asked by another row already"] += 1
+        else:
+            prompts[key] = read.row
+    for reason, n in skipped.items():
+        tell(f"{n} prompts skipped: {reason}")
+    if not prompts:
+        raise UserError("prompts: none in its sources; rows need `prompt` or `messages`")
+    return list(prompts.values())
+
 
 class Run:
-    def __init__(self, spec: Synthesis, out: Path, tell: Callable[[str], None]) -> None:
-        self.spec, self.out, self.tell = spec, out, tell
+    """Asks what <folder>/answers.jsonl does not answer yet, and judges all answers."""
+
+    def __init__(
+        self,
+        spec: Asking,
+        prompts: list[Row],
+        seed: int,
+        folder: Path,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """progress: called with the answers of this round and how many it asks for."""
+        self.spec, self.prompts, self.seed, self.folder = spec, prompts, seed, folder
+        self.progress = progress
         self.answers: dict[str, Row] = {}
         self.verdicts: dict[str, str | None] = {}
         self.unanswered = 0
 
-    @cached_property
-    def prompts(self) -> list[Row]:
-        skipped: Counter[str] = Counter()
-        reads = [
-            read
-            for number, (file, _) in enumerate(places.find(self.spec.prompts))
-            for read in readers.rows(Span(file, number))
-        ]
-        skipped.update(read.fault for read in reads if read.fault is not None)
-        rows = [read.row for read in reads if read.fault is None]
-        good = [row for row in rows if isinstance(row, dict) and _messages(row)]
-        skipped["without a prompt"] += len(rows) - len(good)
-        for reason, n in (+skipped).items():
-            self.tell(f"{n} prompts skipped: {reason}")
-        if not good:
-            raise UserError(f"prompts: none in {', '.join(self.spec.prompts)}")
-        return good
-
     def execute(self) -> Outcome:
-        with folder_lock(self.out), disk_errors(self.out):
-            path = self.out / "answers.jsonl"
-            self.answers = _read_answers(path)
-            with path.open("ab") as log:
-                while missing := self._missing():
-                    self._ask(missing, log)
-                    if any(question.key not in self.answers for question in missing):
-                        break
-            return self._write()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / ANSWERS
+        self.answers = _read_answers(path)
+        with path.open("ab") as log:
+            while missing := self._missing():
+                self._ask(missing, log)
+                if any(question.key not in self.answers for question in missing):
+                    break
+        dropped: Counter[str] = Counter()
+        rows = [self._row(*kept) for kept in self._kept(dropped)]
+        return Outcome(rows, dict(sorted(dropped.items())), self.unanswered, self._ledger())
 
     # What is still to be asked
 
-    def _questions(self, prompt: int) -> list[Question]:
-        roles: list[Role] = ["teacher", "weak"] if self.spec.pairs else ["teacher"]
+    @cached_property
+    def _asked(self) -> list[list[Question]]:
+        """The questions of each prompt, the weak one's behind the teacher's."""
+        policies = {role: [role, self.seed, *_policy(t)] for role, t in self._teachers().items()}
         return [
-            Question(prompt, mode, sample, role)
-            for mode in self.spec.modes
-            for sample in range(self.spec.samples)
-            for role in roles
+            [
+                Question(prompt, mode, role, sha256_json([messages, mode, sample, *policy]))
+                for mode in self.spec.modes
+                for sample in range(self.spec.samples)
+                for role, policy in policies.items()
+            ]
+            for prompt, messages in enumerate(map(_messages, self.prompts))
         ]
+
+    def _teachers(self) -> dict[Role, Teacher]:
+        teachers: dict[Role, Teacher] = {"teacher": self.spec.teacher}
+        return teachers | ({"weak": self.spec.pairs.weak} if self.spec.pairs else {})
 
     def _missing(self) -> list[Question]:
         """Questions without an answer: of all prompts; with targets, of as many prompts as could
         fill what is still lacking, in a seeded order."""
-        order = permutation(len(self.prompts), f"{self.spec.seed}/prompts").tolist()
+        order = permutation(len(self.prompts), f"{self.seed}/prompts").tolist()
         if not self.spec.targets:
-            wanted = [q for prompt in order for q in self._questions(prompt)]
+            wanted = [q for prompt in order for q in self._asked[prompt]]
             return [question for question in wanted if question.key not in self.answers]
         missing: dict[Question, None] = {}
         kept = list(self._kept())
@@ -118,7 +173,7 @@ class Run:
                     break
                 mine = [
                     question
-                    for question in self._questions(prompt)
+                    for question in self._asked[prompt]
                     if _fits(target, self.prompts[prompt], question.mode)
                     and question.key not in self.answers
                 ]
@@ -129,12 +184,10 @@ class Run:
     def _ask(self, questions: list[Question], log: Any) -> None:
         """Ask, many at a time; each answer is on the disk before it counts."""
         stop = threading.Event()
-        clients = {"teacher": Client.of(self.spec.teacher, stop)}
-        if self.spec.pairs:
-            clients["weak"] = Client.of(self.spec.pairs.weak, stop)
+        clients = {role: Client(teacher, stop) for role, teacher in self._teachers().items()}
         workers = sum(client.teacher.requests for client in clients.values())
         todo = iter(questions)
-        silent = 0
+        silent = answered = 0
         with ThreadPoolExecutor(workers) as pool:
             pending: dict[Future[Row], Question] = {}
             try:
@@ -158,18 +211,18 @@ class Run:
                                 ) from None
                             continue
                         silent = 0
-                        line = {"key": question.key, **answer}
+                        line = {"key": question.key, "role": question.role, **answer}
                         log.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                         log.flush()
                         self.answers[question.key] = line
-                        if len(self.answers) % 100 == 0:
-                            self.tell(f"{len(self.answers)} answers")
+                        answered += 1
+                        self.progress(answered, len(questions))
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
 
     def _one(self, client: Client, question: Question) -> Row:
-        seed = int(permutation(1 << 16, f"{self.spec.seed}/{question.key}")[0])
+        seed = hash64(question.key) % 2**31
         try:
             return client.ask(_messages(self.prompts[question.prompt]), question.mode, seed)
         except Refused as e:
@@ -199,12 +252,12 @@ class Run:
         return self._disagreement(question) if "agreement" in self.spec.checks else None
 
     def _disagreement(self, question: Question) -> str | None:
-        keys = [
-            Question(question.prompt, question.mode, sample, question.role).key
-            for sample in range(self.spec.samples)
+        others = [
+            self.answers.get(other.key, {}).get("content")
+            for other in self._asked[question.prompt]
+            if (other.mode, other.role) == (question.mode, question.role)
         ]
-        contents = [self.answers.get(key, {}).get("content") for key in keys]
-        answers = [final_answer(content) if content else None for content in contents]
+        answers = [final_answer(content) if content else None for content in others]
         common = agreed(answers, self.spec.agree)
         mine = final_answer(self.answers[question.key]["content"])
         if common is None:
@@ -216,7 +269,7 @@ class Run:
         dropped = Counter() if dropped is None else dropped
         seen = NearDuplicates() if "duplicates" in self.spec.checks else None
         for prompt, row in enumerate(self.prompts):
-            for question in self._questions(prompt):
+            for question in self._asked[prompt]:
                 if question.role != "teacher" or question.key not in self.answers:
                     continue
                 reason = self._verdict(question)
@@ -234,7 +287,8 @@ class Run:
     def _pair(self, question: Question) -> tuple[Row | None, str | None]:
         """Both answers of a pair whose second is worse, or why there is none."""
         assert self.spec.pairs is not None
-        other = Question(question.prompt, question.mode, question.sample, "weak")
+        mine = self._asked[question.prompt]
+        other = mine[mine.index(question) + 1]  # the weak one's
         if other.key not in self.answers:
             return None, "no rejected answer"
         good, bad = self.answers[question.key], self.answers[other.key]
@@ -253,25 +307,6 @@ class Run:
             return None, "lengths too different"
         return {"chosen": good, "rejected": bad}, None
 
-    # Files
-
-    def _write(self) -> Outcome:
-        dropped: Counter[str] = Counter()
-        rows = [self._row(*kept) for kept in self._kept(dropped)]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(self.out / f"{self.spec.name}.jsonl", text)
-        ledger = self._ledger()
-        reasons = dict(sorted(dropped.items()))
-        record = {
-            "synthesis": self.spec.model_dump(mode="json"),
-            "kept": len(rows),
-            "dropped": reasons,
-            "by_mode": dict(Counter(_mode(row) for row in rows)),
-            "cost": ledger,
-        }
-        write_json(self.out / "synth.json", record)
-        return Outcome(len(rows), reasons, self.unanswered, ledger)
-
     def _row(self, prompt: Row, mode: Mode, made: Row) -> Row:
         """In SmolTalk2's columns."""
         before = _messages(prompt)
@@ -289,16 +324,18 @@ class Run:
 
     def _ledger(self) -> dict[str, Any]:
         """Requests, tokens and money of each teacher."""
-        teachers = {"teacher": self.spec.teacher}
-        if self.spec.pairs:
-            teachers["weak"] = self.spec.pairs.weak
         ledger: dict[str, Any] = {}
-        for role, teacher in teachers.items():
-            mine = [a for key, a in self.answers.items() if key.endswith(f"/{role}")]
+        for role, teacher in self._teachers().items():
+            mine = [a for a in self.answers.values() if a["role"] == role]
             read, written = (sum(a[key] for a in mine) for key in ("input", "output"))
             money = (read * teacher.input_price + written * teacher.output_price) / 1e6
             ledger[role] = {"answers": len(mine), "input": read, "output": written, "money": money}
         return ledger
+
+
+def _policy(teacher: Teacher) -> list[Any]:
+    """What of a teacher its answers depend on."""
+    return [teacher.model, teacher.temperature, teacher.top_p, teacher.max_tokens]
 
 
 _NEEDS = {
@@ -322,7 +359,7 @@ def _read_answers(path: Path) -> dict[str, Row]:
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
             answer = json.loads(line)
-            found.setdefault(answer["key"], answer)
+            found.setdefault(answer["key"], answer | {"role": answer["role"]})
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path}:{number}: not an answer; delete the line to have it asked again"
@@ -331,16 +368,17 @@ def _read_answers(path: Path) -> dict[str, Row]:
 
 
 def _messages(row: Row) -> list[Row]:
-    """The conversation so far, which ends with the user."""
+    """The conversation up to the user's last turn; empty where there is none."""
     messages = row.get("messages")
     if isinstance(row.get("prompt"), str) and row["prompt"].strip():
         messages = [{"role": "user", "content": row["prompt"]}]
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages, list):
         return []
-    texts = all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
-    if not texts or messages[-1].get("role") != "user":
+    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
         return []
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+    roles = [message.get("role") for message in messages]
+    last = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
+    return [{"role": m["role"], "content": m["content"]} for m in messages[: last + 1]]
 
 
 def _assistant(answer: Row) -> Row:

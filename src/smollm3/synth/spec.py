@@ -11,6 +11,11 @@ from smollm3.config import StrictModel
 CHECKS = ("answer", "code", "instructions", "language", "agreement", "duplicates")
 Check = Literal["answer", "code", "instructions", "language", "agreement", "duplicates"]
 Mode = Literal["think", "no_think"]
+# Of a teacher: how it is reached, which changes no answer.
+MANNER = frozenset(
+    {"url", "key_env", "requests", "per_minute", "timeout", "attempts"}
+    | {"input_price", "output_price"}
+)
 
 
 class Teacher(StrictModel):
@@ -55,17 +60,14 @@ class Pairs(StrictModel):
     longest: float = Field(default=3.0, ge=1)
 
 
-class Synthesis(StrictModel):
-    """prompts: JSON lines with `prompt` (a text) or `messages`, and what the checks need: `answer`,
-    `tests` (Python), `constraints`, `language`; `domain` for targets.
+class Asking(StrictModel):
+    """Whom to ask, how often, and what to keep.
+
     samples: answers to each prompt in each mode. agree: share of the samples that must give the
     same final answer, for the check `agreement`.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(default=0, ge=0)
     teacher: Teacher
-    prompts: list[str] = Field(min_length=1)
     modes: list[Mode] = Field(default=["no_think"], min_length=1)
     samples: int = Field(default=1, gt=0)
     checks: list[Check] = Field(default_factory=list)
@@ -74,7 +76,27 @@ class Synthesis(StrictModel):
     pairs: Pairs | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Synthesis:
+    def _consistent(self) -> Asking:
         if "agreement" in self.checks and self.samples < 2:
             raise ValueError("the check agreement needs samples: 2 or more")
         return self
+
+
+class Synthesis(Asking):
+    """A recipe of `smollm3 synth`.
+
+    prompts: files whose rows have `prompt` (a text) or `messages`, and what the checks need:
+    `answer`, `tests` (Python), `constraints`, `language`; `domain` for targets.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    prompts: list[str] = Field(min_length=1)
+
+
+class SynthStage(Asking):
+    """A stage that asks a teacher. prompts: sources of the recipe, whose rows are as Synthesis has
+    them; of a conversation, all up to the user's last turn is asked."""
+
+    kind: Literal["synth"]
+    prompts: list[str] = Field(min_length=1)

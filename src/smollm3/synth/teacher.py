@@ -46,15 +46,15 @@ class Rate:
 
 @dataclass
 class Client:
-    """A teacher's URL. `ask` may be called from many threads; stop ends their waiting."""
+    """A teacher's URL. `ask` may be called from many threads, of which `requests` ask at a time;
+    stop ends their waiting."""
 
     teacher: Teacher
     stop: threading.Event
-    rate: Rate
 
-    @staticmethod
-    def of(teacher: Teacher, stop: threading.Event) -> Client:
-        return Client(teacher, stop, Rate(teacher.per_minute))
+    def __post_init__(self) -> None:
+        self._rate = Rate(self.teacher.per_minute)
+        self._free = threading.BoundedSemaphore(self.teacher.requests)
 
     def ask(self, messages: list[dict[str, Any]], mode: Mode, seed: int) -> dict[str, Any]:
         """{"reasoning", "content", "finish", "input", "output"} of one answer; the last two are
@@ -74,10 +74,11 @@ class Client:
         for attempt in range(teacher.attempts):
             if self.stop.is_set():
                 raise Silent("stopped")
-            self.rate.wait()
+            self._rate.wait()
             wait = min(LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
             try:
-                return self._once(data)
+                with self._free:
+                    return self._once(data)
             except urllib.error.HTTPError as e:
                 reason = f"HTTP {e.code}"
                 wait = max(wait, _retry_after(e))
@@ -96,8 +97,14 @@ class Client:
             data,
             {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
         )
+        late = time.monotonic() + self.teacher.timeout
+        text = b""
         with urllib.request.urlopen(request, timeout=self.teacher.timeout) as answer:
-            text = answer.read(MAX_ANSWER_BYTES)
+            while piece := answer.read1(1 << 16):
+                text += piece
+                # The socket's own limit begins anew with every byte.
+                if time.monotonic() > late or len(text) > MAX_ANSWER_BYTES:
+                    raise ValueError("an answer without an end")
         return _read(json.loads(text))
 
 

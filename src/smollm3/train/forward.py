@@ -67,7 +67,8 @@ class Forward:
 
     def __call__(self, batch: Batch) -> Tensor:
         """batch: from `mine`."""
-        ids_BT, width = batch.ids_BT.to(self.device), batch.documents_BT.shape[1]
+        width = batch.documents_BT.shape[1]
+        ids_BT = batch.ids_BT.to(self.device, non_blocking=True)
         columns = self.columns(width)
         if columns is None:
             rope = Rope(self.rope.cos[:width], self.rope.sin[:width])

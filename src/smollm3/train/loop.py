@@ -99,7 +99,7 @@ class Trainer:
         self.folder = Path(job.work) / "checkpoints"
         shards = {name: Shard.open(Path(folder)) for name, folder in job.shards.items()}
         pad_id = load_tokenizer(job.tokenizer).pad_id
-        self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id)
+        self.loader = Loader(shards, job.stage, job.start, job.seed, pad_id, group.device)
         schedule.check(job.stage.lr, self.loader.steps)
         if group.is_main_process:
             self._warn_of_lengths(warn)
