@@ -3,6 +3,7 @@
 So an answer is right only if every block, table and position is; and it takes no time.
 """
 
+import itertools
 import threading
 
 import numpy as np
@@ -40,6 +41,7 @@ class FakeBackend:
         self.batches: list[StepBatch] = []
         self.closed = False
         self.adapters: set[int] = set()
+        self.numbers = itertools.count()  # none is given twice, so that no two adapters are alike
         self.fail = lambda batch: None  # may raise
         self.thread: threading.Thread | None = None
 
@@ -84,7 +86,7 @@ class FakeBackend:
         )
 
     def add_adapter(self, additions) -> int:
-        number = next(n for n in range(100) if n not in self.adapters)
+        number = next(self.numbers)
         self.adapters.add(number)
         return number
 

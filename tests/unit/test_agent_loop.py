@@ -41,6 +41,7 @@ class Said:
     reason: str = "stop"
     cancelled: bool = False
     prompt_tokens = cached_tokens = 0
+    predicted_tokens = (0, 0)
     constraint = None
 
     def __iter__(self):
