@@ -684,6 +684,9 @@ time.sleep(60)
         finally:
             interpreter.close()
         assert not folder.exists()
+        deadline = time.monotonic() + 10
+        while b"61.5" in processes().get(pid, b"") and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert b"61.5" not in processes().get(pid, b"")
 
     @pytest.mark.slow

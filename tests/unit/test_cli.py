@@ -225,7 +225,6 @@ def test_bench(command, model, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "start_seconds", lambda *words: asked.append(words) or 1.5)
     monkeypatch.setattr(bench, "LEAST_READ", 1 << 16)
     monkeypatch.setattr(bench, "PRODUCT", 16)
-    monkeypatch.setenv("COLUMNS", "200")  # the wider the figures, the narrower the names
     file = tmp_path / "new" / "b.json"
     words = ("--long", 64, "--repeat", 2, "--tokens", 4, "--threads", 1, "--no-weight-cache")
     code, out, err = command("bench", model, *words, "--json", file)

@@ -68,6 +68,8 @@ def test_another_number_of_processes_is_one_line(parallel, processes, says):
         (Layout(cp=3), {}, "cut a row into 6 equal parts, which context: 64"),
         (Layout(shard=5), {}, r"12 rows do not divide over 5.*batch of 15 would, or 4 groups"),
         (Layout(384), {"batch": 36}, r"36 rows do not divide over 384.*or 36 groups"),
+        (Layout(tp=2), {"compile": True}, "tp 2 shares products, which compiled blocks cannot"),
+        (Layout(tp=2), {"precision": "float8"}, "tp 2 shares products that float8 has whole"),
     ],
 )
 def test_what_does_not_divide_is_one_line_with_the_fix(layout, changes, says):

@@ -284,7 +284,7 @@ def bench_on_console(
 
 def _table(title: str, rows: Sequence[BenchRow]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("median", justify="right")
     table.add_column("range", justify="right")
     table.add_column("of what is there")

@@ -89,17 +89,16 @@ class Forward:
         return segmented(segments, documents_BT.shape[1], self.gather)
 
 
-def compile_parts(model: Transformer, *, whole_logits: bool = True) -> None:
+def compile_parts(model: Transformer) -> None:
     """Compile the blocks, each as one graph; all alike, they share two: with and without RoPE. Also
-    what `losses` does with logits, unless each rank has a part of the vocabulary."""
+    what `losses` does with logits."""
     # Graphs count by their code, which all models of a process share: those of every stage, with
     # and without gradients, for rows of one width and of any.
     torch._dynamo.config.recompile_limit = 64
     for block in model.blocks:
         block.forward = torch.compile(block.forward, fullgraph=True)
-    if whole_logits:
-        compiled: Any = torch.compile(cross_entropy, fullgraph=True)
-        model.cross_entropy = compiled
+    compiled: Any = torch.compile(cross_entropy, fullgraph=True)
+    model.cross_entropy = compiled
 
 
 def use_float8(model: Transformer, device: torch.device) -> None:

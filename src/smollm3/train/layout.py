@@ -62,6 +62,9 @@ class Layout:
         """Why this split cannot train `stage`, in one line with the fix; None: it can."""
         if config.kv_heads % self.tp:
             return f"tp {self.tp} does not divide the model's {config.kv_heads} key/value heads"
+        if stage.compile and self.tp > 1:
+            # A result that is still on its way has another type than the one that was compiled for.
+            return f"tp {self.tp} shares products, which compiled blocks cannot; drop compile or tp"
         if stage.precision == "float8" and self.tp > 1:
             return f"tp {self.tp} shares products that float8 has whole; take bfloat16, or no tp"
         if stage.context % self.cuts:

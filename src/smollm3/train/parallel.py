@@ -105,7 +105,7 @@ class Sharded:
             use_float8(model, self.group.device)
         apply_recompute(model, self.stage.recompute)
         if self.stage.compile:
-            compile_parts(model, whole_logits=self.layout_.tp == 1)
+            compile_parts(model)
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if self.stage.is_half else None,
             reduce_dtype=torch.float32,
