@@ -70,40 +70,42 @@ def check(followers, make_job, alone, folder, kind, parallel):
         torch.testing.assert_close(written, weight, atol=3e-5, rtol=0, msg=name)
 
 
-@pytest.fixture(scope="module")
+# Of the class: a process is in one group at a time.
+@pytest.fixture(scope="class")
 def two(tmp_path_factory):
     with WorkerGroup(2, tmp_path_factory.mktemp("two")) as followers:
         yield followers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def four(tmp_path_factory):
     with WorkerGroup(4, tmp_path_factory.mktemp("four")) as followers:
         yield followers
 
 
-@pytest.mark.parametrize(
-    "kind", [k if k == "all" else pytest.param(k, marks=pytest.mark.slow) for k in STAGES]
-)
-@pytest.mark.parametrize("parallel", TWO.values(), ids=list(TWO))
-def test_two_are_one(make_job, alone, two, tmp_path, parallel, kind):
-    check(two, make_job, alone, tmp_path, kind, parallel)
+class TestTwo:
+    @pytest.mark.parametrize(
+        "kind", [k if k == "all" else pytest.param(k, marks=pytest.mark.slow) for k in STAGES]
+    )
+    @pytest.mark.parametrize("parallel", TWO.values(), ids=list(TWO))
+    def test_two_are_one(self, make_job, alone, two, tmp_path, parallel, kind):
+        check(two, make_job, alone, tmp_path, kind, parallel)
+
+    def test_the_best_weights_of_a_model_in_parts(self, make_job, two, tmp_path):
+        stage = {"lr": {"peak": 3.0}, "parallel": {"shard": 2}}  # it only gets worse
+        looks = {"validation": {"every": 1, "rows": 8}}
+        result = two.train(make_job(tmp_path / "a", steps=6, **looks, **stage))
+        best = result.metrics["best_step"]
+        assert best < 6
+        short = two.train(make_job(tmp_path / "b", steps=best, **stage))
+        kept, expected = Weights(result.written), Weights(short.written)
+        for name in expected:
+            assert torch.equal(kept[name], expected[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", STAGES)
-@pytest.mark.parametrize("parallel", FOUR.values(), ids=list(FOUR))
-def test_four_are_one(make_job, alone, four, tmp_path, parallel, kind):
-    check(four, make_job, alone, tmp_path, kind, parallel)
-
-
-def test_the_best_weights_of_a_model_in_parts(make_job, two, tmp_path):
-    stage = {"lr": {"peak": 3.0}, "parallel": {"shard": 2}}  # it only gets worse
-    looks = {"validation": {"every": 1, "rows": 8}}
-    result = two.train(make_job(tmp_path / "a", steps=6, **looks, **stage))
-    best = result.metrics["best_step"]
-    assert best < 6
-    short = two.train(make_job(tmp_path / "b", steps=best, **stage))
-    kept, expected = Weights(result.written), Weights(short.written)
-    for name in expected:
-        assert torch.equal(kept[name], expected[name])
+class TestFour:
+    @pytest.mark.parametrize("kind", STAGES)
+    @pytest.mark.parametrize("parallel", FOUR.values(), ids=list(FOUR))
+    def test_four_are_one(self, make_job, alone, four, tmp_path, parallel, kind):
+        check(four, make_job, alone, tmp_path, kind, parallel)
