@@ -104,7 +104,11 @@ def negative_log_likelihood(model: Transformer, h_NE: Tensor, targets_N: Tensor)
 
 
 def _cross_entropy(model: Transformer, h_NE: Tensor, targets_N: Tensor) -> Tensor:
-    return local(getattr(model, "cross_entropy", cross_entropy)(model.logits(h_NE), targets_N))
+    if (compiled := getattr(model, "cross_entropy", None)) is not None:
+        loss_N: Tensor = compiled(model.logits(h_NE), targets_N)
+        return loss_N
+    # In float32 at once: whoever calls with the 16-bit logits holds them meanwhile.
+    return local(cross_entropy(model.logits(h_NE).float(), targets_N))
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
