@@ -108,7 +108,8 @@ def test_logits_loss_and_gradients(tmp_path_factory, tokenizer, config, seed):
     expected = dict(other.named_parameters())
     for name, weight in mine.named_parameters():
         grad = expected[published_name(name)].grad
-        torch.testing.assert_close(weight.grad, grad, atol=1e-5, rtol=1e-3)
+        # Of the whole: single elements are sums in another order.
+        assert (weight.grad - grad).norm() <= 1e-4 * grad.norm() + 1e-6, name
 
 
 @few

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smollm3.data import places, readers
@@ -463,6 +463,7 @@ rows_ = st.dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(rows_, st.sampled_from(["chat", "preference"]))
+@example({"instances": [], "instruction": False}, "chat")
 def test_any_row_is_used_or_left_out(tmp_path_factory, row, form):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text(json.dumps(row))

@@ -240,6 +240,8 @@ def _instances(row: Row) -> Iterator[Messages]:
     instances = from_json(row["instances"])
     if not isinstance(instances, list) or not all(isinstance(i, Mapping) for i in instances):
         raise Damaged("instances that are no objects")
+    if not instances:
+        raise Damaged("no instances")
     for instance in instances:
         whole = {"instruction": row["instruction"], **instance}
         if is_absent(whole.get("output")):
