@@ -18,7 +18,11 @@ def test_every_check_gives_its_rows(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["what"]: row["value"] for row in json.loads(out.read_text())["rows"]}
     assert not [what for what in rows if "failed" in what], done.stdout
-    for what in ("matrix product, bfloat16", "bfloat16, 2 x 32 tokens", "1 x 64 tokens, recompute full"):
+    for what in (
+        "matrix product, bfloat16",
+        "bfloat16, 2 x 32 tokens",
+        "1 x 64 tokens, recompute full",
+    ):
         assert rows[what] > 0
     assert rows["attention, relative error to float32"] < 1e-5
     assert rows["bfloat16, graphs compiled after step 3"] == 0
