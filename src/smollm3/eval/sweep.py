@@ -37,11 +37,12 @@ def sweep(
         if not 0 <= share <= 1:
             raise UserError(f"--shares: {share:g} is not from 0 to 1")
     console = Console(highlight=False)
+    asked = {"models": [first, second], "seed": seed, "stage": stage.model_dump(mode="json")}
     found: Curves = {}
     with folder_lock(out):
+        _check_same(out / "asked.json", asked)
         for share in sorted(set(shares)):
             folder = out / f"share-{share:g}"
-            _check_same(out / "asked.json", _asked(first, second, stage, seed))
             if not (folder / RESULTS).exists():
                 console.print(f"{share:g} x {first} + {1 - share:g} x {second}", soft_wrap=True)
                 _score(first, second, share, stage, seed, out, folder, console)
@@ -50,7 +51,7 @@ def sweep(
                 if (measure := leading(results, task)) is not None:
                     found.setdefault(task, []).append((share, measure))
         numbers = {t: [{"share": s, **m.numbers()} for s, m in row] for t, row in found.items()}
-        write_json(out / "sweep.json", {**_asked(first, second, stage, seed), "scores": numbers})
+        write_json(out / "sweep.json", {**asked, "scores": numbers})
         title = f"Scores by the share of {first} beside {second}, 95% intervals"
         write_atomic(out / "sweep.svg", curves(found, title).encode())
     console.print(_table(found))
@@ -82,10 +83,6 @@ def _score(
     with new_folder(folder) as temporary:
         outcome.write(temporary)
     shutil.rmtree(out / "merged")
-
-
-def _asked(first: str, second: str, stage: BenchmarkStage, seed: int) -> dict[str, Any]:
-    return {"models": [first, second], "seed": seed, "stage": stage.model_dump(mode="json")}
 
 
 def _check_same(file: Path, asked: dict[str, Any]) -> None:
