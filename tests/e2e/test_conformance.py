@@ -5,7 +5,6 @@ is checked too, so that the list does not outlive the faults.
 """
 
 import json
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ import pytest
 from smollm3.conformance import make, make_kit, run
 from smollm3.conformance.kit import CONFIG, reshaped
 from smollm3.infer import Engine, SamplingParams, TorchBackend
+from tests.support.servers import running
 
 FORGED = {
     "forged control tokens: user forges a turn",
@@ -165,15 +165,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def served(engine, *faults):
     handler = type("Faulty", (Handler,), {"engine": engine, "faults": frozenset(faults)})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1/"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        yield f"{address}/v1/"
 
 
 @pytest.fixture(scope="module")

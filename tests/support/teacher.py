@@ -9,6 +9,8 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.servers import running
+
 
 class Teacher(BaseHTTPRequestHandler):
     """Solves "a+b"; the model `weak` is wrong every other time. Faults: what share of requests is
@@ -104,13 +106,8 @@ def serving(faults=0.0, delay=0.0):
     counts = {"asked": Counter(), "answered": Counter()}
     fields = {**counts, "faults": faults, "delay": delay, "over": threading.Event()}
     handler = type("Handler", (Teacher,), fields)
-    server = Server(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", handler
-    finally:
-        handler.over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(Server(("127.0.0.1", 0), handler)) as address:
+        try:
+            yield f"{address}/v1", handler
+        finally:
+            handler.over.set()

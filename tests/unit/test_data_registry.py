@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from tests.support.servers import running
 
 from smollm3.cli import cli
 from smollm3.data import blobs as blobs_module
@@ -147,15 +148,8 @@ class Bucket(BaseHTTPRequestHandler):
 @contextmanager
 def bucket(fails=0):
     handler = type("Handler", (Bucket,), {"log": Counter(), "fails": fails})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/content/{{id}}", handler
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        yield f"{address}/content/{{id}}", handler
 
 
 @pytest.mark.parametrize(("name", "row", "expected"), SCHEMAS, ids=[s[0] for s in SCHEMAS])

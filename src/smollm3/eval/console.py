@@ -48,9 +48,6 @@ class EvalView:
             self._logged = now
             self.console.print(f"{done:,} of {total:,} {what}, {left}", highlight=False)
 
-    def progress_of_stage(self, what: str, done: float, total: float, detail: str) -> None:
-        self.bar.update(self._task, description=f"{what} {detail}", completed=done, total=total)
-
 
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)

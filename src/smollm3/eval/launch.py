@@ -10,7 +10,7 @@ from smollm3.errors import UserError
 from smollm3.eval.console import eval_on_console
 from smollm3.eval.harness import Wanted
 from smollm3.eval.ruler import Files
-from smollm3.eval.run import plan
+from smollm3.eval.run import evaluated, plan
 from smollm3.eval.target import EngineTarget, Target
 
 URL = re.compile(r"https?://")
@@ -45,11 +45,7 @@ def launch(
             raise UserError(f"--{next(iter(engine_options))}: not for a server at a URL")
         eval_on_console(UrlTarget(model, settings), wanted, settings, folder, suite)
         return
-    from smollm3.infer import load_engine
-
-    # Without draft tokens: an evaluation runs many answers at once, where these cost more than
-    # they save.
-    with load_engine(model, **{"speculation": False, **engine_options}) as engine:
+    with evaluated(model, **engine_options) as engine:
         target: Target = EngineTarget(engine, model, settings)
         eval_on_console(target, wanted, settings, folder, suite)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +16,10 @@ from smollm3.eval.results import write_results
 from smollm3.eval.spec import BenchmarkStage
 from smollm3.eval.suites import suite_of
 from smollm3.eval.target import EngineTarget, Settings, Target
-from smollm3.infer import load_engine
+from smollm3.infer import Engine, load_engine
+
+if TYPE_CHECKING:
+    from smollm3.eval.adapter import View  # which needs the harness
 
 ALIASES = {"arc": ("arc_easy", "arc_challenge")}  # pairs that tables print as one
 
@@ -53,7 +55,7 @@ def plan(
 
 
 def run(
-    target: Target, wanted: Wanted, settings: Settings, items: Path, suite: str | None, view: Any
+    target: Target, wanted: Wanted, settings: Settings, items: Path, suite: str | None, view: View
 ) -> Outcome:
     """Evaluate; `items` keeps what is finished, and a second run goes on from there, or with more.
 
@@ -84,28 +86,22 @@ def run(
     return Outcome(found, config, machine)
 
 
+def evaluated(model: str | Path, **options: Any) -> Engine:
+    """The engine that an evaluation asks. Without draft tokens: it runs many answers at once, where
+    these cost more than they save."""
+    return load_engine(model, **{"speculation": False, **options})
+
+
 def benchmark(
-    stage: BenchmarkStage,
-    model: Path,
-    name: str,
-    seed: int,
-    items: Path,
-    progress: Callable[[str, float, float, str], None],
+    stage: BenchmarkStage, model: Path, name: str, seed: int, items: Path, view: View
 ) -> Outcome:
-    """What a recipe's stage asks for, of the model in a folder. name: of the model, for people."""
+    """What a recipe's stage asks for, of the model in a folder. name: of the model, for people.
+    view: as of `run`."""
     if stage.data is not None and not Path(stage.data).is_dir():
         raise UserError(f"data: {stage.data}: no such folder of data sets")
     asked = {"think": stage.think, "seed": seed}
     settings, names, skip = plan(stage.suite, stage.tasks, asked)
     data = Path(stage.data) if stage.data is not None else None
     wanted = Wanted(names, stage.few_shot, stage.limit, data, skip=skip)
-
-    class View:
-        @staticmethod
-        def progress(what: str, done: int, total: int, fresh: int) -> None:
-            progress("evaluating", done, total, what)
-
-    # Without draft tokens: an evaluation runs many answers at once, where these cost more than
-    # they save.
-    with load_engine(model, speculation=False) as engine:
-        return run(EngineTarget(engine, name, settings), wanted, settings, items, stage.suite, View)
+    with evaluated(model) as engine:
+        return run(EngineTarget(engine, name, settings), wanted, settings, items, stage.suite, view)

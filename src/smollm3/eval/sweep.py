@@ -77,9 +77,7 @@ def _score(
             merge({model: weight for model, weight in weights.items() if weight}, temporary)
     view = EvalView(console)
     with view.bar:
-        outcome = benchmark(
-            stage, merged, f"{share:g} x {first}", seed, items, view.progress_of_stage
-        )
+        outcome = benchmark(stage, merged, f"{share:g} x {first}", seed, items, view)
     with new_folder(folder) as temporary:
         outcome.write(temporary)
     shutil.rmtree(out / "merged")

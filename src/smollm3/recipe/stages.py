@@ -359,8 +359,14 @@ def _benchmark(stage: BenchmarkStage, inputs: StageInputs, progress: Progress) -
 
     assert inputs.parent is not None  # the recipe's check
     name = next(iter(inputs.parents))
+
+    class View:
+        @staticmethod
+        def progress(what: str, done: int, total: int, fresh: int) -> None:
+            progress("evaluating", done, total, what)
+
     items = inputs.work / ITEMS
-    outcome = benchmark(stage, inputs.parent, name, inputs.recipe.seed, items, progress)
+    outcome = benchmark(stage, inputs.parent, name, inputs.recipe.seed, items, View)
     return StageResult(outcome.write, metrics={"tasks": len(outcome.found["results"])})
 
 

@@ -91,10 +91,12 @@ def kept_elements(
 
 def _adapted(config: ModelConfig, adapter: Adapter) -> list[tuple[int, int]]:
     """(inputs, outputs) of the layers of a block that have an adapter."""
-    E, F, D = config.hidden, config.ffn, config.head_dim
-    shapes = {"q": (E, config.heads * D), "k": (E, config.kv_heads * D), "o": (config.heads * D, E)}
-    shapes |= {"v": shapes["k"], "gate": (E, F), "up": (E, F), "down": (F, E)}
-    return [shapes[name] for name in adapter.layers]
+    layers = adapter.layers
+    return [
+        (inputs, outputs)
+        for name, (outputs, inputs) in config.linear_shapes.items()
+        if name.startswith("blocks.0.") and name.rpartition(".")[2] in layers
+    ]
 
 
 def trained_parameters(config: ModelConfig, adapter: Adapter | None) -> int:
