@@ -229,6 +229,8 @@ MUTANTS = [
     Mutant("pairs of a head stay pairs", "kernels/src/pack.cpp", "if (!pairs) return row;", "return row;", NATIVE),
     Mutant("nibbles around 7", "kernels/src/vec_avx2.hpp", "_mm_mullo_epi16(both, _mm_set1_epi16(-8))", "_mm_mullo_epi16(both, _mm_set1_epi16(-7))", NATIVE),
     Mutant("recoded one step lower", "checkpoint/gguf/quantize.py", "q + np.int8(32)", "q + np.int8(31)", f"{U}gguf_quants.py"),
+    Mutant("importance of another row's block", "checkpoint/gguf/quantize.py", "weights[at % len(weights)]", "weights[at * 0]", f"{U}gguf_imatrix.py"),
+    Mutant("importance is a sum, not a mean", "checkpoint/gguf/imatrix.py", "sums.reshape(-1) / np.float32(counts.item())", "sums.reshape(-1)", f"{U}gguf_imatrix.py"),
     Mutant("any file is the next part", "checkpoint/gguf/reader.py", 'if part.metadata.get("split.no", 0) != i:', "if False:", f"{U}gguf.py"),
     Mutant("a damaged cache of weights is used", "infer/backends/packed.py", "if bytes(data[:blank]) == _header(plan, _checksum(data[blank:])):", "if True:", NATIVE),
     Mutant("another file's packed weights", "infer/backends/packed.py", "json.dumps([stamp, smollm3_kernels.VERSION, described])", "json.dumps([smollm3_kernels.VERSION, described])", NATIVE),

@@ -64,15 +64,20 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write `path` so that a reader sees the old content or the new, never a part."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with own_file(path) as temporary:
-            with temporary.open("wb") as f:
-                f.write(data.encode() if isinstance(data, str) else data)
-                f.flush()
-                os.fsync(f.fileno())
-            temporary.replace(path)
-        fsync_folder(path.parent)
+    with new_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """Yield a temporary file that becomes `final` if the block ends without an error."""
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with own_file(final) as temporary:
+            yield temporary
+            fsync_file(temporary)
+            temporary.replace(final)
+        fsync_folder(final.parent)
 
 
 @contextmanager

@@ -81,13 +81,19 @@ def library() -> Any:
     return lib
 
 
-def quantize(values: NDArray[np.float32], ggml_type: int, size: int) -> NDArray[np.uint8]:
+def quantize(
+    values: NDArray[np.float32],
+    ggml_type: int,
+    size: int,
+    importance: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint8]:
     """llama.cpp's own quantisation of rows to `size` bytes."""
     values = np.ascontiguousarray(values, np.float32)
     out = np.empty(size, np.uint8)
     rows, columns = values.shape
+    weights = None if importance is None else importance.ctypes.data
     written = library().ggml_quantize_chunk(
-        ggml_type, values.ctypes.data, out.ctypes.data, 0, rows, columns, None
+        ggml_type, values.ctypes.data, out.ctypes.data, 0, rows, columns, weights
     )
     assert written == size
     return out

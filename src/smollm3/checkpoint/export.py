@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from smollm3.checkpoint.gguf import imatrix
 from smollm3.checkpoint.gguf.write import KINDS, export_gguf
 from smollm3.checkpoint.hf import EMBEDDING, load_model, load_tokenizer, save_model
 from smollm3.checkpoint.hub import CARD, push
@@ -21,6 +22,7 @@ FORMATS = (
     *(f"gguf:{kind}" for kind in KINDS),
     *("mlx", "mlx:4bit"),
 )
+WEIGHTED = ("gguf:q4_0", "gguf:q4_k_m")  # whose errors an importance matrix can weigh
 
 
 def check_format(to: str) -> str:
@@ -34,7 +36,13 @@ def check_format(to: str) -> str:
 
 
 def export(
-    target: str | Path, to: str, out: Path, *, card: str | None = None, private: bool = False
+    target: str | Path,
+    to: str,
+    out: Path,
+    *,
+    card: str | None = None,
+    private: bool = False,
+    importance: Path | None = None,
 ) -> str:
     """Write the model `target` to `out` and say where it is: the path, or the Hub's address.
 
@@ -42,17 +50,21 @@ def export(
         leaves `out` alone.
     out: a new folder, or for GGUF a file that ends in .gguf. It appears whole or not at all.
     card: the README.md of a folder, the model card of an upload. private: of a new repository.
+    importance: the file of an importance matrix, for a GGUF below 8 bits.
     """
     to = check_format(to)
+    if importance is not None and to not in WEIGHTED:
+        raise UserError(f"--imatrix: {to} is not made with one; only {', '.join(WEIGHTED)} are")
     source = locate(target)
     if to.startswith("hub:"):
         return push(source, to.removeprefix("hub:"), card=card, private=private)
     kind, _, variant = to.partition(":")
     _check_out(out, kind)
+    matrix = imatrix.read(importance) if importance is not None else None
     dtype = variant if kind == "hf" and variant else _stored_dtype(source)
     model, tokenizer = load_model(source, dtype), load_tokenizer(source)
     if kind == "gguf":
-        export_gguf(model, tokenizer, out, variant)
+        export_gguf(model, tokenizer, out, variant, matrix)
         return str(out)
     with new_folder(out) as folder:
         if kind == "mlx":

@@ -12,7 +12,7 @@ import click
 
 from smollm3.cli.data import data
 from smollm3.cli.eval import evaluation
-from smollm3.cli.exchange import conformance, export, tokenizer
+from smollm3.cli.exchange import conformance, export, imatrix, tokenizer
 from smollm3.cli.finetune import finetune, merge
 from smollm3.cli.inference import bench, chat, generate
 from smollm3.cli.recipes import recipe_group, report, run
@@ -48,6 +48,7 @@ for command in (
     bench,
     evaluation,
     export,
+    imatrix,
     merge,
     tokenizer,
     conformance,

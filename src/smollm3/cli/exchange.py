@@ -20,12 +20,19 @@ from smollm3.errors import UserError
     help="Format to write: hf, gguf:q4_k_m, mlx:4bit, hub:ME/IT, ...",
 )
 @click.option("--private", is_flag=True, help="Make a new repository on the Hub private.")
+@click.option(
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Importance matrix for a GGUF of 4 bits, from smollm3 imatrix or llama-imatrix.",
+)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-def export(model: str, to: str, private: bool, out: Path | None) -> None:
+def export(model: str, to: str, private: bool, imatrix: Path | None, out: Path | None) -> None:
     """Write a model in the format of another program, or upload it.
 
     \b
     smollm3 export runs/nano --to gguf:f16 nano.gguf
+    smollm3 export runs/nano --to gguf:q4_0 nano.gguf --imatrix nano.imatrix.gguf
     smollm3 export runs/nano --to mlx nano-mlx
     smollm3 export smollm3-3b --to hf:bfloat16 smollm3
     smollm3 export runs/nano --to hub:me/nano
@@ -41,7 +48,67 @@ def export(model: str, to: str, private: bool, out: Path | None) -> None:
     record = folder / "stage.json"
     lineage = read_json(record)["lineage"] if record.exists() else []
     card = model_card(Path(model).name, lineage)
-    click.echo(write(folder, to, out or folder, card=card, private=private))
+    written = write(folder, to, out or folder, card=card, private=private, importance=imatrix)
+    click.echo(written)
+
+
+@click.command(epilog=MODEL_HELP)
+@MODEL
+@click.argument(
+    "texts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TEXT..."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File to write, which llama-quantize reads, too.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    metavar="N",
+    help="Tokens to read at most.",
+)
+@click.option(
+    "--chunk",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens that are read together.",
+)
+def imatrix(model: str, texts: tuple[Path, ...], out: Path, tokens: int, chunk: int) -> None:
+    """Measure an importance matrix: which columns of the weights a text needs most.
+
+    TEXT is plain text of the kind that the model is for, in its languages. A 4-bit GGUF made with
+    the matrix (smollm3 export --imatrix) rounds these columns best.
+
+    \b
+    smollm3 imatrix runs/nano book.txt code.py --out nano.imatrix.gguf
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from smollm3.checkpoint import load_model, load_tokenizer
+    from smollm3.checkpoint.gguf import imatrix as matrix
+    from smollm3.files import read_text
+
+    if out.suffix != ".gguf":
+        raise UserError(f"{out}: give it a name that ends in .gguf")
+    encode = load_tokenizer(model).encode
+    ids = [i for path in texts for i in encode(read_text(path))][:tokens]
+    rows = [ids[at : at + chunk] for at in range(0, len(ids) - chunk + 1, chunk)]
+    if not rows:
+        raise UserError(f"{texts[0]}: {len(ids)} tokens in all; give at least --chunk, {chunk}")
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    bar = track(rows, "reading", console=Console(stderr=True), transient=True)
+    sums, count = matrix.measure(load_model(model, dtype, device), bar)
+    matrix.write(out, sums, count, map(str, texts), chunk)
+    click.echo(f"{out}: {len(sums)} matrices over {count:,} tokens")
 
 
 @click.group()

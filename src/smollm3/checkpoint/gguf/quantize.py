@@ -3,6 +3,7 @@
 Q8_0, Q4_0 and Q5_0 are llama.cpp's own quantisation, byte for byte. For Q4_K and Q6_K both search
 for scales: of many ways to round the values, the least-squares fit of smallest error. llama.cpp
 weights large values more; without weights the KL of the outputs measured lower (docs/log.md).
+With an importance matrix all formats below 8 bits are searched, and errors weigh as it says.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def _two_nibbles(q: Bytes) -> Bytes:
     return np.asarray((q[..., :half] & np.uint8(15)) | (q[..., half:] << np.uint8(4)))
 
 
-def _bf16(x_N1: Floats) -> Records:
+def _bf16(x_N1: Floats, weights: Floats | None) -> Records:
     bits = x_N1[:, 0].view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)  # nearest, ties to even
 
 
-def _q8_0(x: Floats) -> Records:
+def _q8_0(x: Floats, weights: Floats | None) -> Records:
     d = np.abs(x).max(axis=1) / np.float32(127)
     scaled = x * _inverse(d)[:, None]
     away_from_zero = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
@@ -67,20 +68,24 @@ def _largest(x: Floats) -> Floats:
     return np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
-def _offset_binary(x: Floats, half: int) -> tuple[Floats, Bytes]:
-    """Scale and values 0..2*half-1: the value of largest magnitude becomes -half exactly."""
-    d = _largest(x) / np.float32(-half)
+def _offset_binary(x: Floats, half: int, weights: Floats | None) -> tuple[Floats, Bytes]:
+    """Scale and values 0..2*half-1. Without weights the value of largest magnitude becomes -half
+    exactly."""
+    if weights is None:
+        d = _largest(x) / np.float32(-half)
+    else:
+        d = _fit_scale(x, half, weights).astype(np.float16).astype(np.float32)
     q = np.trunc(x * _inverse(d)[:, None] + np.float32(half + 0.5))
-    return d, np.minimum(q, 2 * half - 1).astype(np.uint8)
+    return d, q.clip(0, 2 * half - 1).astype(np.uint8)
 
 
-def _q4_0(x: Floats) -> Records:
-    d, q = _offset_binary(x, 8)
+def _q4_0(x: Floats, weights: Floats | None) -> Records:
+    d, q = _offset_binary(x, 8, weights)
     return _records("Q4_0", d=d, q=_two_nibbles(q))
 
 
-def _q5_0(x: Floats) -> Records:
-    d, q = _offset_binary(x, 16)
+def _q5_0(x: Floats, weights: Floats | None) -> Records:
+    d, q = _offset_binary(x, 16, weights)
     high = np.packbits(q >> 4, axis=1, bitorder="little")
     return _records("Q5_0", d=d, high=high, q=_two_nibbles(q))
 
@@ -89,20 +94,24 @@ def _dot(a: Floats, b: Floats) -> Floats:
     return np.asarray(np.einsum("nk,nk->n", a, b))
 
 
-def _fit_line(x: Floats, top: int) -> tuple[Floats, Floats]:
+def _fit_line(x: Floats, top: int, weights: Floats | None) -> tuple[Floats, Floats]:
     """scale and shift >= 0 of each row such that x ~ scale * q - shift with q in 0..top.
 
     Given q the least-squares line takes scale * sum(x q) - shift * sum(x) off the squared error: of
     21 step sizes the largest wins, then two rounds refine it (round to the line, fit the line).
+    All sums are weighted.
     """
-    n, sum_x = np.float32(x.shape[1]), x.sum(axis=1)
+    wx = x if weights is None else weights * x
+    n = np.float32(x.shape[1]) if weights is None else weights.sum(axis=1)
+    sum_x = wx.sum(axis=1)
     scale, shift = np.zeros_like(sum_x), np.minimum(sum_x / n, 0)  # a constant
     best = shift * sum_x
 
     def consider(q: Floats) -> None:
         nonlocal scale, shift, best
         q.clip(0, top, out=q)
-        sum_q, qq, xq = q.sum(axis=1), _dot(q, q), _dot(x, q)
+        wq = q if weights is None else weights * q
+        sum_q, qq, xq = wq.sum(axis=1), _dot(wq, q), _dot(wx, q)
         inverse = _inverse(n * qq - sum_q * sum_q)
         new_scale = (n * xq - sum_x * sum_q) * inverse
         new_shift = (qq * sum_x - sum_q * xq) * inverse
@@ -130,9 +139,9 @@ def _six_bits(values_N8: Floats) -> tuple[NDArray[np.float16], Bytes]:
     return unit, np.minimum(q, 63).astype(np.uint8)
 
 
-def _q4_k(x_N256: Floats) -> Records:
+def _q4_k(x_N256: Floats, weights: Floats | None) -> Records:
     x = x_N256.reshape(-1, 32)
-    scale, shift = _fit_line(x, 15)
+    scale, shift = _fit_line(x, 15, None if weights is None else weights.reshape(-1, 32))
     d, scales = _six_bits(scale.reshape(-1, 8))
     dmin, mins = _six_bits(shift.reshape(-1, 8))
     unit = d.astype(np.float32)[:, None] * scales
@@ -143,27 +152,29 @@ def _q4_k(x_N256: Floats) -> Records:
     return _records("Q4_K", d=d, dmin=dmin, scales=pack_scales(scales, mins), q=packed)
 
 
-def _fit_scale(x: Floats, half: int) -> Floats:
+def _fit_scale(x: Floats, half: int, weights: Floats | None) -> Floats:
     """The scale of each row such that x ~ scale * q with q in -half..half-1.
 
     Given q the least-squares scale is sum(x q) / sum(q q), and it takes off sum(x q)^2 / sum(q q)
-    of the squared error: the largest of 19 step sizes wins.
+    of the squared error: the largest of 19 step sizes wins. All sums are weighted.
     """
+    wx = x if weights is None else weights * x
     inverse_peak = _inverse(_largest(x))
     scale, best = np.zeros_like(inverse_peak), np.zeros_like(inverse_peak)
     for levels in np.linspace(half - 0.9, half + 0.9, 19, dtype=np.float32):
         q = np.rint(x * (-levels * inverse_peak)[:, None])
         q.clip(-half, half - 1, out=q)
-        xq = _dot(x, q)
-        new_scale = xq * _inverse(_dot(q, q))
+        xq = _dot(wx, q)
+        new_scale = xq * _inverse(_dot(q if weights is None else weights * q, q))
         better = new_scale * xq > best
         scale = np.where(better, new_scale, scale)
         best = np.where(better, new_scale * xq, best)
     return scale
 
 
-def _q6_k(x_N256: Floats) -> Records:
-    scale = _fit_scale(x_N256.reshape(-1, 16), 32).reshape(-1, 16)
+def _q6_k(x_N256: Floats, weights: Floats | None) -> Records:
+    parts = None if weights is None else weights.reshape(-1, 16)
+    scale = _fit_scale(x_N256.reshape(-1, 16), 32, parts).reshape(-1, 16)
     d = (_largest(scale) / np.float32(-128)).astype(np.float16)
     d32 = d.astype(np.float32)
     scales = np.rint(scale * _inverse(d32)[:, None]).clip(-128, 127)
@@ -181,9 +192,10 @@ def _q6_k_records(d: NDArray[Any], scales: NDArray[Any], q: NDArray[Any]) -> Rec
     return _records("Q6_K", d=d, scales=scales, low=low, high=high)
 
 
-ENCODERS: dict[str, Callable[[Floats], Records]] = {
-    "F32": lambda x: x[:, 0],
-    "F16": lambda x: x[:, 0].astype(np.float16),
+# Of blocks [N, block] and what an error in each value weighs, of the same shape, or None.
+ENCODERS: dict[str, Callable[[Floats, Floats | None], Records]] = {
+    "F32": lambda x, weights: x[:, 0],
+    "F16": lambda x, weights: x[:, 0].astype(np.float16),
     "BF16": _bf16,
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
@@ -193,16 +205,33 @@ ENCODERS: dict[str, Callable[[Floats], Records]] = {
 }
 
 
-def quantize(values: Floats, name: str) -> Bytes:
+def quantize(values: Floats, name: str, importance: Floats | None = None) -> Bytes:
     """The bytes of finite float32 `values` in format `name`; their number fills whole blocks.
-    At most 65504 in magnitude but for F32 and BF16: scales are float16."""
+    At most 65504 in magnitude but for F32 and BF16: scales are float16.
+
+    importance: what an error in each column of `values` weighs, [columns]; formats of 8 bits and
+    more are the same with it.
+    """
     form = FORMATS[name]
     blocks = np.ascontiguousarray(values, np.float32).reshape(-1, form.block)
     out = np.empty(len(blocks), form.dtype)
     step = CHUNK // form.block
+    weights = None if importance is None else _weights(importance).reshape(-1, form.block)
     for start in range(0, len(blocks), step):
-        out[start : start + step] = ENCODERS[name](blocks[start : start + step])
+        some = blocks[start : start + step]
+        # Blocks run along rows: the weights of a row's blocks come again with each row.
+        at = np.arange(start, start + len(some))
+        theirs = None if weights is None else weights[at % len(weights)]
+        out[start : start + step] = ENCODERS[name](some, theirs)
     return out.view(np.uint8)
+
+
+def _weights(importance: Floats) -> Floats:
+    """Columns that the text never reached still count a little: their error is not free."""
+    mean = float(importance.mean())
+    if mean <= 0:
+        return np.ones_like(importance)
+    return np.asarray(np.maximum(importance / np.float32(mean), np.float32(1e-4)))
 
 
 # The same values in another format

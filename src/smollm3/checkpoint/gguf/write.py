@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from smollm3.checkpoint.gguf.imatrix import Importance
 from smollm3.checkpoint.gguf.names import NOPE_EVERY, ROTATED, gguf_name, to_pairs
 from smollm3.checkpoint.gguf.quantize import quantize
-from smollm3.checkpoint.gguf.quants import FORMATS, Bytes
+from smollm3.checkpoint.gguf.quants import FORMATS, Bytes, Floats
 from smollm3.checkpoint.gguf.vocab import add_tokenizer
 from smollm3.errors import UserError
-from smollm3.files import disk_errors, fsync_file, fsync_folder, own_file, sweep
+from smollm3.files import new_file, sweep
 from smollm3.model import ModelConfig, Transformer, nope_pattern
 from smollm3.tokenizer import Tokenizer
 
@@ -40,22 +41,38 @@ FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 FLOAT16_MAX = 65504.0
 
 
-def export_gguf(model: Transformer, tokenizer: Tokenizer, out: str | Path, kind: str) -> None:
-    """Write `out` as one of KINDS; the file appears whole or not at all.
+def export_gguf(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    kind: str,
+    importance: Importance | None = None,
+) -> None:
+    """Write `out` as one of KINDS; the file appears whole or not at all. importance: of the input
+    columns, for kinds below 8 bits.
 
     The same model gives the same bytes. Raises UserError for what llama.cpp could not run: another
     NoPE pattern than every 4th layer or none, rows that are not whole blocks, a tokenizer that it
     does not know.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    head_dim = model.config.head_dim
+    head_dim, weights = model.config.head_dim, importance or {}
+    for name, p in parameters.items():
+        given = weights.get(gguf_name(name))
+        if given is not None and len(given) != p.shape[-1]:
+            raise UserError(
+                f"the importance matrix has {len(given)} columns for {gguf_name(name)}, the model "
+                f"{p.shape[-1]}; make it with this model"
+            )
     write_gguf(
         model.config,
         tokenizer,
         Path(out),
         kind,
         {name: tuple(p.shape) for name, p in parameters.items()},
-        lambda name, form: _encoded(name, parameters[name], form, head_dim),
+        lambda name, form: _encoded(
+            name, parameters[name], form, head_dim, weights.get(gguf_name(name))
+        ),
     )
 
 
@@ -78,29 +95,24 @@ def write_gguf(
         )
     arch = architecture(config)
     formats = {name: tensor_format(name, shape, kind, config) for name, shape in shapes.items()}
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sweep(out.parent, glob.escape(out.name))
-        with own_file(out) as temporary:
-            writer = gguf.GGUFWriter(temporary, arch)
-            with closing(writer):
-                _add_config(writer, config)
-                writer.add_file_type(KINDS[kind][1])
-                writer.add_quantization_version(2)
-                add_tokenizer(writer, tokenizer, config.vocab_size)
-                for name, shape in shapes.items():
-                    form = FORMATS[formats[name]]
-                    size = math.prod(shape) // form.block * form.dtype.itemsize
-                    raw = gguf.GGMLQuantizationType(form.ggml)
-                    writer.add_tensor_info(gguf_name(name), shape, np.dtype("f4"), size, raw)
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_ti_data_to_file()
-                for name, encoded_as in formats.items():
-                    _write(writer, encode(name, encoded_as))
-            fsync_file(temporary)
-            temporary.replace(out)
-            fsync_folder(out.parent)
+    sweep(out.parent, glob.escape(out.name))
+    with new_file(out) as temporary:
+        writer = gguf.GGUFWriter(temporary, arch)
+        with closing(writer):
+            _add_config(writer, config)
+            writer.add_file_type(KINDS[kind][1])
+            writer.add_quantization_version(2)
+            add_tokenizer(writer, tokenizer, config.vocab_size)
+            for name, shape in shapes.items():
+                form = FORMATS[formats[name]]
+                size = math.prod(shape) // form.block * form.dtype.itemsize
+                raw = gguf.GGMLQuantizationType(form.ggml)
+                writer.add_tensor_info(gguf_name(name), shape, np.dtype("f4"), size, raw)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, encoded_as in formats.items():
+                _write(writer, encode(name, encoded_as))
 
 
 def _package() -> ModuleType:
@@ -183,7 +195,9 @@ def _write(writer: GGUFWriter, data: Bytes) -> None:
         raise OSError(e.errno or errno.ENOSPC, str(e)) from e
 
 
-def _encoded(name: str, weight: Tensor, form: str, head_dim: int) -> Bytes:
+def _encoded(
+    name: str, weight: Tensor, form: str, head_dim: int, importance: Floats | None
+) -> Bytes:
     if name.endswith(ROTATED):
         weight = to_pairs(weight, head_dim)
     values = weight.float().cpu().numpy()
@@ -192,4 +206,4 @@ def _encoded(name: str, weight: Tensor, form: str, head_dim: int) -> Bytes:
         raise UserError(f"{name}: holds NaN or infinity; the model is damaged")
     if largest > FLOAT16_MAX and form not in ("F32", "BF16"):
         raise UserError(f"{name}: {largest:g} is too large for {form}; export as bf16")
-    return quantize(values, form)
+    return quantize(values, form, importance)
