@@ -25,8 +25,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,21 @@ class Worker:
 def asked(worker: Worker, item: Item, contender: Contender, n: int) -> float:
     """The reading of round n."""
     method, arguments = item.ask(n)
-    rate: float = worker.ask(method, {**arguments, **contender.arguments})
+    with busy(contender.beside):
+        rate: float = worker.ask(method, {**arguments, **contender.arguments})
     return rate
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """So many processes that only use their core."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def sweep(
@@ -320,9 +333,10 @@ def with_peer(item: Item, spec: str) -> Item:
         raise UserError(f"--peer: {program}: no such program")
     method, arguments = item.ask(0)
     alone = method == "prefill" or (method == "decode" and len(arguments["prompts"]) == 1)
-    if item.fresh or not alone:
+    if item.fresh or not alone or "llama.cpp" not in item.contenders:
         return item
-    contender = Contender("llama-bench", {"program": program, "flags": flags})
+    beside = item.contenders["llama.cpp"].beside
+    contender = Contender("llama-bench", {"program": program, "flags": flags}, beside=beside)
     return replace(item, contenders={**item.contenders, name: contender})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from typing import Any
 class Contender:
     """One engine's part in an item. settings: for its `open`. target: ours is to be at least so
     many times as fast. model: where it is another than the item's. axes: settings to sweep.
-    arguments: added to the item's."""
+    arguments: added to the item's. beside: busy loops that run beside it."""
 
     engine: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     target: float | None = None
     model: str | None = None
     axes: Sequence[str] = ()
+    beside: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,6 +74,7 @@ def answer(**arguments: Any) -> Callable[[int], Asked]:
     return lambda n: ("answer", arguments)
 
 
+CORES = os.cpu_count() or 1
 # Guessing ahead is for text that repeats: random weights soon do, and would flatter us.
 PLAIN = {"speculate": False}
 PREFILL_AXES = ("flash", "repack", "ubatch", "threads")
@@ -187,6 +190,27 @@ ITEMS = {
         },
         2048,
         answer(text=DESCRIBE, tokens=200),
+    ),
+    "busy-q4_0": Item(
+        "3B Q4_0 decode beside a busy loop for each core",
+        "smollm3-3b:q4_0",
+        {
+            "ours": Contender("ours", PLAIN, beside=CORES),
+            "ours, alone": Contender("ours", PLAIN, target=0.25),  # half of the half that is left
+            "llama.cpp": Contender("llama.cpp", beside=CORES),
+        },
+        128,
+        decode(1, 16),
+    ),
+    "threads-q4_0": Item(
+        "3B Q4_0 decode with two threads for each core",
+        "smollm3-3b:q4_0",
+        {
+            "ours": Contender("ours", {**PLAIN, "threads": 2 * CORES}),
+            "ours, a thread a core": Contender("ours", PLAIN, target=0.9),
+        },
+        128,
+        decode(1, 16),
     ),
     "start-3b": Item(
         "3B Q4_0, from the start of a process to the first token, not for the first time",

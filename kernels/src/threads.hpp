@@ -87,18 +87,24 @@ class Threads {
 // Hands out 0..total-1 to whoever asks.
 class Counter {
   public:
-    // Long stretches first, of which memory is read in one go, and ever shorter ones (at least `least`),
-    // so that all end at about the same time.
     template <typename Work>
     void each(int total, int least, int threads, Work work) {
+        for (Part p = take(total, least, threads); p.begin < p.end; p = take(total, least, threads)) work(p.begin, p.end);
+    }
+
+    struct Part {
+        int begin, end;
+    };
+    // Long stretches first, of which memory is read in one go, and ever shorter ones (at least `least`),
+    // so that all threads end at about the same time. Empty when all is handed out.
+    Part take(int total, int least, int threads) {
         int begin = next_.load(std::memory_order_relaxed);
         while (begin < total) {
             const int part = (total - begin) / (2 * threads), size = part > least ? part : least;
             const int end = begin + size < total ? begin + size : total;
-            if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
-            work(begin, end);
-            begin = next_.load(std::memory_order_relaxed);
+            if (next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return {begin, end};
         }
+        return {total, total};
     }
     void reset() { next_.store(0, std::memory_order_relaxed); }
 

@@ -17,7 +17,7 @@ from tests.support.gguf_files import write_mixed
 from tests.support.llamacpp import LlamaCpp
 
 from smollm3.checkpoint import load_model, load_tokenizer, locate
-from smollm3.checkpoint.gguf import export_gguf, write
+from smollm3.checkpoint.gguf import export_gguf, imatrix, write
 from smollm3.checkpoint.gguf.quants import FORMATS
 from smollm3.infer import SamplingParams, load_engine
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern
@@ -202,10 +202,10 @@ def test_smollm2_agrees_in_float32(original, tmp_path):
 def llama_cpp_quantises() -> Iterator[None]:
     """Files written inside are the same but for the quantiser."""
 
-    def quantize(values: np.ndarray, name: str) -> np.ndarray:
+    def quantize(values: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
         form = FORMATS[name]
         size = values.size // form.block * form.dtype.itemsize
-        return llamacpp.quantize(np.atleast_2d(values), form.ggml, size)
+        return llamacpp.quantize(np.atleast_2d(values), form.ggml, size, importance)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "quantize", quantize)
@@ -214,13 +214,20 @@ def llama_cpp_quantises() -> Iterator[None]:
 
 @smollm2
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k_m"])
-def test_our_quantiser_is_as_good_as_llama_cpps(kind, original, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "weighted"),
+    [("q8_0", False), ("q4_0", False), ("q4_k_m", False), ("q4_0", True), ("q4_k_m", True)],
+)
+def test_our_quantiser_is_as_good_as_llama_cpps(kind, weighted, original, tmp_path):
     _, model, tokenizer = original
+    matrix = None
+    if weighted:  # measured on other passages
+        sums, tokens = imatrix.measure(model, passages(tokenizer, 130)[30:])
+        matrix = {name: x / np.float32(tokens) for name, x in sums.items()}
     export_gguf(model, tokenizer, tmp_path / "f32.gguf", "f32")
-    export_gguf(model, tokenizer, tmp_path / "ours.gguf", kind)
+    export_gguf(model, tokenizer, tmp_path / "ours.gguf", kind, matrix)
     with llama_cpp_quantises():
-        export_gguf(model, tokenizer, tmp_path / "theirs.gguf", kind)
+        export_gguf(model, tokenizer, tmp_path / "theirs.gguf", kind, matrix)
     found: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
     with (
         LlamaCpp(tmp_path / "f32.gguf") as exact,
@@ -232,5 +239,5 @@ def test_our_quantiser_is_as_good_as_llama_cpps(kind, original, tmp_path):
             found["ours"].append(kl(reference, ours.log_probs(ids)))
             found["theirs"].append(kl(reference, theirs.log_probs(ids)))
     means = {name: float(np.concatenate(values).mean()) for name, values in found.items()}
-    print(kind, means)
+    print(kind, "weighted" if weighted else "", means)
     assert means["ours"] <= 1.05 * means["theirs"]

@@ -205,8 +205,11 @@ def llama_bench(tmp_path) -> Path:
 def test_any_llama_bench_can_be_a_peer(llama_bench, tmp_path):
     joined = {n: peers.with_peer(i, f"ik={llama_bench},-rtr,3") for n, i in ITEMS.items()}
     assert {n for n, i in joined.items() if "ik" in i.contenders} == {
-        n for n in ITEMS if n.startswith(("prefill-", "decode-"))
+        n for n in ITEMS if n.startswith(("prefill-", "decode-", "busy-"))
     }
+    assert (
+        joined["busy-q4_0"].contenders["ik"].beside == ITEMS["busy-q4_0"].contenders["ours"].beside
+    )
     item = joined["decode-q4_0"]
     contender = item.contenders["ik"]
     with Worker(contender.engine, Path("unused")) as worker:
@@ -236,6 +239,30 @@ def test_a_peer_that_cannot_be_is_one_line(spec, problem):
 )
 def test_results_are_kept_by_family(flags, name):
     assert peers.family(flags) == name
+
+
+def test_what_runs_beside_a_reading_runs_as_long_as_it(monkeypatch):
+    running: list[Loop] = []
+
+    class Loop:
+        def __init__(self, command):
+            running.append(self)
+
+        def kill(self):
+            running.remove(self)
+
+        def wait(self):
+            pass
+
+    class Fails:
+        def ask(self, method, arguments):
+            assert len(running) == 2
+            raise RuntimeError("the process ended")
+
+    monkeypatch.setattr(peers.subprocess, "Popen", Loop)
+    with pytest.raises(RuntimeError, match="ended"):
+        peers.asked(Fails(), ITEMS["busy-q4_0"], Contender("ours", beside=2), 0)
+    assert not running
 
 
 def test_without_the_peers_one_line_says_how_to_get_them(tmp_path):
