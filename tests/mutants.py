@@ -210,6 +210,8 @@ MUTANTS = [
     Mutant("one needle is all needles", "eval/ruler/harness.py", "float(any(hits)) if any_of else", "float(any(hits)) if True else", f"{U}eval_ruler.py"),
     Mutant("a program that leaves early has passed", "eval/code.py", "if run.ok and run.value == repr(token):", "if run.error is None:", f"{U}eval_checkers.py"),
     Mutant("what is missing may be missing", "eval/bfcl.py", 'key in arguments or "" in values', "True", f"{U}eval_checkers.py"),
+    Mutant("what was lost is gained", "eval/panel.py", "difference(new, old)", "difference(old, new)", f"{U}eval_panel.py"),
+    Mutant("a model is compared with itself", "recipe/graph.py", "parents[name].append(stage.beside)", "parents[name].append(start)", f"{U}eval_panel.py"),
     Mutant("the paired difference is unpaired", "eval/compare.py", "differences = [y - x for x, y in pairs]", "differences = [y for x, y in pairs]", f"{U}eval_checkers.py"),
     # what comes from outside
     Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),

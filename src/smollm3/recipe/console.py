@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from smollm3.eval.panel import read_panel
+from smollm3.eval.panel import table as panel_table
 from smollm3.files import read_json
 from smollm3.recipe.graph import final_model
 from smollm3.recipe.runner import Events, Run
@@ -127,6 +129,9 @@ def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[s
         from smollm3.eval import table
 
         console.print(table(read_json(scorecard)))
+    panels = [panel for name in recipe.stages if (panel := read_panel(out / name)) is not None]
+    if panels:
+        console.print(panel_table(panels))
     console.print(f"report: {out / 'report.html'}", highlight=False)
     final = final_model(recipe)
     if final and (out / final / "stage.json").exists():

@@ -24,6 +24,7 @@ from smollm3.config.yaml import parse_yaml
 from smollm3.data.detect import source_of
 from smollm3.data.spec import Source
 from smollm3.errors import UserError
+from smollm3.eval.panel import TASKS, missing
 from smollm3.infer.backends.memory import free_bytes
 from smollm3.machine import has_bfloat16_units
 from smollm3.model import ModelConfig
@@ -204,7 +205,8 @@ class _Planner:
         long = float(np.quantile(source.lengths, 0.99))
         wanted = self.wish.context or min(max(128, 2 ** math.ceil(math.log2(long))), most)
         cut = int((source.lengths > wanted + 1).sum())
-        lost = f"{cut:,} are longer and are {'left out' if source.is_pairs else 'cut'}"
+        are = "is" if cut == 1 else "are"
+        lost = f"{cut:,} {are} longer and {are} {'left out' if source.is_pairs else 'cut'}"
         why = f"99% have at most {long:,.0f} tokens" + (f"; {lost}" if cut else "")
         self._set((*at, "context"), wanted, f"--context; {why}" if self.wish.context else why)
         if wanted > most:
@@ -318,9 +320,28 @@ class _Planner:
                 ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
             )
             self._set(("stages", "compare", "answers"), 4, "written in a minute here")
+        self._panel()
         if find_spec("gguf") is not None and _fits_gguf(self.config):
             why = "for transformers and vLLM; for llama.cpp"
             self._set(("stages", "export", "to"), ["hf:bfloat16", "gguf:q8_0"], why)
+
+    def _panel(self) -> None:
+        """Real tasks before and after, where they can be had without asking anybody."""
+        at: Key = ("stages", "benchmarks")
+        self.text.set((*at, "beside"), self.wish.base)
+        if any(override.startswith("stages.benchmarks") for override in self.wish.overrides):
+            return
+        why = ""
+        if find_spec("lm_eval") is None:
+            why = "pip install 'smollm3[eval]'"
+        elif gone := missing():
+            why = f"the data of {', '.join(gone)} are not in the Hub's cache here"
+        if why:
+            self.text.remove(at)
+            data = "--set stages.benchmarks.data=FOLDER takes them from a folder"
+            self.said.append(f"stages.benchmarks: left out: {why}; {data}")
+        else:
+            self.said.append(f"stages.benchmarks: {', '.join(TASKS)}, before and after")
 
     def _shorten(self, sources: Sequence[Looked]) -> None:
         """A stage that a CPU would not finish soon gets fewer steps, said loudly."""

@@ -45,6 +45,7 @@ def render(run: RunRecord) -> str:
         run=run,
         facts=_facts(run),
         cards=[(s.name, _claims(s.scorecard)) for s in run.done if s.scorecard is not None],
+        panels=[stage.panel for stage in run.done if stage.panel is not None],
         benchmarks=[(s.name, s.benchmarks) for s in run.done if s.benchmarks],
         charts=_charts(run),
         mixtures=_mixtures(run),

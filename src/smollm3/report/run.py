@@ -10,6 +10,7 @@ from typing import Any
 from smollm3 import checkpoint
 from smollm3.data.spec import PREFERENCE_LOSSES
 from smollm3.errors import UserError
+from smollm3.eval.panel import Panel, read_panel
 from smollm3.eval.results import RESULTS, rows_in
 from smollm3.files import read_json
 
@@ -29,6 +30,7 @@ class StageRecord:
     steps: list[dict[str, Any]] = field(default_factory=list)
     scorecard: dict[str, Any] | None = None
     benchmarks: list[tuple[str, ...]] = field(default_factory=list)
+    panel: Panel | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -110,6 +112,7 @@ def _read_stage(folder: Path, name: str, config: dict[str, Any]) -> StageRecord:
         steps=_rows(done / "metrics.jsonl"),
         scorecard=read_json(scorecard) if scorecard.exists() else None,
         benchmarks=rows_in(read_json(done / RESULTS)) if (done / RESULTS).exists() else [],
+        panel=read_panel(done),
         samples=read_json(samples) if samples.exists() else [],
         answers=read_json(answers) if answers.exists() else [],
     )
