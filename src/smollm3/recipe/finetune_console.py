@@ -12,7 +12,7 @@ from smollm3.recipe.finetune import FILE, Wish, check_same, planned
 from smollm3.recipe.load import load_recipe_text
 
 
-def finetune_on_console(wish: Wish, out: Path | None, dry_run: bool) -> None:
+def finetune_on_console(wish: Wish, out: Path | None, dry_run: bool, watch: bool) -> None:
     """Plan, write the recipe, run it. A recipe that lies in the run's folder is taken as it is."""
     console = wide_console()
     if dry_run:
@@ -36,4 +36,4 @@ def finetune_on_console(wish: Wish, out: Path | None, dry_run: bool) -> None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         write_atomic(file, text)
         console.print(f"{file}: every line of it can be changed", highlight=False)
-    run_on_console(load_recipe_text(text, str(file)), folder, None, ())
+    run_on_console(load_recipe_text(text, str(file)), folder, None, (), watch)

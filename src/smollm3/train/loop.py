@@ -133,13 +133,13 @@ class Trainer:
     def _warn_of_lengths(self, warn: Warn) -> None:
         context = self.stage.context
         for name, n in self.loader.truncated.items():
-            warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
+            warn(f"{name}: documents longer than a row of {context} tokens, which are cut: {n}")
         for name, n in self.loader.left_out.items():
-            warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
+            warn(f"{name}: pairs longer than a row of {context} tokens, which are left out: {n}")
         for name, n in self.loader.untrained.items():
             warn(
-                f"{name}: {n} conversations are left out, as their answers begin beyond a row of "
-                f"{context} tokens"
+                f"{name}: conversations whose answers begin beyond a row of {context} tokens, "
+                f"which are left out: {n}"
             )
 
     def _warn_of_bfloat16(self, warn: Warn) -> None:
