@@ -149,6 +149,17 @@ def test_the_plan_follows_the_memory(base, file, tmp_path):
         choice(10_000)
 
 
+def test_full_training_takes_moments_of_8_bits_before_it_gives_up(base, file, tmp_path):
+    def moments(memory):
+        machine = replace(GPU, memory=memory)
+        recipe, *_ = plan(tmp_path, machine, str(base), file(n=400), adapter="full")
+        return recipe.stages["sft"].optimizer.moments
+
+    found = [moments(int(memory)) for memory in (64e6, 2.4e6, 2.2e6, 2e6, 1.8e6, 1.6e6)]
+    assert found[0] == "float32"
+    assert "8bit" in found
+
+
 @pytest.mark.parametrize("context", [256, 8192])
 def test_a_context_of_ones_own(base, file, tmp_path, context):
     recipe, *_ = plan(tmp_path, CPU, str(base), file(), context=context)

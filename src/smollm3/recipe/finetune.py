@@ -226,10 +226,11 @@ class _Planner:
         )
         stage = self._recipe().stages[str(at[1])]
         assert isinstance(stage, TrainStage)
-        for kind, recompute, rows in self._choices(at):
+        for kind, moments, recompute, rows in self._choices(at):
             adapter = _adapter(kind)
             choice: dict[str, Any] = {
                 "adapter": adapter,
+                "optimizer": stage.optimizer.model_copy(update={"moments": moments}),
                 "recompute": recompute,
                 "micro_batch": rows,
             }
@@ -256,20 +257,25 @@ class _Planner:
             said = "--adapter; " if wish.adapter != "auto" else ""
             why = f"{said}{count(learnt)} weights are trained, {share:.1%} of the model's; {needs}"
         self._set((*at, "adapter"), _adapter(kind), why)
+        if moments != "float32":
+            self._set((*at, "optimizer", "moments"), moments, "those in float32 would not fit")
         if recompute != "none":
             self._set((*at, "recompute"), recompute, "what the backward pass needs would not fit")
         self._set((*at, "micro_batch"), rows, "rows at once, the rest of a batch one after another")
 
-    def _choices(self, at: Key) -> list[tuple[str, str, int]]:
-        """(adapter, recompute, micro_batch), best first."""
+    def _choices(self, at: Key) -> list[tuple[str, str, str, int]]:
+        """(adapter, moments, recompute, micro_batch), best first."""
         asked = self.wish.adapter
         kinds = ["lora", "qlora"] if asked == "auto" else [asked]
         batch = self._value((*at, "batch"))
         # More rows at once bring nothing on a CPU.
         sizes = [1] if self.machine.is_cpu else [n for n in (8, 4, 2, 1) if batch % n == 0]
+        # An adapter's moments are few; torchao has the 8-bit ones.
+        both = asked == "full" and find_spec("torchao") is not None
         return [
-            (kind, recompute, rows)
+            (kind, moments, recompute, rows)
             for kind in kinds
+            for moments in (("float32", "8bit") if both else ("float32",))
             for recompute in ("none", "selective", "full")
             for rows in (sizes if recompute == "none" else [1])
         ]
