@@ -16,7 +16,8 @@ from smollm3.config.yaml import parse_yaml
 from smollm3.errors import UserError
 from smollm3.eval.panel import TASKS, read_panel
 from smollm3.recipe.edit import RecipeText
-from smollm3.recipe.finetune import ADAPTERS, Machine, Wish, check_same, planned
+from smollm3.recipe.finetune import ADAPTERS, Machine, Wish, planned
+from smollm3.recipe.finetune_console import check_same
 from smollm3.recipe.load import load_recipe_text
 from smollm3.train.spec import TrainStage
 

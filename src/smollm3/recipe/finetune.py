@@ -21,8 +21,6 @@ from smollm3 import checkpoint
 from smollm3.chat import default_template
 from smollm3.checkpoint.gguf.write import architecture
 from smollm3.config.yaml import parse_yaml
-from smollm3.data.detect import source_of
-from smollm3.data.spec import Source
 from smollm3.errors import UserError
 from smollm3.eval.panel import TASKS, missing
 from smollm3.infer.backends.memory import free_bytes
@@ -34,7 +32,7 @@ from smollm3.recipe.edit import Path as Key
 from smollm3.recipe.edit import RecipeText
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.own_data import Looked, look
-from smollm3.recipe.schema import ChatIdentity, Recipe, SynthSource
+from smollm3.recipe.schema import ChatIdentity, Recipe
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
@@ -351,20 +349,23 @@ class _Planner:
 
     def _shorten(self, sources: Sequence[Looked]) -> None:
         """A stage that a CPU would not finish soon gets fewer steps, said loudly."""
+        looked = {source.name: source for source in sources}
         for cost in self._costs(sources):
             at: Key = ("stages", cost.name)
-            if cost.seconds is None or cost.steps is None or cost.seconds <= LONGEST:
+            [name] = self._value((*at, "mixture"))
+            seconds = (cost.seconds or 0) * looked[name].work(self._value((*at, "context")))
+            if cost.steps is None or seconds <= LONGEST:
                 continue
             if self._value((*at, "epochs")) is None or self._is_asked(f"stages.{cost.name}.epochs"):
                 continue
-            steps = max(10, int(cost.steps * LONGEST / cost.seconds))
+            steps = max(10, int(cost.steps * LONGEST / seconds))
             self.text.remove((*at, "epochs"))
             part = steps / cost.steps * 100
             self._set(
                 (*at, "steps"),
                 steps,
                 f"{duration(LONGEST)} on this CPU, {part:.0f}% of the {cost.steps:,} steps that "
-                f"all epochs need ({duration(cost.seconds)}): more of them learn more",
+                f"all epochs need ({duration(seconds)}): more of them learn more",
             )
 
     def _is_asked(self, name: str) -> bool:
@@ -433,20 +434,3 @@ def _adapter(kind: str) -> dict[str, Any] | None:
 def _power_below(n: float, least: int, most: int) -> int:
     """The largest power of two up to n, within limits."""
     return min(max(1 << int(math.log2(max(n, 1))), least), most)
-
-
-def check_same(text: str, wish: Wish, file: Path) -> None:
-    """UserError where the recipe that lies there is for another model or other data."""
-    recipe = load_recipe_text(text, str(file))
-    wanted = [source_of(where) for where in (wish.data, wish.pairs) if where]
-    stages = [s for s in recipe.stages.values() if isinstance(s, TrainStage)]
-    if (
-        sorted(map(_place, wanted)) != sorted(map(_place, recipe.sources.values()))
-        or not stages
-        or stages[0].from_ != wish.base
-    ):
-        raise UserError(f"{file}: is for another model or other data; take another --out")
-
-
-def _place(source: Source | SynthSource) -> tuple[str, ...]:
-    return getattr(source, "repo", ""), *getattr(source, "files", ())
