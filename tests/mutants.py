@@ -49,6 +49,8 @@ MUTANTS = [
     Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
     Mutant("weight decay on embeddings", "train/optimizer.py", '{"params": [embedding], "weight_decay": 0.0}', '{"params": [embedding], "weight_decay": spec.weight_decay}', f"{U}train_optimizer.py"),
     Mutant("no weight decay on norms", "train/optimizer.py", "list(named.values())", "[p for p in named.values() if p.ndim > 1]", f"{U}train_optimizer.py"),
+    Mutant("8-bit moments go on without their scales", "train/optimizer.py", 'f"{name}.scale": moment.scale', 'f"{name}.scale": torch.ones_like(moment.scale)', f"{U}train_optimizer.py"),
+    Mutant("the planner counts 8 bits as 32", "train/memory.py", "else 2 * learnt + learnt // 32", "else 8 * learnt", f"{U}train_optimizer.py"),
     Mutant("warm-up begins at zero", "train/schedule.py", "lr.peak * (step + 1) / rising", "lr.peak * step / rising", f"{U}train_schedule.py"),
     Mutant("cosine ignores its end", "train/schedule.py", "lr.peak * (lr.end + (1 - lr.end) * share)", "lr.peak * share", f"{U}train_schedule.py"),
     Mutant("clipping before the global mean", "train/loop.py", "min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight", "min(1.0, self.stage.clip / (grad_norm * weight + 1e-6)) / weight", f"{U}train_loop.py"),
@@ -202,6 +204,7 @@ MUTANTS = [
     Mutant("the end of a prefill is told again", "turn/reply.py", 'event.text.removeprefix(self._held), ""', 'event.text, ""', f"{U}turn.py"),
     Mutant("an answer may end at once", "infer/sampler.py", "logits_V[self._stops] = TOO_EARLY", "pass", f"{U}serve_clients.py"),
     # evaluation
+    Mutant("a run is shown to every page that asks", "report/watch.py", 'self.headers.get("Host") not in known', "False", f"{U}report_watch.py"),
     Mutant("the context is scored too", "eval/target.py", "max(len(ids) - len(rest), 1)", "1", f"{U}eval_harness.py"),
     Mutant("blanks stay with the context", "eval/target.py", "text = prompt.text.rstrip()", "text = prompt.text", f"{U}eval_harness.py"),
     Mutant("a line that a kill cut off is kept", "eval/journal.py", "os.ftruncate(self._file, good)", "pass", f"{U}eval_harness.py"),
@@ -210,6 +213,8 @@ MUTANTS = [
     Mutant("one needle is all needles", "eval/ruler/harness.py", "float(any(hits)) if any_of else", "float(any(hits)) if True else", f"{U}eval_ruler.py"),
     Mutant("a program that leaves early has passed", "eval/code.py", "if run.ok and run.value == repr(token):", "if run.error is None:", f"{U}eval_checkers.py"),
     Mutant("what is missing may be missing", "eval/bfcl.py", 'key in arguments or "" in values', "True", f"{U}eval_checkers.py"),
+    Mutant("what was lost is gained", "eval/panel.py", "difference(new, old)", "difference(old, new)", f"{U}eval_panel.py"),
+    Mutant("a model is compared with itself", "recipe/graph.py", "parents[name].append(stage.beside)", "parents[name].append(start)", f"{U}eval_panel.py"),
     Mutant("the paired difference is unpaired", "eval/compare.py", "differences = [y - x for x, y in pairs]", "differences = [y for x, y in pairs]", f"{U}eval_checkers.py"),
     # what comes from outside
     Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),

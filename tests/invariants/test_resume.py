@@ -25,6 +25,7 @@ KINDS = {
         "micro_batch": 1,
     },
     "preference": {"mixture": {"pairs": 1}, "loss": "apo_zero", "context": 1024, "batch": 2},
+    "8-bit moments": {"optimizer": {"moments": "8bit"}},
     "adapter": {
         "adapter": {"rank": 2, "kind": "dora"},
         "validation": {"every": 2, "rows": 3},

@@ -197,7 +197,7 @@ def claim(metric: str, model: str = "long", **changes: Any) -> dict[str, Any]:
 def test_a_score_card_of_every_metric(models: dict[str, Path], heldout: dict[str, Shard]) -> None:
     formats = {name: shard.format for name, shard in heldout.items()}
     metrics = known_metrics(formats)
-    assert len(metrics) == 2 + 2 * len(TASKS) + 2 + 2 + 1
+    assert len(metrics) == 2 + 2 * len(TASKS) + 6 + 2 + 1
     told: list[str] = []
     card = evaluate(
         stage(*(claim(metric) for metric in metrics)),
@@ -206,6 +206,7 @@ def test_a_score_card_of_every_metric(models: dict[str, Path], heldout: dict[str
         seed=0,
         progress=lambda what, done, of, detail: told.append(f"{what} {done}/{of} {detail}"),
     )
+    assert card.pop("panel") is None
     assert json.loads(json.dumps(card)) == card
     assert list(card) == ["claims", "metrics", "samples", "answers", "environment"]
     assert list(card["metrics"]) == ["long"]
@@ -386,12 +387,14 @@ def test_an_answer_in_the_wrong_mode(tokenizer: Tokenizer) -> None:
     suite = scripted(tokenizer, lambda item, mode: perfect(item, "think"))
     assert value(suite, "adherence/think") == 1
     assert value(suite, "adherence/no_think") == 0
+    assert (value(suite, "obeys/think"), value(suite, "obeys/no_think")) == (1, 0)
     assert value(suite, "accuracy/sum/no_think") == 1  # right, if not as asked
 
 
 def test_an_answer_that_never_ends_does_not_adhere(tokenizer: Tokenizer) -> None:
     suite = scripted(tokenizer, lambda item, mode: perfect(item, mode).removesuffix("<|im_end|>"))
     assert value(suite, "adherence/think") == value(suite, "adherence/no_think") == 0
+    assert value(suite, "obeys/think") == value(suite, "obeys/no_think") == 1  # so far it is right
 
 
 def test_nearly_right_is_wrong(tokenizer: Tokenizer) -> None:

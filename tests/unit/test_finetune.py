@@ -14,8 +14,10 @@ from smollm3.checkpoint.adapter import read_adapter
 from smollm3.cli import cli
 from smollm3.config.yaml import parse_yaml
 from smollm3.errors import UserError
+from smollm3.eval.panel import TASKS, read_panel
 from smollm3.recipe.edit import RecipeText
-from smollm3.recipe.finetune import ADAPTERS, Machine, Wish, check_same, planned
+from smollm3.recipe.finetune import ADAPTERS, Machine, Wish, planned
+from smollm3.recipe.finetune_console import check_same
 from smollm3.recipe.load import load_recipe_text
 from smollm3.train.spec import TrainStage
 
@@ -82,6 +84,7 @@ def test_each_kind_of_data_gets_a_recipe(base, file, tmp_path, form, machine):
     assert list(recipe.sources) == [source]
     assert recipe.sources[source].format == form
     assert list(recipe.stages) == [stage, "compare", "export"]
+    assert "obeys/think" in recipe.stages["compare"].panel
     trained = recipe.stages[stage]
     assert trained.from_ == str(base)
     assert trained.loss == ("apo_zero" if form == "preference" else "assistant")
@@ -102,6 +105,22 @@ def test_conversations_then_preferences(base, file, tmp_path):
     shipped = (resources.files("smollm3") / "recipes/finetune.yaml").read_text()
     kept = [line for line in shipped.splitlines() if line in text.splitlines()]
     assert len(kept) > 30  # it is the shipped one but for the lines that were decided
+
+
+def test_real_tasks_where_their_data_are_here(base, file, tmp_path, monkeypatch):
+    """In the Hub's cache, or in a folder that is named; else they are left out, and it is said."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cached"))
+    recipe, _, said = plan(tmp_path, CPU, str(base), file())
+    assert "benchmarks" not in recipe.stages
+    assert any("data of arc_easy, piqa, openbookqa are not" in line for line in said)
+    folder = ("stages.benchmarks.data=somewhere",)
+    asked, *_ = plan(tmp_path, CPU, str(base), file(), overrides=folder)
+    assert asked.stages["benchmarks"].data == "somewhere"
+    for path in TASKS.values():
+        (tmp_path / "cached" / path.replace("/", "___")).mkdir(parents=True)
+    recipe, *_ = plan(tmp_path, CPU, str(base), file())
+    stage = recipe.stages["benchmarks"]
+    assert (stage.tasks, stage.beside) == (list(TASKS), str(base))
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -129,6 +148,17 @@ def test_the_plan_follows_the_memory(base, file, tmp_path):
     assert seen[-1] != seen[0]
     with pytest.raises(UserError, match="training it needs .* take a smaller model"):
         choice(10_000)
+
+
+def test_full_training_takes_moments_of_8_bits_before_it_gives_up(base, file, tmp_path):
+    def moments(memory):
+        machine = replace(GPU, memory=memory)
+        recipe, *_ = plan(tmp_path, machine, str(base), file(n=400), adapter="full")
+        return recipe.stages["sft"].optimizer.moments
+
+    found = [moments(int(memory)) for memory in (64e6, 2.4e6, 2.2e6, 2e6, 1.8e6, 1.6e6)]
+    assert found[0] == "float32"
+    assert "8bit" in found
 
 
 @pytest.mark.parametrize("context", [256, 8192])
@@ -299,7 +329,7 @@ def finished(base, tmp_path_factory):
         cli,
         ["finetune", str(base), str(place / "talks.jsonl"), "--out", str(place / "mine"),
          "--set", "stages.sft.steps=12", "--set", "threads=1", "--set", "stages.sft.lr.peak=0.02",
-         "--set", "stages.compare.max_tokens=8"],
+         "--set", "stages.compare.max_tokens=8", "--set", "stages.compare.items=12"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output + str(outcome.exception)
     return place, outcome.output
@@ -321,15 +351,22 @@ def test_it_leaves_a_model_an_adapter_and_a_card(finished, base):
     assert list(answers[0]["answers"]) == [str(base), "sft"]
     assert all(a["expected"].startswith("It is ") for a in answers)
     assert all("Question" in a["prompt"] for a in answers)
+    panel = read_panel(out / "compare")
+    assert (panel.before, panel.after) == (str(base), "sft")
+    assert [r.what for r in panel.rows] == ["obeys/think", "obeys/no_think", "tool_json/no_think"]
+    assert all(row.low <= row.after - row.before <= row.high for row in panel.rows)
+    assert "what it could before" in output
     assert any(a["answers"]["sft"] for a in answers)
     report = (out / "report.html").read_text()
     assert "Before and after" in report
+    assert "What it could before" in report
     assert "Loss on held-out rows" in report
     card = (out / "export/hf-bfloat16/README.md").read_text()
     assert "## Data" in card
     assert "`talks.jsonl`" in card
     assert str(place) not in card
     assert "Held-out documents are likelier than before" in card
+    assert "| tool_json/no_think | " in card
 
 
 def test_again_does_nothing_and_changes_are_taken(finished, base, file):

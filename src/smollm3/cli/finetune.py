@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP, SET, RunGroup
+from smollm3.cli.options import MODEL, MODEL_HELP, SET, WATCH, RunGroup
 
 
 @click.command(epilog=MODEL_HELP)
@@ -31,6 +31,7 @@ from smollm3.cli.options import MODEL, MODEL_HELP, SET, RunGroup
     metavar="KIND",
     help="What is trained: lora, rslora, dora, qlora, full (the model itself), or auto.",
 )
+@WATCH
 @click.option("--dry-run", is_flag=True, help="Print the plan and the recipe; train nothing.")
 @SET
 def finetune(
@@ -40,6 +41,7 @@ def finetune(
     preferences: str | None,
     context: int | None,
     adapter: str,
+    watch: bool,
     dry_run: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -58,7 +60,7 @@ def finetune(
     from smollm3.recipe.finetune_console import finetune_on_console
 
     wish = Wish(model, data, preferences, context, adapter, overrides)
-    finetune_on_console(wish, out, dry_run)
+    finetune_on_console(wish, out, dry_run, watch)
 
 
 @click.command("run", epilog=MODEL_HELP)

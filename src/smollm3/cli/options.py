@@ -91,6 +91,9 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Change one value of the recipe; repeatable.",
 )
+WATCH = click.option(
+    "--watch", is_flag=True, help="Show the run in a browser of this computer meanwhile."
+)
 THINK = click.option(
     "--think/--no-think", default=True, help="Reason before answering, or answer at once."
 )

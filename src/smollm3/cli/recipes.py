@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smollm3.cli.options import SET
+from smollm3.cli.options import SET, WATCH
 
 if TYPE_CHECKING:
     from smollm3.recipe import Recipe
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print the stages with their estimated cost and time, and do nothing.",
 )
+@WATCH
 @click.option(
     "--slurm",
     metavar="KEY=VALUE,...",
@@ -48,6 +49,7 @@ def run(
     only: str | None,
     redo: tuple[str, ...],
     dry_run: bool,
+    watch: bool,
     slurm: str | None,
 ) -> None:
     """Run a recipe: a shipped name (smoke, nano, smollm3-3b) or a .yaml file.
@@ -56,6 +58,7 @@ def run(
 
     \b
     smollm3 run nano
+    smollm3 run nano --watch
     smollm3 run nano --set stages.sft.lr.peak=1e-3 --redo sft
     smollm3 run smollm3-3b --dry-run
     smollm3 run smollm3-3b --slurm nodes=48,gpus=8,time=24h
@@ -80,7 +83,7 @@ def run(
     if int(os.environ.get("RANK", "0")):  # under torchrun: rank 0 is the main process
         run_worker(ProcessGroup.from_environment())
         return
-    run_on_console(loaded, folder, only, redo)
+    run_on_console(loaded, folder, only, redo, watch)
 
 
 def _submit(
@@ -101,10 +104,19 @@ def _print_plan(recipe: Recipe) -> None:
 
 @click.command()
 @click.argument("run_folder", type=click.Path(path_type=Path))
-def report(run_folder: Path) -> None:
+@click.option(
+    "--watch", is_flag=True, help="Show it in a browser as the run goes on, until Ctrl-C."
+)
+def report(run_folder: Path, watch: bool) -> None:
     """Write RUN_FOLDER/report.html again from the files of a run."""
     from smollm3.report import write_report
 
+    if watch:
+        from smollm3.report.watch import Watch
+
+        with Watch(run_folder) as server:
+            click.echo(server.url)
+            server.serve_forever()
     click.echo(write_report(run_folder))
 
 

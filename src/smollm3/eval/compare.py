@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smollm3.errors import UserError
-from smollm3.eval.measure import Measure, mean
+from smollm3.eval.measure import Measure, difference, mean, share
 from smollm3.eval.plots import Bar, bars, heat_map
 from smollm3.eval.published import Published, name_of, need_model, tables, win_rates
 from smollm3.eval.results import Evaluated, read_results
@@ -198,7 +198,10 @@ def paired(a: Evaluated, b: Evaluated) -> Pair:
 def _paired_line(task: str, metric: str, pairs: Sequence[tuple[float, float]]) -> PairedLine:
     n = len(pairs)
     differences = [y - x for x, y in pairs]
-    measure = mean(differences)
+    if {x for pair in pairs for x in pair} <= {0.0, 1.0}:
+        measure = difference(share([y == 1 for _, y in pairs]), share([x == 1 for x, _ in pairs]))
+    else:
+        measure = mean(differences)
     return PairedLine(
         task,
         metric,

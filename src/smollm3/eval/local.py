@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,6 +150,13 @@ class DataFolder:
 
     def _entry(self, path: str, name: str | None) -> dict[str, Any] | None:
         return table().get(f"{path}:{name}") or table().get(path)
+
+
+def is_here(path: str) -> bool:
+    """Whether the cache of the library `datasets` has a data set of the Hub."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    return (cache / path.replace("/", "___")).is_dir()
 
 
 def _renamed(row: Row, columns: dict[str, str]) -> Row:

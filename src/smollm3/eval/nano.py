@@ -5,8 +5,11 @@ Metrics, all on data that training never saw:
   accuracy/TASK/MODE    share of procedural questions answered exactly, greedily
   adherence/MODE        share of answers that end by themselves and have (think) or have not
                         (no_think) any reasoning, over all tasks
+  obeys/MODE            share of answers that begin with reasoning (think) or without (no_think),
+                        over all tasks; their first tokens decide it
   tool_json             share of tool questions, in both modes, answered by valid calls of
                         declared tools
+  tool_json/MODE        the same in one mode
   tool_right            share of them answered by exactly the right call
   preference/margin     share of held-out pairs whose chosen answer is likelier than the rejected
 """
@@ -34,6 +37,7 @@ from smollm3.infer import Engine, SamplingParams
 from smollm3.turn import Reply, Request, wait_all
 
 MODES = ("think", "no_think")
+OPENING = 8  # tokens of an answer that show whether it begins with reasoning
 DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
 
 
@@ -42,7 +46,7 @@ def known_metrics(formats: Mapping[str, str]) -> list[str]:
     return [
         *(f"loss/{source}" for source, format in formats.items() if format != "preference"),
         *(f"accuracy/{task}/{mode}" for task in TASKS for mode in MODES),
-        *(f"adherence/{mode}" for mode in MODES),
+        *(f"{kind}/{mode}" for kind in ("adherence", "obeys", "tool_json") for mode in MODES),
         "tool_json",
         "tool_right",
         *(["preference/margin"] if "preference" in formats.values() else []),
@@ -69,7 +73,11 @@ class Answer:
 
     @property
     def adheres(self) -> bool:
-        return self.ended and (self.message.reasoning is not None) == (self.mode == "think")
+        return self.ended and self.obeys
+
+    @property
+    def obeys(self) -> bool:
+        return (self.message.reasoning is not None) == (self.mode == "think")
 
     @property
     def calls_declared(self) -> bool:
@@ -108,11 +116,14 @@ class Suite:
             case ["accuracy", task, mode]:
                 return share([a.right for a in self.answers(task, mode, self.stage.items)])
             case ["adherence", mode]:
-                # about `items` questions in all, the same number of each task
-                each = math.ceil(self.stage.items / len(TASKS))
-                return share([a.adheres for t in TASKS for a in self.answers(t, mode, each)])
+                return share([a.adheres for a in self._of_all_tasks(mode)])
+            case ["obeys", mode]:
+                return share([a.obeys for a in self._of_all_tasks(mode, OPENING)])
             case ["tool_json"]:
                 return share([a.calls_declared for a in self._tool_answers()])
+            case ["tool_json", mode]:
+                asked = self.answers("tool", mode, self.stage.items)
+                return share([a.calls_declared for a in asked])
             case ["tool_right"]:
                 return share([a.right for a in self._tool_answers()])
             case _:
@@ -171,12 +182,17 @@ class Suite:
             for (prompt, expected), reply in zip(ends, replies, strict=True)
         ]
 
+    def _of_all_tasks(self, mode: str, *tokens: int) -> list[Answer]:
+        """About `items` answers in all, as many of each task; tokens: at most so many of each."""
+        each = math.ceil(self.stage.items / len(TASKS))
+        return [a for task in TASKS for a in self.answers(task, mode, each, *tokens)]
+
     def _tool_answers(self) -> list[Answer]:
         return [a for mode in MODES for a in self.answers("tool", mode, self.stage.items)]
 
-    def _answers(self, task: str, mode: str, n: int) -> list[Answer]:
+    def _answers(self, task: str, mode: str, n: int, tokens: int | None = None) -> list[Answer]:
         asked = items(task, n, self.seed, held_out=True)
-        params = SamplingParams(temperature=0, max_tokens=self.stage.max_tokens)
+        params = SamplingParams(temperature=0, max_tokens=tokens or self.stage.max_tokens)
         with self.engine.together():
             replies = [self._reply(item, mode == "think", params) for item in asked]
         wait_all([reply for reply in replies if reply is not None])

@@ -95,7 +95,7 @@ def evaluated(model: str | Path, **options: Any) -> Engine:
 def benchmark(
     stage: BenchmarkStage, model: Path, name: str, seed: int, items: Path, view: View
 ) -> Outcome:
-    """What a recipe's stage asks for, of the model in a folder. name: of the model, for people.
+    """What a recipe's stage asks for, of the model at a place. name: of the model, for people.
     view: as of `run`."""
     if stage.data is not None and not Path(stage.data).is_dir():
         raise UserError(f"data: {stage.data}: no such folder of data sets")
@@ -103,5 +103,8 @@ def benchmark(
     settings, names, skip = plan(stage.suite, stage.tasks, asked)
     data = Path(stage.data) if stage.data is not None else None
     wanted = Wanted(names, stage.few_shot, stage.limit, data, skip=skip)
-    with evaluated(model) as engine:
+    # Beside another a GGUF's blocks in float32, as what is trained from it: else rounding is a
+    # difference.
+    exact = {"dtype": "float32"} if stage.beside and model.is_file() else {}
+    with evaluated(model, **exact) as engine:
         return run(EngineTarget(engine, name, settings), wanted, settings, items, stage.suite, view)

@@ -15,6 +15,7 @@ from smollm3.data.shards import Shard
 from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, difference
 from smollm3.eval.nano import Suite, known_metrics
+from smollm3.eval.panel import Panel, of_measures
 from smollm3.eval.spec import Claim, EvalStage
 from smollm3.infer import load_engine
 
@@ -34,8 +35,9 @@ def evaluate(
     """Measure what the claims name and judge them.
 
     models: each claim's model -> its folder; each is loaded once. heldout: the held-out part of
-    each source. Returns {"claims", "metrics", "samples", "answers", "environment"}, plain JSON; the
-    samples are of the last claim's model. UserError for an unknown metric, model or source.
+    each source. Returns {"claims", "metrics", "samples", "answers", "panel", "environment"}, plain
+    JSON but for the Panel; the samples are of the last claim's model. UserError for an unknown
+    metric, model or source.
     """
     check_claims(stage, models, {name: shard.format for name, shard in heldout.items()})
     wanted: dict[str, list[str]] = {}
@@ -43,13 +45,15 @@ def evaluate(
         for model, metric in (_measured(claim), _baseline(claim)):
             if metric not in wanted.setdefault(model, []):
                 wanted[model].append(metric)
+    last = stage.claims[-1]
+    for model in _compared(last):
+        wanted[model] += [metric for metric in stage.panel if metric not in wanted[model]]
     window = min(load_config(models[model]).context for model in wanted)
 
     metrics: dict[str, dict[str, Measure]] = {}
     chances: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
     answers: dict[str, list[dict[str, str]]] = {}
-    last = stage.claims[-1]
     total, done = sum(map(len, wanted.values())), 0
     for model, names in wanted.items():
         # A GGUF's blocks in float32, as what is trained from it: else rounding is a difference.
@@ -64,7 +68,7 @@ def evaluate(
             done += 1
         if model == last.model:
             samples = suite.samples()
-        if stage.answers and model in (last.model, last.baseline_model):
+        if stage.answers and model in _compared(last):
             answers[model] = suite.held_out_answers()
     return {
         "claims": [_judged(claim, metrics, chances) for claim in stage.claims],
@@ -73,7 +77,8 @@ def evaluate(
             for model, measures in metrics.items()
         },
         "samples": samples,
-        "answers": _side_by_side(answers, [m for m in (last.baseline_model, last.model) if m]),
+        "answers": _side_by_side(answers, _compared(last)),
+        "panel": _panel(stage, metrics),
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -81,6 +86,18 @@ def evaluate(
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
         },
     }
+
+
+def _compared(claim: Claim) -> list[str]:
+    """The models that stand side by side: a claim's baseline, where it has one, and its model."""
+    return [model for model in (claim.baseline_model, claim.model) if model]
+
+
+def _panel(stage: EvalStage, metrics: Mapping[str, Mapping[str, Measure]]) -> Panel | None:
+    if not stage.panel:
+        return None
+    before, after = _compared(stage.claims[-1])
+    return of_measures(stage.panel, (before, metrics[before]), (after, metrics[after]))
 
 
 def _side_by_side(
@@ -101,13 +118,17 @@ def check_claims(stage: EvalStage, models: Collection[str], formats: Mapping[str
     formats: "text", "chat" or "preference" of each source.
     """
     metrics = known_metrics(formats)
+
+    def check_metric(metric: str, where: str) -> None:
+        if metric not in metrics:
+            near = difflib.get_close_matches(metric, metrics, n=1, cutoff=0)
+            raise UserError(f"{where}: unknown metric '{metric}'; did you mean '{near[0]}'?")
+
+    for metric in stage.panel:
+        check_metric(metric, "panel")
     for claim in stage.claims:
         for model, metric in (_measured(claim), _baseline(claim)):
-            if metric not in metrics:
-                near = difflib.get_close_matches(metric, metrics, n=1, cutoff=0)
-                raise UserError(
-                    f"claim '{claim.claim}': unknown metric '{metric}'; did you mean '{near[0]}'?"
-                )
+            check_metric(metric, f"claim '{claim.claim}'")
             if model not in models:
                 raise UserError(
                     f"claim '{claim.claim}': unknown model '{model}'; there are {', '.join(models)}"

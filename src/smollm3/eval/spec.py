@@ -55,7 +55,8 @@ class BenchmarkStage(StrictModel):
     from: absent: the nearest model above. suite: one of the report's tables; or tasks of
     lm-evaluation-harness and of ours. data: a folder of data sets; absent: the Hub. limit: items
     of each task. few_shot: examples instead of the task's number. think: reason before answering,
-    in a chat.
+    in a chat. beside: a second model that is asked the same, so that the report shows what the
+    first gained and lost against it.
     """
 
     kind: Literal["benchmark"]
@@ -66,6 +67,7 @@ class BenchmarkStage(StrictModel):
     limit: int | None = Field(default=None, gt=0)
     few_shot: int | None = Field(default=None, ge=0)
     think: bool | None = None
+    beside: str | None = None
 
     @model_validator(mode="after")
     def _says_what(self) -> BenchmarkStage:
@@ -80,6 +82,7 @@ class EvalStage(StrictModel):
     items: procedural test items for each task and mode; documents: held-out documents for each
     source's loss; samples: answers of the last model kept for the report; answers: held-out
     conversations that the last claim's model and its baseline are asked to end, side by side.
+    panel: further metrics of these two, without a bound, so that forgetting is seen.
     """
 
     kind: Literal["eval"]
@@ -89,3 +92,16 @@ class EvalStage(StrictModel):
     max_tokens: int = Field(default=96, gt=0)
     samples: int = Field(default=6, ge=0)
     answers: int = Field(default=0, ge=0)
+    panel: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _panel_has_two_models(self) -> EvalStage:
+        if self.panel and self.claims[-1].baseline_model is None:
+            raise ValueError("panel: the last claim names no baseline_model to compare with")
+        return self
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that is measured."""
+        claimed = [m for c in self.claims for m in (c.metric, c.baseline_metric) if m]
+        return list(dict.fromkeys([*claimed, *self.panel]))

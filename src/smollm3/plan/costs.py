@@ -142,10 +142,11 @@ class _Planner:
             case ExportStage():
                 note = f"{parents[0]} as {', '.join(stage.to)}"
             case EvalStage():
-                note = f"{len(stage.claims)} claims on {len(parents)} models"
+                claims = "1 claim" if len(stage.claims) == 1 else f"{len(stage.claims)} claims"
+                note = f"{claims} on {len(parents)} models"
             case BenchmarkStage():
                 of = f"first {stage.limit:,} items" if stage.limit else "all items"
-                note = f"{parents[0]} on {stage.suite or ', '.join(stage.tasks)}, {of}"
+                note = f"{' and '.join(parents)} on {stage.suite or ', '.join(stage.tasks)}, {of}"
         return StageCost(name, stage.kind, note, self.models.get(name))
 
     def _vocab(self) -> tuple[int, str]:

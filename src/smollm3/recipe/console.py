@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from smollm3.eval.panel import read_panel
+from smollm3.eval.panel import table as panel_table
 from smollm3.files import read_json
 from smollm3.recipe.graph import final_model
 from smollm3.recipe.runner import Events, Run
 from smollm3.recipe.schema import Recipe, Stage
+from smollm3.report.watch import watched
 from smollm3.train import Stopped
 
 WIDE = 100  # columns that a bar, its times and the detail beside it take
@@ -110,13 +114,18 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[str]) -> None:
-    """Run with progress; end with the score card and what to do next."""
+def run_on_console(
+    recipe: Recipe, out: Path, only: str | None, redo: Iterable[str], watch: bool = False
+) -> None:
+    """Run with progress; end with the score card and what to do next. watch: serve the report
+    meanwhile."""
     console = wide_console()
     view = RunConsole(console)
     started = time.monotonic()
     try:
-        with view.bar:
+        with watched(out) if watch else nullcontext() as url, view.bar:
+            if url is not None:
+                console.print(f"watch it: {url}", highlight=False)
             Run(recipe, out, view.events()).execute(only, redo)
     except Stopped as stop:
         console.print(f"stopped at step {stop.step} of {view.stage}; run again to resume")
@@ -127,6 +136,9 @@ def run_on_console(recipe: Recipe, out: Path, only: str | None, redo: Iterable[s
         from smollm3.eval import table
 
         console.print(table(read_json(scorecard)))
+    panels = [panel for name in recipe.stages if (panel := read_panel(out / name)) is not None]
+    if panels:
+        console.print(panel_table(panels))
     console.print(f"report: {out / 'report.html'}", highlight=False)
     final = final_model(recipe)
     if final and (out / final / "stage.json").exists():

@@ -21,9 +21,8 @@ from smollm3 import checkpoint
 from smollm3.chat import default_template
 from smollm3.checkpoint.gguf.write import architecture
 from smollm3.config.yaml import parse_yaml
-from smollm3.data.detect import source_of
-from smollm3.data.spec import Source
 from smollm3.errors import UserError
+from smollm3.eval.panel import TASKS, missing
 from smollm3.infer.backends.memory import free_bytes
 from smollm3.machine import has_bfloat16_units
 from smollm3.model import ModelConfig
@@ -33,7 +32,7 @@ from smollm3.recipe.edit import Path as Key
 from smollm3.recipe.edit import RecipeText
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.own_data import Looked, look
-from smollm3.recipe.schema import ChatIdentity, Recipe, SynthSource
+from smollm3.recipe.schema import ChatIdentity, Recipe
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
@@ -204,7 +203,8 @@ class _Planner:
         long = float(np.quantile(source.lengths, 0.99))
         wanted = self.wish.context or min(max(128, 2 ** math.ceil(math.log2(long))), most)
         cut = int((source.lengths > wanted + 1).sum())
-        lost = f"{cut:,} are longer and are {'left out' if source.is_pairs else 'cut'}"
+        are = "is" if cut == 1 else "are"
+        lost = f"{cut:,} {are} longer and {are} {'left out' if source.is_pairs else 'cut'}"
         why = f"99% have at most {long:,.0f} tokens" + (f"; {lost}" if cut else "")
         self._set((*at, "context"), wanted, f"--context; {why}" if self.wish.context else why)
         if wanted > most:
@@ -224,10 +224,11 @@ class _Planner:
         )
         stage = self._recipe().stages[str(at[1])]
         assert isinstance(stage, TrainStage)
-        for kind, recompute, rows in self._choices(at):
+        for kind, moments, recompute, rows in self._choices(at):
             adapter = _adapter(kind)
             choice: dict[str, Any] = {
                 "adapter": adapter,
+                "optimizer": stage.optimizer.model_copy(update={"moments": moments}),
                 "recompute": recompute,
                 "micro_batch": rows,
             }
@@ -254,20 +255,25 @@ class _Planner:
             said = "--adapter; " if wish.adapter != "auto" else ""
             why = f"{said}{count(learnt)} weights are trained, {share:.1%} of the model's; {needs}"
         self._set((*at, "adapter"), _adapter(kind), why)
+        if moments != "float32":
+            self._set((*at, "optimizer", "moments"), moments, "those in float32 would not fit")
         if recompute != "none":
             self._set((*at, "recompute"), recompute, "what the backward pass needs would not fit")
         self._set((*at, "micro_batch"), rows, "rows at once, the rest of a batch one after another")
 
-    def _choices(self, at: Key) -> list[tuple[str, str, int]]:
-        """(adapter, recompute, micro_batch), best first."""
+    def _choices(self, at: Key) -> list[tuple[str, str, str, int]]:
+        """(adapter, moments, recompute, micro_batch), best first."""
         asked = self.wish.adapter
         kinds = ["lora", "qlora"] if asked == "auto" else [asked]
         batch = self._value((*at, "batch"))
         # More rows at once bring nothing on a CPU.
         sizes = [1] if self.machine.is_cpu else [n for n in (8, 4, 2, 1) if batch % n == 0]
+        # An adapter's moments are few; torchao has the 8-bit ones.
+        both = asked == "full" and find_spec("torchao") is not None
         return [
-            (kind, recompute, rows)
+            (kind, moments, recompute, rows)
             for kind in kinds
+            for moments in (("float32", "8bit") if both else ("float32",))
             for recompute in ("none", "selective", "full")
             for rows in (sizes if recompute == "none" else [1])
         ]
@@ -318,42 +324,71 @@ class _Planner:
                 ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
             )
             self._set(("stages", "compare", "answers"), 4, "written in a minute here")
+        self._panel()
         if find_spec("gguf") is not None and _fits_gguf(self.config):
             why = "for transformers and vLLM; for llama.cpp"
             self._set(("stages", "export", "to"), ["hf:bfloat16", "gguf:q8_0"], why)
 
+    def _panel(self) -> None:
+        """Real tasks before and after, where they can be had without asking anybody."""
+        at: Key = ("stages", "benchmarks")
+        self.text.set((*at, "beside"), self.wish.base)
+        if any(override.startswith("stages.benchmarks") for override in self.wish.overrides):
+            return
+        why = ""
+        if find_spec("lm_eval") is None:
+            why = "pip install 'smollm3[eval]'"
+        elif gone := missing():
+            why = f"the data of {', '.join(gone)} are not in the Hub's cache here"
+        if why:
+            self.text.remove(at)
+            data = "--set stages.benchmarks.data=FOLDER takes them from a folder"
+            self.said.append(f"stages.benchmarks: left out: {why}; {data}")
+        else:
+            self.said.append(f"stages.benchmarks: {', '.join(TASKS)}, before and after")
+
     def _shorten(self, sources: Sequence[Looked]) -> None:
         """A stage that a CPU would not finish soon gets fewer steps, said loudly."""
+        looked = {source.name: source for source in sources}
         for cost in self._costs(sources):
             at: Key = ("stages", cost.name)
-            if cost.seconds is None or cost.steps is None or cost.seconds <= LONGEST:
+            [name] = self._value((*at, "mixture"))
+            seconds = (cost.seconds or 0) * looked[name].work(self._value((*at, "context")))
+            if cost.steps is None or seconds <= LONGEST:
                 continue
             if self._value((*at, "epochs")) is None or self._is_asked(f"stages.{cost.name}.epochs"):
                 continue
-            steps = max(10, int(cost.steps * LONGEST / cost.seconds))
+            steps = max(10, int(cost.steps * LONGEST / seconds))
             self.text.remove((*at, "epochs"))
             part = steps / cost.steps * 100
             self._set(
                 (*at, "steps"),
                 steps,
                 f"{duration(LONGEST)} on this CPU, {part:.0f}% of the {cost.steps:,} steps that "
-                f"all epochs need ({duration(cost.seconds)}): more of them learn more",
+                f"all epochs need ({duration(seconds)}): more of them learn more",
             )
 
     def _is_asked(self, name: str) -> bool:
         return any(override.partition("=")[0] == name for override in self.wish.overrides)
 
     def _pace(self, sources: Sequence[Looked]) -> None:
-        """How often a stage looks at what is held out, and saves: about ten and five times."""
+        """How often a stage looks at what is held out, and saves: up to ten and about five times.
+
+        A row that is looked at costs half of one that is trained on; together at most a fifth of
+        the work, but three looks at four rows.
+        """
         held = {source.name: source.held for source in sources}
         for cost in self._costs(sources):
             if cost.steps is None or self._is_asked(f"stages.{cost.name}.validation"):
                 continue
             at: Key = ("stages", cost.name)
             [name] = self._value((*at, "mixture"))
-            rows = min(held[name], max(4, cost.steps * self._value((*at, "batch")) // 40))
-            every = max(1, math.ceil(cost.steps / 10))
-            why = f"about ten looks at {rows} held-out rows, a tenth of the work; the best is kept"
+            trained = cost.steps * self._value((*at, "batch"))
+            rows = min(held[name], max(4, trained // 40))
+            every = math.ceil(cost.steps / min(10, max(3, 0.4 * trained / rows)))
+            looks = math.ceil(cost.steps / every)
+            share = looks * rows / 2 / trained
+            why = f"{looks} looks at {rows} held-out rows, {share:.0%} on top; the best is kept"
             current = self._value((*at, "validation"))
             self._set((*at, "validation"), current | {"every": every, "rows": rows}, why)
             self.text.set((*at, "save_every"), max(1, math.ceil(cost.steps / 5)))
@@ -399,20 +434,3 @@ def _adapter(kind: str) -> dict[str, Any] | None:
 def _power_below(n: float, least: int, most: int) -> int:
     """The largest power of two up to n, within limits."""
     return min(max(1 << int(math.log2(max(n, 1))), least), most)
-
-
-def check_same(text: str, wish: Wish, file: Path) -> None:
-    """UserError where the recipe that lies there is for another model or other data."""
-    recipe = load_recipe_text(text, str(file))
-    wanted = [source_of(where) for where in (wish.data, wish.pairs) if where]
-    stages = [s for s in recipe.stages.values() if isinstance(s, TrainStage)]
-    if (
-        sorted(map(_place, wanted)) != sorted(map(_place, recipe.sources.values()))
-        or not stages
-        or stages[0].from_ != wish.base
-    ):
-        raise UserError(f"{file}: is for another model or other data; take another --out")
-
-
-def _place(source: Source | SynthSource) -> tuple[str, ...]:
-    return getattr(source, "repo", ""), *getattr(source, "files", ())

@@ -37,6 +37,8 @@ def model_parents(recipe: Recipe) -> dict[str, list[str]]:
             case TrainStage() | BenchmarkStage() | ExportStage():
                 start = stage.from_ or above
                 parents[name] = [start] if start else []
+                if start and isinstance(stage, BenchmarkStage) and stage.beside:
+                    parents[name].append(stage.beside)
             case TokenizerStage() | SynthStage():
                 parents[name] = []
         if makes_model(stage):
@@ -63,7 +65,7 @@ def sources_of(stage: Stage, recipe: Recipe) -> list[str]:
         case SynthStage():
             return stage.prompts
         case EvalStage():
-            metrics = [m for c in stage.claims for m in (c.metric, c.baseline_metric) if m]
+            metrics = stage.metrics
             named = [m.removeprefix("loss/") for m in metrics if m.startswith("loss/")]
             pairs = [
                 s

@@ -18,7 +18,8 @@ from smollm3.data.sources import fingerprint, raw_rows
 from smollm3.data.spec import FileSource, Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
-from smollm3.eval.results import ITEMS, RESULTS, rows_in
+from smollm3.eval.panel import Panel, of_results, read_panel
+from smollm3.eval.results import ITEMS, RESULTS, read_results, rows_in
 from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.files import read_json, sha256_json, write_json
 from smollm3.model import ModelConfig
@@ -43,6 +44,8 @@ from smollm3.train import TrainJob, WorkerGroup
 from smollm3.train.job import StepRecord
 from smollm3.train.metrics import keeps
 from smollm3.train.spec import TrainStage
+
+BESIDE = "beside"  # in the folder of a benchmark stage: the same of its second model
 
 Progress = Callable[[str, float, float, str], None]
 Warn = Callable[[str], None]
@@ -338,10 +341,12 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
         name: data.Shard.open(shard.folder, split="heldout") for name, shard in shards.items()
     }
     card = evaluate(stage, inputs.parents, heldout, inputs.recipe.seed, progress)
-    samples, answers = card.pop("samples"), card.pop("answers")
+    samples, answers, panel = (card.pop(part) for part in ("samples", "answers", "panel"))
 
     def save(out: Path) -> None:
         write_json(out / "scorecard.json", card)
+        if panel is not None:
+            panel.write(out)
         write_json(out / "samples.json", samples)
         write_json(out / "answers.json", answers)
 
@@ -355,19 +360,26 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
 
 
 def _benchmark(stage: BenchmarkStage, inputs: StageInputs, progress: Progress) -> StageResult:
-    from smollm3.eval.run import benchmark  # PyTorch and the engine
+    from smollm3.eval.run import Outcome, benchmark  # PyTorch and the engine
 
-    assert inputs.parent is not None  # the recipe's check
-    name = next(iter(inputs.parents))
+    outcomes: list[Outcome] = []
+    for name, model in inputs.parents.items():
 
-    class View:
-        @staticmethod
-        def progress(what: str, done: int, total: int, fresh: int) -> None:
-            progress("evaluating", done, total, what)
+        class View:
+            @staticmethod
+            def progress(what: str, done: int, total: int, fresh: int, name: str = name) -> None:
+                progress("evaluating", done, total, f"{what} of {name}")
 
-    items = inputs.work / ITEMS
-    outcome = benchmark(stage, inputs.parent, name, inputs.recipe.seed, items, View)
-    return StageResult(outcome.write, metrics={"tasks": len(outcome.found["results"])})
+        items = inputs.work / (f"beside-{ITEMS}" if outcomes else ITEMS)
+        outcomes.append(benchmark(stage, model, name, inputs.recipe.seed, items, View))
+
+    def save(out: Path) -> None:
+        outcomes[0].write(out)
+        for other in outcomes[1:]:
+            other.write(out / BESIDE)
+            of_results(read_results(out / BESIDE), read_results(out)).write(out)
+
+    return StageResult(save, metrics={"tasks": len(outcomes[0].found["results"])})
 
 
 def _base_of(inputs: StageInputs) -> str | None:
@@ -396,6 +408,12 @@ def _claims(inputs: StageInputs) -> list[dict[str, Any]]:
     return [claim for card in cards for claim in read_json(card)["claims"]]
 
 
+def _panels(inputs: StageInputs) -> list[Panel]:
+    """What the run's finished stages say of before and after."""
+    found = [read_panel(inputs.data.parent / name) for name in inputs.recipe.stages]
+    return [panel for panel in found if panel is not None]
+
+
 def _benchmarks(inputs: StageInputs) -> list[tuple[str, ...]]:
     """Rows of the scores of this model, from the run's benchmark stages."""
     parents = model_parents(inputs.recipe)
@@ -403,7 +421,7 @@ def _benchmarks(inputs: StageInputs) -> list[tuple[str, ...]]:
     return [
         row
         for name, stage in inputs.recipe.stages.items()
-        if isinstance(stage, BenchmarkStage) and parents[name] == mine
+        if isinstance(stage, BenchmarkStage) and parents[name][:1] == mine
         if (file := inputs.data.parent / name / RESULTS).exists()
         for row in rows_in(read_json(file))
     ]
@@ -419,6 +437,7 @@ def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
         base=_base_of(inputs),
         sources=_trained_on(inputs),
         claims=_claims(inputs),
+        panels=_panels(inputs),
         benchmarks=_benchmarks(inputs),
     )
 

@@ -9,6 +9,7 @@ import yaml
 
 from smollm3.data.spec import HubSource, Source
 from smollm3.eval import interval, show
+from smollm3.eval.panel import Panel
 
 
 def model_card(
@@ -19,12 +20,14 @@ def model_card(
     base: str | None = None,
     sources: Mapping[str, Source] | None = None,
     claims: Sequence[dict[str, Any]] = (),
+    panels: Sequence[Panel] = (),
     benchmarks: Sequence[tuple[str, ...]] = (),
 ) -> str:
     """How to use the model, what it was trained on, how good it is, and how it was made.
 
     lineage: {"stage", "digest"} from the first ancestor to the model itself. license: as the Hub
-    spells it. base: the model that training began with. claims: of a score card.
+    spells it. base: the model that training began with. claims: of a score card. panels: of what
+    it could before.
     benchmarks: (task, metric, score, interval, items) of each row.
     """
     head: dict[str, Any] = {
@@ -60,7 +63,7 @@ ids = tokenizer.apply_chat_template(
 )
 print(tokenizer.decode(model.generate(**ids)[0]))
 ```
-{_data(sources or {})}{_evaluation(claims)}{_benchmarks(benchmarks)}
+{_data(sources or {})}{_evaluation(claims)}{_panels(panels)}{_benchmarks(benchmarks)}
 ## Made by
 
 | stage | checksum |
@@ -108,6 +111,21 @@ def _evaluation(claims: Sequence[dict[str, Any]]) -> str:
 Intervals are 95%. Losses are nats a token on documents that training never saw.
 
 | claim | value | interval | baseline | difference | verdict |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def _panels(panels: Sequence[Panel]) -> str:
+    if not panels:
+        return ""
+    rows = "\n".join(f"| {' | '.join(row.cells())} |" for p in panels for row in p.rows)
+    return f"""
+## What it could before
+
+The same items before and after training; intervals of the difference are 95%.
+
+| metric or task | before | after | difference | items | |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 """

@@ -31,8 +31,11 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def render(run: RunRecord) -> str:
-    """The report as HTML. Every text of a model or a data set is escaped: it cannot be markup."""
+def render(run: RunRecord, refresh: int | None = None) -> str:
+    """The report as HTML. Every text of a model or a data set is escaped: it cannot be markup.
+
+    refresh: seconds after which a browser is to ask for it again.
+    """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -43,8 +46,10 @@ def render(run: RunRecord) -> str:
     template = environment.from_string((files / "report.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         run=run,
+        refresh=refresh,
         facts=_facts(run),
         cards=[(s.name, _claims(s.scorecard)) for s in run.done if s.scorecard is not None],
+        panels=[stage.panel for stage in run.done if stage.panel is not None],
         benchmarks=[(s.name, s.benchmarks) for s in run.done if s.benchmarks],
         charts=_charts(run),
         mixtures=_mixtures(run),

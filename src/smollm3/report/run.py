@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from smollm3 import checkpoint
 from smollm3.data.spec import PREFERENCE_LOSSES
 from smollm3.errors import UserError
+from smollm3.eval.panel import Panel, read_panel
 from smollm3.eval.results import RESULTS, rows_in
 from smollm3.files import read_json
+from smollm3.train.metrics import STEPS
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,18 @@ class StageRecord:
     """A stage of the recipe with what it left: stage.json and the rows of metrics.jsonl.
 
     benchmarks: (task, metric, score, interval, items) of each row of its table. state: "done",
-    "begun" (it has metrics but no result yet) or "waiting".
+    "begun" (it has metrics but no result yet) or "waiting". of: steps of a stage that has begun.
     """
 
     name: str
     config: dict[str, Any]
     state: str
+    of: int | None = None
     record: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     scorecard: dict[str, Any] | None = None
     benchmarks: list[tuple[str, ...]] = field(default_factory=list)
+    panel: Panel | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 
@@ -52,6 +57,15 @@ class StageRecord:
     @property
     def _taken(self) -> int:
         return sum(self.record.get("tokens", {}).values())
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until its last step, at the pace of the latest ones; None where the number of
+        steps is not known."""
+        if self.of is None or not self.steps:
+            return None
+        pace = statistics.median(row["seconds"] for row in self.steps[-20:])
+        return float(pace * (self.of - self.steps[-1]["step"]))
 
     @property
     def skipped_steps(self) -> list[int]:
@@ -98,7 +112,9 @@ def _read_stage(folder: Path, name: str, config: dict[str, Any]) -> StageRecord:
     begun = folder / ".work" / name
     if not (done / "stage.json").exists():
         steps = _rows(begun / "metrics.jsonl")
-        return StageRecord(name, config, "begun" if steps else "waiting", steps=steps)
+        file = begun / STEPS
+        of = read_json(file)["steps"] if steps and file.exists() else None
+        return StageRecord(name, config, "begun" if steps else "waiting", of, steps=steps)
     scorecard, samples, answers = (
         done / f"{name}.json" for name in ("scorecard", "samples", "answers")
     )
@@ -110,6 +126,7 @@ def _read_stage(folder: Path, name: str, config: dict[str, Any]) -> StageRecord:
         steps=_rows(done / "metrics.jsonl"),
         scorecard=read_json(scorecard) if scorecard.exists() else None,
         benchmarks=rows_in(read_json(done / RESULTS)) if (done / RESULTS).exists() else [],
+        panel=read_panel(done),
         samples=read_json(samples) if samples.exists() else [],
         answers=read_json(answers) if answers.exists() else [],
     )

@@ -78,12 +78,13 @@ def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
         layout, stage = chosen(job.model, stage, group.size, card, LOGITS)
     else:
         layout = Layout.of(job.parallel, group.size)
-    if stage.adapter is not None and not layout.whole:
+    if stage.is_whole and not layout.whole:
+        what = "optimizer: moments: 8bit" if stage.adapter is None else "adapter"
         raise UserError(
-            f"adapter: every process holds the whole model, which {layout} would split; "
+            f"{what}: every process holds the whole model, which {layout} would split; "
             "set parallel to replicate alone"
         )
-    if layout.whole and (group.device.type == "cpu" or stage.adapter is not None):
+    if layout.whole and (group.device.type == "cpu" or stage.is_whole):
         return Replicated(group, stage)
     from smollm3.train.parallel import Sharded  # its imports take seconds
 
@@ -133,20 +134,22 @@ class Trainer:
     def _warn_of_lengths(self, warn: Warn) -> None:
         context = self.stage.context
         for name, n in self.loader.truncated.items():
-            warn(f"{name}: {n} documents are longer than a row of {context} tokens and are cut")
+            warn(f"{name}: documents longer than a row of {context} tokens, which are cut: {n}")
         for name, n in self.loader.left_out.items():
-            warn(f"{name}: {n} pairs are longer than a row of {context} tokens and are left out")
+            warn(f"{name}: pairs longer than a row of {context} tokens, which are left out: {n}")
         for name, n in self.loader.untrained.items():
             warn(
-                f"{name}: {n} conversations are left out, as their answers begin beyond a row of "
-                f"{context} tokens"
+                f"{name}: conversations whose answers begin beyond a row of {context} tokens, "
+                f"which are left out: {n}"
             )
 
     def _warn_of_bfloat16(self, warn: Warn) -> None:
         if not has_bfloat16_units():
             warn("this CPU has no units for bfloat16; precision: float32 is several times as fast")
 
-    def _begin(self, shards: dict[str, Shard], warn: Warn) -> tuple[Transformer, torch.optim.AdamW]:
+    def _begin(
+        self, shards: dict[str, Shard], warn: Warn
+    ) -> tuple[Transformer, torch.optim.Optimizer]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
         found, self.digest = None, ""
         if self.group.is_main_process:
@@ -158,7 +161,7 @@ class Trainer:
         optimizer = optimizers.adamw(model, self.stage.optimizer)
         if step:
             weights: dict[str, Tensor] = {f"model/{n}": p for n, p in trained(model).items()}
-            tensors = weights | optimizers.empty_tensors(model)
+            tensors = weights | optimizers.empty_tensors(optimizer, model)
             progress = checkpoints.read(self.folder, int(step), tensors)
             self.progress = found or progress
             moments = {name: tensor for name, tensor in tensors.items() if name not in weights}
@@ -312,9 +315,7 @@ class Trainer:
     def _update(self, lr: float, weight: float, grad_norm: float) -> None:
         """AdamW on the gradient of the global mean, clipped to the stage's norm."""
         self.gradients.scale(min(1.0, self.stage.clip / (grad_norm + 1e-6)) / weight)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        optimizers.update(self.optimizer, lr)
 
     def _given_up(self, k: int, loss: float, grad_norm: float) -> str:
         since, now = self.loader.used(max(0, k + 1 - PATIENCE)), self.loader.used(k + 1)

@@ -132,11 +132,11 @@ def training_memory(
 
     on_gpus: there FSDP, where weights, gradients and moments are float32 shards (16 bytes a
     parameter over shard x cp x tp) and the layers at work are gathered in the stage's precision.
-    On a CPU, and under an adapter, whose base is frozen, every process holds them whole. chunk:
-    logits in memory at once.
+    On a CPU, under an adapter, whose base is frozen, and with 8-bit moments (a code for each and a
+    scale of 4 bytes for 256) every process holds them whole. chunk: logits in memory at once.
     """
     adapter = stage.adapter
-    sharded = on_gpus and adapter is None
+    sharded = on_gpus and not stage.is_whole
     half = stage.is_half
     e = 2 if half else 4
     parts = layout.shard * layout.cp * layout.tp
@@ -190,7 +190,7 @@ def training_memory(
     return Memory(
         weights=weights,
         gradients=4 * learnt,
-        moments=8 * learnt,
+        moments=8 * learnt if stage.optimizer.moments == "float32" else 2 * learnt + learnt // 32,
         activations=tokens * (layers + last * config.hidden // layout.tp),
         head=at_head + copies + logits,
         block=at_block + copies + again,
@@ -252,10 +252,10 @@ def candidates(
             for tp in (1, 2, 4, 8):
                 if config.kv_heads % tp or used % (cp * tp):
                     continue
-                if stage.adapter is not None and cp * tp > 1:
+                if stage.is_whole and cp * tp > 1:
                     continue  # every process holds the whole model
                 groups = used // (cp * tp)
-                shards = (1, 2, 4, 8, 16, 32, 64) if stage.adapter is None else (1,)
+                shards = (1, 2, 4, 8, 16, 32, 64) if not stage.is_whole else (1,)
                 for shard in [n for n in shards if groups % n == 0]:
                     layout = Layout(groups // shard, shard, cp, tp)
                     for recompute in policies[policies.index(stage.recompute) :]:

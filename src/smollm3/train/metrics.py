@@ -8,11 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from smollm3.files import disk_errors, write_atomic
+from smollm3.files import disk_errors, write_atomic, write_json
 
 # A row is some 170 bytes, so 4.7 million of them would be 800 MB that a report has to read.
 EVERY_ROW_UP_TO = 10_000
 ROWS = 200_000
+STEPS = "steps.json"  # beside the rows: how many steps there will be, for whoever watches
 
 
 def keeps(step: int, steps: int) -> bool:
@@ -30,6 +31,7 @@ class MetricsLog:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         rows = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
         write_atomic(path, b"".join(rows))
+        write_json(path.with_name(STEPS), {"steps": steps})
         self.path, self.steps = path, steps
         self._file = path.open("a", encoding="utf-8")
 

@@ -37,7 +37,9 @@ def peak_bytes(config: ModelConfig, stage: TrainStage, layout: Layout) -> int:
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
             forward = sharded.forward(model)
-            moments = {name: local(t) for name, t in optimizers.empty_tensors(model).items()}
+            optimizer = optimizers.adamw(model, stage.optimizer)
+            held = optimizers.empty_tensors(optimizer, model)
+            moments = {name: local(t) for name, t in held.items()}
             tracker: Any = MemTracker()
             tracker.track_external(model)
             with tracker, sharded.losses():
@@ -50,8 +52,8 @@ def peak_bytes(config: ModelConfig, stage: TrainStage, layout: Layout) -> int:
                 loss_N = negative_log_likelihood(model, h_BTE.flatten(0, 1), targets_N)
                 torch.autograd.backward(loss_N.sum())
             peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-        held = sum(moment.numel() * moment.itemsize for moment in moments.values())
-        return int(max(peak.values())) + held
+        taken = sum(moment.numel() * moment.itemsize for moment in moments.values())
+        return int(max(peak.values())) + taken
     finally:
         dist.destroy_process_group()
 

@@ -27,8 +27,13 @@ class LearningRate(StrictModel):
 
 
 class Optimizer(StrictModel):
-    """AdamW as published: no weight decay on embeddings, decay on norms."""
+    """AdamW as published: no weight decay on embeddings, decay on norms.
 
+    moments: how both are held: float32, or 8bit with a scale for each 256 (Dettmers et al. 2022),
+    2 bytes a weight instead of 8; every process then holds the whole model.
+    """
+
+    moments: Literal["float32", "8bit"] = "float32"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -133,6 +138,11 @@ class TrainStage(BatchSpec):
     parallel: Parallel | None = None
     save_every: int = Field(default=200, gt=0)
     keep_every: int | None = Field(default=None, gt=0)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every process holds the whole model, which `parallel` then can only replicate."""
+        return self.adapter is not None or self.optimizer.moments == "8bit"
 
     @property
     def is_half(self) -> bool:
