@@ -141,7 +141,7 @@ def compare_answers(mine, theirs, engine, settings, figures):
         prompt = Prompt(messages=tuple(said["messages"]), prefill=said["prefill"])
     before = target.request(Ask(prompt, max_tokens=ANSWER)).ids(engine.tokenizer)
     x, y = engine.tokenizer.encode(a), engine.tokenizer.encode(b)
-    same = next((i for i, (p, q) in enumerate(zip(x, y)) if p != q), None)
+    same = next((i for i, (p, q) in enumerate(zip(x, y, strict=False)) if p != q), None)
     assert same is not None, (a, b)
     likely = [engine.score([*before, *ids[: same + 1]], len(before) + same)[0] for ids in (x, y)]
     assert abs(likely[0] - likely[1]) < 2 * BOUND, (a, b, likely)
@@ -240,8 +240,8 @@ def test_real_items(real, kind):
 
 @pytest.mark.slow
 def test_real_texts(real):
-    rows = gzip.open(real.data / "squad/v1_validation_1000.jsonl.gz", "rt", encoding="utf-8")
-    with rows:
+    file = real.data / "squad/v1_validation_1000.jsonl.gz"
+    with gzip.open(file, "rt", encoding="utf-8") as rows:
         passages = list(dict.fromkeys(json.loads(line)["context"] for line in rows))
     texts = [*passages[: real.items // 10], "\n\n".join(passages[: real.items // 20])]
     compare_windows(real, texts)
