@@ -11,6 +11,7 @@ from smollm3.eval.maths import answer_number, as_number, average, number
 from smollm3.eval.measure import Measure
 from smollm3.eval.plots import heat_map
 from smollm3.eval.published import models, name_of, win_rates
+from smollm3.eval.questions import hotpotqa_scores
 from smollm3.eval.results import json_of, read_results
 
 # programs
@@ -348,3 +349,20 @@ def test_published_names():
 def test_results_hold_no_addresses():
     value = json_of({"f": as_number, "n": float("nan"), "o": object(), "s": {1}, 2: (True, None)})
     assert value == {"f": "as_number", "n": "nan", "o": "object", "s": [1], "2": [True, None]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "exact", "f1"),
+    [
+        ("The United States.", "united states", 1.0, 1.0),
+        ("in United States", "the united states", 0.0, 0.8),
+        ("yes, it is", "yes", 0.0, 0.0),
+        ("no", "No!", 1.0, 1.0),
+        ("", "united", 0.0, 0.0),
+    ],
+)
+def test_answers_by_the_rules_of_hotpotqa(answer, right, exact, f1):
+    assert hotpotqa_scores({"answer": right}, [answer]) == {
+        "exact_match": exact,
+        "f1": pytest.approx(f1),
+    }

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict, dataclass
 
 import pytest
 from tests.support.eval_data import (
@@ -20,7 +21,7 @@ from smollm3.eval.local import DataFolder, table
 from smollm3.eval.remote import until
 from smollm3.eval.results import ITEMS, RESULTS, measures, read_results, write_results
 from smollm3.eval.suites import names, suite_of
-from smollm3.eval.target import EngineTarget, Prompt, Settings
+from smollm3.eval.target import EngineTarget, Prompt, Settings, Written
 from smollm3.infer import SamplingParams
 from smollm3.infer.backends import BLOCK
 
@@ -250,19 +251,40 @@ def test_a_pair_is_cut_as_the_harness_cuts_it(tokenizer):
         assert target.pair(Prompt(context), continuation) == theirs._encode_pair(
             context, continuation
         )
-    assert target.pair(Prompt(""), "the")[0] == [tokenizer.end_of_text_id]
+    end = tokenizer.encode_markup(tokenizer.named["eos_token"])
+    assert target.pair(Prompt(""), "the") == (end, tokenizer.encode("the"))
+
+
+def test_in_a_chat_the_blanks_before_an_option_are_scored_with_it(tokenizer):
+    """The template ends with a line's end, which the harness takes off the context."""
+    target = fake_target(tokenizer, Settings(chat=True))
+    prompt = Prompt(messages=({"role": "user", "content": "the"},))
+    context, rest = target.pair(prompt, "model")
+    whole = target.conversation(prompt).ids(tokenizer)
+    assert [*context, *tokenizer.encode("\n")] == whole
+    assert rest == tokenizer.encode("\nmodel")
+
+
+def test_a_column_that_some_rows_have_is_null_in_the_others(tokenizer, tmp_path):
+    options = {f"option_{letter}": letter for letter in "abcd"}
+    rows = [{"id": "1", "instruction": "the", "answer": "A", **options}]
+    rows.append({**rows[0], "option_e": "e", "answer": "E"})
+    write(tmp_path / "okapi/m_arc_de_test.jsonl.gz", rows)
+    found = evaluated(fake_target(tokenizer), Wanted(["arc_de"], data=tmp_path), tmp_path)
+    samples = found["samples"]["arc_de"]
+    assert [(len(s["arguments"]), s["target"]) for s in samples] == [(4, 0), (5, 4)]
 
 
 def test_a_long_text_is_read_in_windows_that_take_each_token_once(tokenizer):
     target = fake_target(tokenizer)
     text = "the model that answers the question " * 50
-    ids = [tokenizer.end_of_text_id, *tokenizer.encode(text)]
+    ids = [tokenizer.stop_ids[0], *tokenizer.encode(text)]
     context = target.engine.config.context
     assert len(ids) > 2 * context
     expected = 0.0
-    for start in range(0, len(ids) - 1, context - 1):
-        part = ids[start + 1 : start + context]
-        before = ids[: start + 1][-(context - len(part)) :]
+    for start in range(0, len(ids) - 1, context):
+        part = ids[start + 1 : start + context + 1]
+        before = ids[: start + 1][-(context + 1 - len(part)) :]
         expected += sum(target.engine.score([*before, *part], len(before)))
     assert target.score_all(text).result() == pytest.approx(expected, abs=1e-3)
 
@@ -272,9 +294,9 @@ def test_too_long_prompts_lose_their_beginning_and_are_counted(tokenizer):
     context = target.engine.config.context
     long = ("the model answers " * context).rstrip()
     said, _ = target.score(Prompt(long), " the question").result()
-    ids = tokenizer.encode(long + " the question")[-context:]
+    ids = tokenizer.encode(long + " the question")[-context - 1 :]  # the last is not read
     rest = len(tokenizer.encode(" the question"))
-    assert said == pytest.approx(sum(target.engine.score(ids, context - rest)), abs=1e-4)
+    assert said == pytest.approx(sum(target.engine.score(ids, len(ids) - rest)), abs=1e-4)
     assert target.cut == 1
 
 
@@ -317,3 +339,78 @@ def test_intervals_of_means_and_of_what_is_no_mean():
 
 def test_keys_tell_items_apart():
     assert key_of("score", "a", "b") != key_of("score", "ab", "") != key_of("answer", "a", "b")
+
+
+PASSAGES = [{"title": t, "paragraph_text": f"{t} was a model."} for t in ("Ann", "Bob")]
+MADE = {
+    "global_mmlu/fr.jsonl.gz": [
+        {"question": "q ", "option_a": "a", "option_b": "b", "option_c": "c", "option_d": "d",
+         "answer": letter}
+        for letter in "BD"
+    ],
+    "flores/dev.jsonl.gz": [
+        {"sentence_eng_Latn": f"the model {i}", "sentence_zho_Hans": f"日本 {i}"} for i in range(6)
+    ],
+    "flores/devtest.jsonl.gz": [{"sentence_eng_Latn": "the", "sentence_zho_Hans": "日本"}],
+    "hotpotqa/dev_distractor_first100.jsonl.gz": [
+        {"question": "Who?", "answer": "yes",
+         "context": {"title": ["Ann", "Bob"], "sentences": [["Ann", " was."], ["Bob."]]}}
+    ],
+    "musique/validation.jsonl.gz": [
+        {"question": "Who?", "answer": "Bob", "answer_aliases": ["Robert"], "paragraphs": PASSAGES,
+         "answerable": answerable}
+        for answerable in (True, False)
+    ],
+}  # fmt: skip
+
+
+class Saying(EngineTarget):
+    """Whose answer is a function of the prompt."""
+
+    def answer(self, ask):
+        return _Said(asdict(Written(self.says(ask.prompt.text), "stop", 1)))
+
+
+@dataclass
+class _Said:
+    value: dict
+
+    def done(self):
+        return True
+
+    def result(self):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "right", "prompt"),
+    [
+        ("flores_en-zh", "chrf", " 日本", "model 3\nChinese sentence:"),
+        ("hotpotqa_distractor", "f1", " The yes.", "Ann\nAnn was.\n\nBob\nBob.\n\nAnswer"),
+        ("musique_answerable", "f1", " robert", "Bob\nBob was a model.\n\nAnswer the"),
+    ],
+)
+def test_questions_and_translations(tokenizer, tmp_path, task, metric, right, prompt):
+    """An oracle has all, who says nothing has none."""
+    for name, rows in MADE.items():
+        write(tmp_path / name, rows)
+    for said, score in ((right, 1.0), ("", 0.0)):
+        target = Saying(fake_engine(tokenizer), "fake", Settings())
+        target.says = lambda _, said=said: said
+        found = evaluated(target, Wanted([task], data=tmp_path), tmp_path / f"{score}")
+        assert found["results"][task][f"{metric},none"] == pytest.approx(score)
+        (sample,) = found["samples"][task]
+        assert prompt in sample["arguments"][0][0]
+        assert measures(found)[task][f"{metric},none"].n == 1
+
+
+def test_global_mmlu_by_its_options(tokenizer, tmp_path):
+    for name, rows in MADE.items():
+        write(tmp_path / name, rows)
+    found = evaluated(
+        fake_target(tokenizer), Wanted(["global_mmlu_cloze_fr"], data=tmp_path), tmp_path
+    )
+    samples = found["samples"]["global_mmlu_cloze_fr"]
+    assert [s["target"] for s in samples] == [1, 3]
+    assert [a for a, *_ in samples[0]["arguments"]] == ["Question : q\nRéponse :"] * 4
+    assert [a[1] for a in samples[0]["arguments"]] == [" a", " b", " c", " d"]

@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 from smollm3.eval.journal import Journal, key_of
 from smollm3.eval.target import Ask, Prompt, Settings, Target, Work
 
-POLL_SECONDS = 0.002
+POLL_SECONDS = (0.001, 0.05)  # between two looks at what is on its way, at first and at most
 MAX_TOKENS = 256  # where a task names no limit, as the harness's own backends have it
 
 
@@ -132,7 +132,7 @@ class Adapter(LM):  # type: ignore[misc]
         """What is done, as it is done, with `at_once` on their way."""
         waiting = iter(asked)
         running: dict[str, Work] = {}
-        more = True
+        more, pause = True, POLL_SECONDS[0]
         while more or running:
             while more and len(running) < self.target.at_once:
                 entry = next(waiting, None)
@@ -142,5 +142,8 @@ class Adapter(LM):  # type: ignore[misc]
             finished = [key for key, work in running.items() if work.done()]
             for key in finished:
                 yield key, running.pop(key).result()
-            if not finished and running:
-                time.sleep(POLL_SECONDS)
+            if finished or not running:
+                pause = POLL_SECONDS[0]
+            else:  # a look costs time of the processor too
+                time.sleep(pause)
+                pause = min(2 * pause, POLL_SECONDS[1])

@@ -163,6 +163,12 @@ def _renamed(row: Row, columns: dict[str, str]) -> Row:
     return {**row, **{new: row[old] for new, old in columns.items()}}
 
 
+def _filled(rows: list[Row]) -> list[Row]:
+    """With the same columns in all: what a row has not is null, as on the Hub."""
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
 @contextmanager
 def data_sets(folder: Path | None) -> Iterator[Set[tuple[str, str | None, str]]]:
     """Within, the harness finds data sets in the folder; without one, or for those that the table
@@ -178,7 +184,7 @@ def data_sets(folder: Path | None) -> Iterator[Set[tuple[str, str | None, str]]]
 
     class Splits(dict[str, Any]):
         def __init__(self, path: str, name: str | None, rows: dict[str, list[Row]]) -> None:
-            super().__init__({s: datasets.Dataset.from_list(r) for s, r in rows.items()})
+            super().__init__({s: datasets.Dataset.from_list(_filled(r)) for s, r in rows.items()})
             self.key = path, name
 
         def __missing__(self, split: str) -> Any:

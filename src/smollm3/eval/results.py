@@ -61,16 +61,13 @@ def measures(found: Mapping[str, Any]) -> dict[str, dict[str, Measure]]:
             metric, _, filter_name = name.partition(",")
             if not filter_name or metric.endswith("_stderr") or not _is_number(value):
                 continue
-            values = [
-                float(s[metric])
-                for s in samples
-                if s.get("filter") == filter_name and _is_number(s.get(metric))
-            ]
+            items = [s for s in samples if s.get("filter") == filter_name]
+            values = [float(s[metric]) for s in items if _is_number(s.get(metric))]
             measure = _mean(values) if values else None
             if measure is None or not math.isclose(measure.value, value, abs_tol=1e-9):
                 error = results.get(f"{metric}_stderr,{filter_name}")
                 half = Z * error if _is_number(error) else 0.0
-                measure = Measure(float(value), value - half, value + half, len(values))
+                measure = Measure(float(value), value - half, value + half, len(items))
             out[task][name] = measure
     return out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -148,13 +148,12 @@ class EngineTarget:
 
     def score_all(self, text: str) -> Work:
         """The harness's windows: each token once, each window as full as possible."""
-        ids = self.tokenizer.encode(text)
-        size = self.engine.config.context - 1
-        first = self.tokenizer.end_of_text_id if self.tokenizer.bos is None else self.tokenizer.bos
+        ids = self._ids(text)
+        size = self.engine.config.context
         parts = []
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            before = [first, *ids[:start]][-(size + 1 - len(part)) :]
+            before = [self._first, *ids[:start]][-(size + 1 - len(part)) :]
             parts.append(_Score(self._submit(before, part)))
         return _Sum(parts)
 
@@ -167,12 +166,12 @@ class EngineTarget:
         """Ids of both, as the harness cuts them: blanks at the end of the context belong to the
         continuation, and its ids are what the context's leave of the whole."""
         if prompt.is_chat:
-            return self._read(prompt), self.tokenizer.encode(continuation)
+            context = self._read(prompt)
+            while (blank := self.tokenizer.decode(context[-1:])).isspace():
+                context, continuation = context[:-1], blank + continuation
+            return context, self.tokenizer.encode(continuation)
         if not prompt.text:
-            first = self.tokenizer.end_of_text_id if self.tokenizer.bos is None else None
-            before = [] if first is None else [first]
-            bos = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-            return bos + before, self.tokenizer.encode(continuation)
+            return [self._first], self.tokenizer.encode(continuation)
         text = prompt.text.rstrip()
         continuation = prompt.text[len(text) :] + continuation
         context = self._context_ids(text)
@@ -211,6 +210,14 @@ class EngineTarget:
             ids = ids[-room:]
         return Request(prompt=ids, params=params)
 
+    @cached_property
+    def _first(self) -> int:
+        """What a text is read behind that nothing stands before: the harness takes the token that
+        the tokenizer's files name as a beginning, or else as an end."""
+        named = self.tokenizer.named
+        name = named.get("bos_token") or named.get("eos_token")
+        return self.tokenizer.encode_markup(name)[0] if name else self.tokenizer.end_of_text_id
+
     def _read(self, prompt: Prompt) -> list[int]:
         return self.conversation(prompt).ids(self.tokenizer)
 
@@ -220,7 +227,7 @@ class EngineTarget:
 
     def _submit(self, context: list[int], rest: list[int]) -> Future[Tensor]:
         ids = [*context, *rest]
-        most = self.engine.config.context
+        most = self.engine.config.context + 1  # the last is not read
         if len(ids) > most:
             self.cut += 1
             ids = ids[-most:]

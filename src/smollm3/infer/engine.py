@@ -239,7 +239,7 @@ class Engine:
         jobs: list[Reading] = []
         futures: list[Future[Tensor]] = []
         for ids, first in zip(batch, firsts, strict=True):
-            self._check(ids)
+            self._check(ids, unread=1)
             if first < 1:
                 raise UserError(f"first: no token stands before place {first}; from 1 on")
             futures.append(Future())
@@ -393,11 +393,12 @@ class Engine:
             raise ContextOverflow(message, len(ids), 0, self.room)
         return ids
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def _check(self, ids: Sequence[int], unread: int = 0) -> None:
+        """unread: tokens at the end that nothing follows, which take no place in the context."""
         context, entries = self.config.context, self.config.vocab_size
         if not ids:
             raise UserError("the prompt is empty; give it at least one token")
-        if len(ids) > context:
+        if len(ids) - unread > context:
             message = f"{len(ids)} tokens do not fit the model's context of {context}"
             raise ContextOverflow(message, len(ids), 0, self.room)
         if not 0 <= min(ids) <= max(ids) < entries:
