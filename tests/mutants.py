@@ -103,6 +103,8 @@ MUTANTS = [
     Mutant("wrong maths kept", "synth/checks.py", 'else "wrong answer"', "else None", f"{U}synth.py"),
     Mutant("pairs that are both right", "synth/run.py", "if applies and self._verdict(other) is None:", "if False:", f"{U}synth.py"),
     Mutant("an answer to another question", "synth/run.py", "sha256_json([messages, mode, sample, *policy])", "sha256_json([prompt, mode, sample, *policy])", f"{U}synth.py"),
+    Mutant("a teacher here is known by its name alone", "synth/run.py", "else weights[teacher.model]", "else teacher.model", f"{U}synth_local.py"),
+    Mutant("every day has its own date", "synth/run.py", "return datetime.date.fromisoformat(first) if first else datetime.date.today()", "return datetime.date.today()", f"{U}synth_local.py"),
     Mutant("the weak one takes all threads", "synth/teacher.py", "threading.BoundedSemaphore(self.teacher.requests)", "threading.BoundedSemaphore(1000)", f"{U}synth.py"),
     Mutant("children of a synth stage stay", "recipe/graph.py", "reads = {*parents[name], *makers(spec, recipe)}", "reads = {*parents[name]}", f"{U}recipe_synth.py"),
     Mutant("asked anew when made again", "recipe/stages.py", "if known.exists() and not (inputs.work / ANSWERS).exists():", "if False:", f"{U}recipe_synth.py"),

@@ -37,7 +37,10 @@ def model_parents(recipe: Recipe) -> dict[str, list[str]]:
             case TrainStage() | BenchmarkStage() | ExportStage():
                 start = stage.from_ or above
                 parents[name] = [start] if start else []
-            case TokenizerStage() | SynthStage():
+            case SynthStage():
+                asked = stage.teachers().values()
+                parents[name] = list(dict.fromkeys(t.model for t in asked if t.url is None))
+            case TokenizerStage():
                 parents[name] = []
         if makes_model(stage):
             above = name
