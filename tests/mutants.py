@@ -59,7 +59,7 @@ MUTANTS = [
     Mutant("a context-parallel rank sees only its document's last tokens", "train/attention.py", "starts_k.append(b * S + start)", "starts_k.append(b * S + begin)", f"{U}train_attention.py"),
     Mutant("context-parallel ranks without balance", "train/layout.py", "(c, 2 * self.cp - 1 - c)", "(2 * c, 2 * c + 1)", f"{U}train_layout.py"),
     Mutant("ranks of one row taken for two", "train/layout.py", "return rank // (self.cp * self.tp)", "return rank // self.tp", f"{U}train_layout.py"),
-    Mutant("every nth checkpoint is deleted", "train/training_checkpoint.py", "if not keep_every or _step(old) % keep_every:", "if True:", f"{U}train_checkpoint.py"),
+    Mutant("every nth checkpoint is deleted", "train/training_checkpoint.py", "(keep_every and step % keep_every == 0)", "False", f"{U}train_checkpoint.py"),
     Mutant("rare rows are skipped for ever", "train/loss_spike.py", "rare = spike and not self.after_spike and self.alone >= RARE", "rare = False", f"{U}train_loss_spike.py"),
     Mutant("the last weights for the best", "train/loop.py", 'if spec.keep == "best" and looks.step < progress.step:', "if False:", f"{U}recipe_runs.py"),
     # adapters and fine-tuning
@@ -105,10 +105,12 @@ MUTANTS = [
     Mutant("an answer to another question", "synth/run.py", "sha256_json([messages, mode, sample, *policy])", "sha256_json([prompt, mode, sample, *policy])", f"{U}synth.py"),
     Mutant("a teacher here is known by its name alone", "synth/run.py", "else weights[teacher.model]", "else teacher.model", f"{U}synth_local.py"),
     Mutant("every day has its own date", "synth/run.py", "return datetime.date.fromisoformat(first) if first else datetime.date.today()", "return datetime.date.today()", f"{U}synth_local.py"),
-    Mutant("the weak one takes all threads", "synth/teacher.py", "threading.BoundedSemaphore(self.teacher.requests)", "threading.BoundedSemaphore(1000)", f"{U}synth.py"),
+    Mutant("the weak one takes all threads", "synth/teacher.py", "threading.BoundedSemaphore(teacher.requests)", "threading.BoundedSemaphore(1000)", f"{U}synth.py"),
     Mutant("children of a synth stage stay", "recipe/graph.py", "reads = {*parents[name], *makers(spec, recipe)}", "reads = {*parents[name]}", f"{U}recipe_synth.py"),
     Mutant("asked anew when made again", "recipe/stages.py", "if known.exists() and not (inputs.work / ANSWERS).exists():", "if False:", f"{U}recipe_synth.py"),
     Mutant("what was answered is asked again", "synth/run.py", "return [question for question in wanted if question.key not in self.answers]", "return wanted", f"{U}synth.py"),
+    Mutant("a copy is there before all of it is", "train/mirror.py", "return {step for step in self._steps() if self._system.exists(self._description(step))}", "return self._steps()", f"{U}train_mirror.py"),
+    Mutant("a copy is taken unchecked", "train/mirror.py", 'if checksums(partial / name for name in content["files"]) != content["files"]:', "if False:", f"{U}train_mirror.py"),
     Mutant("worst fit", "data/packing.py", "room = amounts[at]", "room = amounts[-1]", f"{U}data_packing.py"),
     # chat
     Mutant("header trained", "chat/render.py", "spans.append((len(prompt), stop.end()))", "spans.append((len(prompt) - 22, stop.end()))", RENDER),

@@ -269,6 +269,7 @@ def _train(
         seed=inputs.recipe.seed,
         threads=inputs.recipe.threads,
         parallel=stage.parallel or inputs.recipe.parallel,
+        states=inputs.recipe.states_of(inputs.name),
     )
 
     def on_step(record: StepRecord, steps: int) -> None:
