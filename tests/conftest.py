@@ -50,7 +50,15 @@ def make_job(tokenizer, tmp_path_factory):
         return shards[name]
 
     def make(
-        work, *, seed=0, parent=None, moments=None, start=None, parallel=None, **stage
+        work,
+        *,
+        seed=0,
+        parent=None,
+        moments=None,
+        start=None,
+        parallel=None,
+        states=None,
+        **stage,
     ) -> TrainJob:
         defaults = {
             "kind": "train",
@@ -83,6 +91,7 @@ def make_job(tokenizer, tmp_path_factory):
             work=str(work),
             seed=seed,
             parallel=Parallel(**parallel or {}),
+            states=states,
         )
 
     return make

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,3 +127,35 @@ def test_a_whole_models_checkpoint_is_read_by_shards(make_job, tmp_path):
         equal(weights(sharded, result), expected[0])
         equal(moments(result), expected[1])
     assert "layout shard 2 (was None)" in said[0]
+
+
+@pytest.mark.slow
+def test_three_ranks_go_on_from_what_two_left_at_a_url(make_job, tmp_path):
+    """On a machine with nothing but the URL; and a kill between tensors and description leaves the
+    copy before it."""
+    url = (tmp_path / "store").as_uri()
+    job = make_job(
+        tmp_path / "run", parallel={"shard": 2}, batch=6, steps=4, save_every=2, states=url
+    )
+    with WorkerGroup(2, tmp_path) as workers:
+        before = weights(job, workers.train(job))
+    store = tmp_path / "store"
+    assert {folder.name for folder in store.iterdir()} == {"step-2", "step-4"}
+    files = sorted(file.name for file in (store / "step-4").iterdir())
+    assert files[-1] == DESCRIPTION
+    assert [Path(file).suffix for file in files[:-1]] == [".safetensors", ".safetensors"]
+    shutil.rmtree(job.work)
+    Path(job.work).mkdir()
+    job = make_job(
+        tmp_path / "run", parallel={"shard": 3}, batch=6, steps=4, save_every=2, states=url
+    )
+    with WorkerGroup(3, tmp_path) as workers:
+        equal(weights(job, workers.train(job)), before)
+    shutil.rmtree(job.work)
+    Path(job.work).mkdir()
+    (store / "step-4" / DESCRIPTION).unlink()
+    steps = []
+    job = make_job(tmp_path / "run", batch=6, steps=4, save_every=2, states=url)
+    with WorkerGroup(1, tmp_path) as workers:
+        workers.train(job, lambda record, _: steps.append(record.step))
+    assert steps == [3, 4]

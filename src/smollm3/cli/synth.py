@@ -16,8 +16,9 @@ from smollm3.cli.options import SET
 def synth(recipe: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
     """Ask a teacher the prompts of RECIPE (a .yaml file), keep what passes its checks.
 
-    The teacher is any OpenAI-compatible URL, such as `smollm3 serve` gives. Every answer is kept as
-    it comes: run it again after a kill and nothing is asked twice. See docs/data.md.
+    The teacher is any OpenAI-compatible URL, such as `smollm3 serve` gives, or without a URL a
+    model that is loaded here. Every answer is kept as it comes: run it again after a kill and
+    nothing is asked twice. See docs/data.md.
     """
     from smollm3.config import read_document
     from smollm3.files import read_text
@@ -35,6 +36,12 @@ def synth(recipe: Path, out: Path | None, overrides: tuple[str, ...]) -> None:
     click.echo(f"{len(outcome.rows)} kept in {folder / spec.name}.jsonl")
     for reason, n in outcome.dropped.items():
         click.echo(f"  {n} dropped: {reason}")
+    for target in outcome.targets:
+        if target["kept"] < target["rows"]:
+            of = ", ".join(
+                str(target[key]) for key in ("domain", "language", "mode") if key in target
+            )
+            click.echo(f"  {target['kept']} of {target['rows']} of the target {of or 'any'}")
     if outcome.unanswered:
         click.echo(f"  {outcome.unanswered} requests without an answer; run again to ask them")
     for role, spent in outcome.ledger.items():

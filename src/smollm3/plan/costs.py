@@ -328,6 +328,6 @@ def _files(source: Source | SynthSource) -> list[Path] | None:
 def _asking(stage: SynthStage) -> str:
     """What a synth stage asks of whom."""
     answers = len(stage.modes) * stage.samples
-    asked = [stage.teacher, *([stage.pairs.weak] if stage.pairs else [])]
-    whom = " and ".join(f"{teacher.model} at {teacher.url}" for teacher in asked)
+    places = ((t.model, f"at {t.url}" if t.url else "here") for t in stage.teachers().values())
+    whom = " and ".join(map(" ".join, places))
     return f"{answers} to each of {', '.join(stage.prompts)} by {whom}"

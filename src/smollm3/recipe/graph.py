@@ -39,7 +39,10 @@ def model_parents(recipe: Recipe) -> dict[str, list[str]]:
                 parents[name] = [start] if start else []
                 if start and isinstance(stage, BenchmarkStage) and stage.beside:
                     parents[name].append(stage.beside)
-            case TokenizerStage() | SynthStage():
+            case SynthStage():
+                asked = stage.teachers().values()
+                parents[name] = list(dict.fromkeys(t.model for t in asked if t.url is None))
+            case TokenizerStage():
                 parents[name] = []
         if makes_model(stage):
             above = name

@@ -103,7 +103,7 @@ def _parent_problems(
         elif parent in recipe.stages:
             which = "itself" if parent == name else f"'{parent}', which comes later"
             yield at, f"starts from {which}; a parent comes before"
-        elif isinstance(stage, EvalStage | MergeStage) and not _is_outside(parent):
+        elif isinstance(stage, EvalStage | MergeStage | SynthStage) and not _is_outside(parent):
             yield at, f"'{parent}' is not a stage above{suggestion(parent, earlier)}"
     if not parents and not isinstance(stage, TrainStage | TokenizerStage | SynthStage):
         yield at, "has no model to read; put a train stage above it"

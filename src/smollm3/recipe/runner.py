@@ -36,6 +36,7 @@ from smollm3.report import write_report
 from smollm3.synth.spec import MANNER as ASKING
 from smollm3.synth.spec import SynthStage
 from smollm3.train import WorkerGroup
+from smollm3.train.mirror import Mirror
 from smollm3.train.spec import MANNER, TrainStage
 
 BEGUN = "recipe.json"
@@ -102,7 +103,8 @@ class Run:
             known = record["inputs"]["sources"]
             sources = known | self._changed_data(stage, inputs, record)
             if record["key"] == self._key(name, stage, sources, inputs):
-                shutil.rmtree(self._work(name), ignore_errors=True)
+                if self._work(name).exists():
+                    self._clear(name)
                 self.events.stage_skipped(name)
                 return
             new = [source for source in known if sources[source] != known[source]]
@@ -143,7 +145,7 @@ class Run:
                 "finished": time.time(),
             }
             write_json(temporary / "stage.json", record)
-        shutil.rmtree(self._work(name), ignore_errors=True)
+        self._clear(name)
         self._publish_results()
         self.events.stage_finished(name, record)
 
@@ -217,8 +219,19 @@ class Run:
 
     def _forget(self, name: str) -> None:
         """Set a stage to be made again. Its folder stays until the new one takes its place."""
-        shutil.rmtree(self._work(name), ignore_errors=True)
+        self._clear(name)
         (self.out / name / "stage.json").unlink(missing_ok=True)
+
+    def _clear(self, name: str) -> None:
+        """Delete what a stage needs only until it is done; copies elsewhere first, so that a kill
+        here is made up for when the stage is next skipped."""
+        states = self.recipe.states_of(name)
+        if states is not None and isinstance(self.recipe.stages[name], TrainStage):
+            try:
+                Mirror(states, self.events.warn).forget()
+            except OSError as e:
+                self.events.warn(f"states: {states}: cannot be deleted ({e})")
+        shutil.rmtree(self._work(name), ignore_errors=True)
 
     def _key(self, name: str, stage: Stage, sources: dict[str, str], inputs: StageInputs) -> str:
         return sha256_json(

@@ -135,7 +135,8 @@ class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
     than helps: two threads at 64 hidden are slower than one). parallel: how processes share the
     model; on GPUs, where nothing is said, the planner chooses. track: programs that are told the
-    steps of training, beside the run's own files."""
+    steps of training, beside the run's own files. states: a URL that fsspec knows, where copies of
+    training checkpoints lie as long as their stage is not done."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
@@ -144,12 +145,17 @@ class Recipe(StrictModel):
     parallel: Parallel = Parallel()
     hardware: Cluster | None = None
     track: list[TrackerName] = Field(default_factory=list)
+    states: str | None = None
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()
     sources: dict[str, Annotated[Source | SynthSource, Field(discriminator="kind")]] = Field(
         default_factory=dict
     )
     stages: dict[str, Stage] = Field(min_length=1)
+
+    def states_of(self, stage: str) -> str | None:
+        """The URL of a stage's training checkpoints."""
+        return self.states and f"{self.states.rstrip('/')}/{self.name}/{stage}"
 
     def ranks(self, parallel: Parallel) -> int:
         """Processes of a run on this machine that train with `parallel`."""

@@ -36,7 +36,8 @@ from smollm3.recipe.schema import (
 )
 from smollm3.recipe.trackers import Trackers
 from smollm3.report import model_card
-from smollm3.synth.run import ANSWERS, usable_prompts
+from smollm3.synth.prompts import usable_prompts
+from smollm3.synth.run import ANSWERS
 from smollm3.synth.run import Run as Synthesis
 from smollm3.synth.spec import SynthStage
 from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
@@ -184,6 +185,7 @@ def _synth(stage: SynthStage, inputs: StageInputs, progress: Progress, warn: War
         inputs.recipe.seed,
         inputs.work,
         lambda done, of: progress("asking", done, of, stage.teacher.model),
+        inputs.parents,
     ).execute()
     if outcome.unanswered:
         raise UserError(f"{outcome.unanswered} requests without an answer; run again to ask them")
@@ -270,6 +272,7 @@ def _train(
         seed=inputs.recipe.seed,
         threads=inputs.recipe.threads,
         parallel=stage.parallel or inputs.recipe.parallel,
+        states=inputs.recipe.states_of(inputs.name),
     )
 
     def on_step(record: StepRecord, steps: int) -> None:

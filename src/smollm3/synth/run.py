@@ -6,29 +6,29 @@ that a run which was killed goes on and ends in the same files.
 
 from __future__ import annotations
 
+import datetime
 import json
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from smollm3.data import places, readers
 from smollm3.data.order import permutation
 from smollm3.data.places import Span
-from smollm3.data.readers import Read
 from smollm3.data.sources import hash64
 from smollm3.errors import UserError
 from smollm3.files import disk_errors, folder_lock, sha256_json, write_atomic, write_json
 from smollm3.synth.checks import CHECKS, NearDuplicates, agreed, final_answer, value
-from smollm3.synth.spec import Asking, Mode, Synthesis, Target, Teacher
-from smollm3.synth.teacher import Client, Refused, Silent
+from smollm3.synth.prompts import messages_of, usable_prompts
+from smollm3.synth.spec import Asking, Mode, Role, Synthesis, Target, Teacher
+from smollm3.synth.teacher import Answerer, Client, Refused, Silent
 
 Row = dict[str, Any]
-Role = Literal["teacher", "weak"]
 MAX_SILENT = 20  # lost requests without an answer between them: the teacher is away
 ANSWERS = "answers.jsonl"
 
@@ -50,12 +50,13 @@ class Question:
 @dataclass(frozen=True)
 class Outcome:
     """What a run has made: rows in SmolTalk2's columns, the reasons against the others, requests
-    that found no answer, and what the teachers have cost."""
+    that found no answer, what the teachers have cost, and the targets with what is kept of each."""
 
     rows: list[Row]
     dropped: dict[str, int]
     unanswered: int
     ledger: dict[str, Any]
+    targets: list[dict[str, Any]]
 
     def record(self) -> dict[str, Any]:
         return {
@@ -63,6 +64,7 @@ class Outcome:
             "dropped": self.dropped,
             "by_mode": dict(Counter(map(_mode, self.rows))),
             "cost": self.ledger,
+            "targets": self.targets,
         }
 
     def write(self, path: Path) -> None:
@@ -87,25 +89,6 @@ def synthesise(spec: Synthesis, out: Path, tell: Callable[[str], None]) -> Outco
     return outcome
 
 
-def usable_prompts(reads: Iterable[Read], tell: Callable[[str], None]) -> list[Row]:
-    """The rows that ask something, each once; what is left out is told by reason."""
-    skipped: Counter[str] = Counter()
-    prompts: dict[str, Row] = {}
-    for read in reads:
-        messages = _messages(read.row) if isinstance(read.row, dict) else []
-        if read.fault is not None or not messages:
-            skipped[read.fault or "without a prompt"] += 1
-        elif (key := sha256_json(messages)) in prompts:
-            skipped["asked by another row already"] += 1
-        else:
-            prompts[key] = read.row
-    for reason, n in skipped.items():
-        tell(f"{n} prompts skipped: {reason}")
-    if not prompts:
-        raise UserError("prompts: none in its sources; rows need `prompt` or `messages`")
-    return list(prompts.values())
-
-
 class Run:
     """Asks what <folder>/answers.jsonl does not answer yet, and judges all answers."""
 
@@ -116,10 +99,14 @@ class Run:
         seed: int,
         folder: Path,
         progress: Callable[[int, int], None],
+        models: Mapping[str, Path] | None = None,
     ) -> None:
-        """progress: called with the answers of this round and how many it asks for."""
+        """progress: called with the answers of this round and how many it asks for. models: where
+        those lie that are asked here, by their names; what is missing is looked for."""
         self.spec, self.prompts, self.seed, self.folder = spec, prompts, seed, folder
         self.progress = progress
+        here = {teacher.model for teacher in spec.teachers().values() if teacher.url is None}
+        self.models = {name: (models or {}).get(name) or _located(name) for name in here}
         self.answers: dict[str, Row] = {}
         self.verdicts: dict[str, str | None] = {}
         self.unanswered = 0
@@ -128,21 +115,37 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ANSWERS
         self.answers = _read_answers(path)
-        with path.open("ab") as log:
+        with path.open("ab") as log, ExitStack() as open_:
+            asked: dict[Role, Answerer] = {}
             while missing := self._missing():
-                self._ask(missing, log)
+                for role in {question.role for question in missing} - asked.keys():
+                    asked[role] = open_.enter_context(closing(self._answerer(role)))
+                self._ask(missing, asked, log)
                 if any(question.key not in self.answers for question in missing):
                     break
         dropped: Counter[str] = Counter()
-        rows = [self._row(*kept) for kept in self._kept(dropped)]
-        return Outcome(rows, dict(sorted(dropped.items())), self.unanswered, self._ledger())
+        kept = list(self._kept(dropped))
+        return Outcome(
+            [self._row(*made) for made in kept],
+            dict(sorted(dropped.items())),
+            self.unanswered,
+            self._ledger(),
+            [
+                {**target.model_dump(exclude_none=True), "kept": self._count(target, kept)}
+                for target in self.spec.targets
+            ],
+        )
 
     # What is still to be asked
 
     @cached_property
     def _asked(self) -> list[list[Question]]:
         """The questions of each prompt, the weak one's behind the teacher's."""
-        policies = {role: [role, self.seed, *_policy(t)] for role, t in self._teachers().items()}
+        weights = {name: _digest(path) for name, path in self.models.items()}
+        policies = {
+            role: [role, self.seed, *_policy(teacher, weights)]
+            for role, teacher in self.spec.teachers().items()
+        }
         return [
             [
                 Question(prompt, mode, role, sha256_json([messages, mode, sample, *policy]))
@@ -150,12 +153,8 @@ class Run:
                 for sample in range(self.spec.samples)
                 for role, policy in policies.items()
             ]
-            for prompt, messages in enumerate(map(_messages, self.prompts))
+            for prompt, messages in enumerate(map(messages_of, self.prompts))
         ]
-
-    def _teachers(self) -> dict[Role, Teacher]:
-        teachers: dict[Role, Teacher] = {"teacher": self.spec.teacher}
-        return teachers | ({"weak": self.spec.pairs.weak} if self.spec.pairs else {})
 
     def _missing(self) -> list[Question]:
         """Questions without an answer: of all prompts; with targets, of as many prompts as could
@@ -167,7 +166,7 @@ class Run:
         missing: dict[Question, None] = {}
         kept = list(self._kept())
         for target in self.spec.targets:
-            gap = target.rows - sum(_fits(target, row, mode) for row, mode, _ in kept)
+            gap = target.rows - self._count(target, kept)
             for prompt in order:
                 if gap <= 0:
                     break
@@ -181,11 +180,28 @@ class Run:
                 gap -= len({question.mode for question in mine})
         return list(missing)
 
-    def _ask(self, questions: list[Question], log: Any) -> None:
+    @staticmethod
+    def _count(target: Target, kept: list[tuple[Row, Mode, Row]]) -> int:
+        return sum(_fits(target, row, mode) for row, mode, _ in kept)
+
+    def _answerer(self, role: Role) -> Answerer:
+        teacher = self.spec.teachers()[role]
+        if teacher.url is not None:
+            return Client(teacher, teacher.url)
+        from smollm3.synth.local import Local  # PyTorch and the engine
+
+        return Local(teacher, self.models[teacher.model], self._date)
+
+    @cached_property
+    def _date(self) -> datetime.date:
+        """What a model that is asked here is told is today: the day of the first answer, so that
+        those of a later day are as they would have been."""
+        first = next((a["date"] for a in self.answers.values() if "date" in a), None)
+        return datetime.date.fromisoformat(first) if first else datetime.date.today()
+
+    def _ask(self, questions: list[Question], asked: Mapping[Role, Answerer], log: Any) -> None:
         """Ask, many at a time; each answer is on the disk before it counts."""
-        stop = threading.Event()
-        clients = {role: Client(teacher, stop) for role, teacher in self._teachers().items()}
-        workers = sum(client.teacher.requests for client in clients.values())
+        workers = sum(teacher.requests for teacher in self.spec.teachers().values())
         todo = iter(questions)
         silent = answered = 0
         with ThreadPoolExecutor(workers) as pool:
@@ -193,7 +209,7 @@ class Run:
             try:
                 while True:
                     while len(pending) < workers and (question := next(todo, None)):
-                        pending[pool.submit(self._one, clients[question.role], question)] = question
+                        pending[pool.submit(self._one, asked[question.role], question)] = question
                     if not pending:
                         return
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -206,8 +222,8 @@ class Run:
                             silent += 1
                             if silent >= MAX_SILENT or silent >= len(questions):
                                 raise UserError(
-                                    f"teacher.url: {clients[question.role].teacher.url}: {e}; "
-                                    "what was answered is kept, run again to go on"
+                                    f"{asked[question.role].name}: {e}; what was answered is "
+                                    "kept, run again to go on"
                                 ) from None
                             continue
                         silent = 0
@@ -218,13 +234,15 @@ class Run:
                         answered += 1
                         self.progress(answered, len(questions))
             finally:
-                stop.set()
+                if pending:
+                    for answerer in asked.values():
+                        answerer.close()
                 pool.shutdown(cancel_futures=True)
 
-    def _one(self, client: Client, question: Question) -> Row:
+    def _one(self, answerer: Answerer, question: Question) -> Row:
         seed = hash64(question.key) % 2**31
         try:
-            return client.ask(_messages(self.prompts[question.prompt]), question.mode, seed)
+            return answerer.ask(messages_of(self.prompts[question.prompt]), question.mode, seed)
         except Refused as e:
             return {"refused": str(e), "input": 0, "output": 0}
 
@@ -309,7 +327,7 @@ class Run:
 
     def _row(self, prompt: Row, mode: Mode, made: Row) -> Row:
         """In SmolTalk2's columns."""
-        before = _messages(prompt)
+        before = messages_of(prompt)
         kwargs = {
             "custom_instructions": prompt.get("custom_instructions"),
             "enable_thinking": mode == "think",
@@ -325,7 +343,7 @@ class Run:
     def _ledger(self) -> dict[str, Any]:
         """Requests, tokens and money of each teacher."""
         ledger: dict[str, Any] = {}
-        for role, teacher in self._teachers().items():
+        for role, teacher in self.spec.teachers().items():
             mine = [a for a in self.answers.values() if a["role"] == role]
             read, written = (sum(a[key] for a in mine) for key in ("input", "output"))
             money = (read * teacher.input_price + written * teacher.output_price) / 1e6
@@ -333,9 +351,22 @@ class Run:
         return ledger
 
 
-def _policy(teacher: Teacher) -> list[Any]:
-    """What of a teacher its answers depend on."""
-    return [teacher.model, teacher.temperature, teacher.top_p, teacher.max_tokens]
+def _located(model: str) -> Path:
+    from smollm3.checkpoint import locate  # PyTorch, which a teacher elsewhere does not need
+
+    return locate(model)
+
+
+def _digest(path: Path) -> str:
+    from smollm3.checkpoint import digest
+
+    return digest(path)
+
+
+def _policy(teacher: Teacher, weights: Mapping[str, str]) -> list[Any]:
+    """What of a teacher its answers depend on. weights: checksums of those that are asked here."""
+    model = teacher.model if teacher.url is not None else weights[teacher.model]
+    return [model, teacher.temperature, teacher.top_p, teacher.max_tokens]
 
 
 _NEEDS = {
@@ -365,20 +396,6 @@ def _read_answers(path: Path) -> dict[str, Row]:
                 f"{path}:{number}: not an answer; delete the line to have it asked again"
             ) from None
     return found
-
-
-def _messages(row: Row) -> list[Row]:
-    """The conversation up to the user's last turn; empty where there is none."""
-    messages = row.get("messages")
-    if isinstance(row.get("prompt"), str) and row["prompt"].strip():
-        messages = [{"role": "user", "content": row["prompt"]}]
-    if not isinstance(messages, list):
-        return []
-    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
-        return []
-    roles = [message.get("role") for message in messages]
-    last = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
-    return [{"role": m["role"], "content": m["content"]} for m in messages[: last + 1]]
 
 
 def _assistant(answer: Row) -> Row:

@@ -11,6 +11,7 @@ from smollm3.config import StrictModel
 CHECKS = ("answer", "code", "instructions", "language", "agreement", "duplicates")
 Check = Literal["answer", "code", "instructions", "language", "agreement", "duplicates"]
 Mode = Literal["think", "no_think"]
+Role = Literal["teacher", "weak"]
 # Of a teacher: how it is reached, which changes no answer.
 MANNER = frozenset(
     {"url", "key_env", "requests", "per_minute", "timeout", "attempts"}
@@ -19,14 +20,15 @@ MANNER = frozenset(
 
 
 class Teacher(StrictModel):
-    """A model behind an OpenAI-compatible URL (up to /v1).
+    """A model behind an OpenAI-compatible URL (up to /v1); without `url`, one that is loaded here.
 
-    key_env: environment variable that holds its key. requests: under way at a time. per_minute:
-    started in a minute at most. timeout: seconds until a request counts as lost.
+    model: as the URL names it; without `url`, a folder, GGUF file, Hub id, short name or, in a
+    recipe, a stage. key_env: environment variable that holds its key. requests: under way at a
+    time. per_minute: started in a minute at most. timeout: seconds until a request counts as lost.
     input_price, output_price: money for a million tokens, for the cost ledger.
     """
 
-    url: str
+    url: str | None = None
     model: str
     key_env: str = "OPENAI_API_KEY"
     requests: int = Field(default=64, gt=0)
@@ -74,6 +76,11 @@ class Asking(StrictModel):
     agree: float = Field(default=0.5, gt=0, le=1)
     targets: list[Target] = Field(default_factory=list)
     pairs: Pairs | None = None
+
+    def teachers(self) -> dict[Role, Teacher]:
+        """All that are asked."""
+        weak: dict[Role, Teacher] = {"weak": self.pairs.weak} if self.pairs else {}
+        return {"teacher": self.teacher, **weak}
 
     @model_validator(mode="after")
     def _consistent(self) -> Asking:

@@ -10,9 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from smollm3.synth.spec import Mode, Teacher
 
@@ -44,21 +42,36 @@ class Rate:
         time.sleep(max(0.0, start - time.monotonic()))
 
 
-@dataclass
-class Client:
-    """A teacher's URL. `ask` may be called from many threads, of which `requests` ask at a time;
-    stop ends their waiting."""
+class Answerer(Protocol):
+    """A teacher that can be asked from many threads. name: for errors."""
 
-    teacher: Teacher
-    stop: threading.Event
-
-    def __post_init__(self) -> None:
-        self._rate = Rate(self.teacher.per_minute)
-        self._free = threading.BoundedSemaphore(self.teacher.requests)
+    name: str
 
     def ask(self, messages: list[dict[str, Any]], mode: Mode, seed: int) -> dict[str, Any]:
         """{"reasoning", "content", "finish", "input", "output"} of one answer; the last two are
         tokens. Raises Refused or Silent."""
+
+    def close(self) -> None:
+        """Whoever waits for an answer waits no longer."""
+
+
+class Client:
+    """A teacher's URL; `requests` of the threads ask at a time."""
+
+    def __init__(self, teacher: Teacher, url: str) -> None:
+        self.teacher = teacher
+        self.name = f"teacher.url: {url}"
+        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._stop = threading.Event()
+        self._rate = Rate(teacher.per_minute)
+        self._free = threading.BoundedSemaphore(teacher.requests)
+
+    def close(self) -> None:
+        """As Answerer."""
+        self._stop.set()
+
+    def ask(self, messages: list[dict[str, Any]], mode: Mode, seed: int) -> dict[str, Any]:
+        """As Answerer."""
         teacher = self.teacher
         body = {
             "model": teacher.model,
@@ -72,7 +85,7 @@ class Client:
         data = json.dumps(body).encode()
         reason = ""
         for attempt in range(teacher.attempts):
-            if self.stop.is_set():
+            if self._stop.is_set():
                 raise Silent("stopped")
             self._rate.wait()
             wait = min(LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
@@ -87,13 +100,13 @@ class Client:
                     raise Refused(reason) from None
             except (OSError, http.client.HTTPException, ValueError) as e:
                 reason = str(e) or type(e).__name__
-            self.stop.wait(wait)
+            self._stop.wait(wait)
         raise Silent(f"no answer after {teacher.attempts} attempts ({reason})")
 
     def _once(self, data: bytes) -> dict[str, Any]:
         key = os.environ.get(self.teacher.key_env, "none")
         request = urllib.request.Request(
-            f"{self.teacher.url.rstrip('/')}/chat/completions",
+            self._url,
             data,
             {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
         )
@@ -137,6 +150,3 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
         return min(LONGEST_WAIT, float(error.headers.get("Retry-After") or 0))
     except ValueError:
         return 0.0
-
-
-Ask = Callable[[list[dict[str, Any]], Mode, int], dict[str, Any]]

@@ -36,7 +36,8 @@ class TrainJob:
     tokenizer: folder. shards: source -> prepared folder. start: source -> token offset.
     optimizer: file of the optimizer state to continue with. work: folder for training checkpoints
     and metrics.jsonl.
-    threads: of each process. parallel: how the processes share the work.
+    threads: of each process. parallel: how the processes share the work. states: URL of copies of
+    the training checkpoints.
     """
 
     stage: TrainStage
@@ -50,6 +51,7 @@ class TrainJob:
     seed: int
     threads: int = 1
     parallel: Parallel = field(default_factory=Parallel)
+    states: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(_adapter().dump_python(self, mode="json", by_alias=True))

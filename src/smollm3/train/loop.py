@@ -39,6 +39,7 @@ from smollm3.train.losses import (
 )
 from smollm3.train.memory import chosen
 from smollm3.train.metrics import MetricsLog
+from smollm3.train.mirror import Mirror
 from smollm3.train.parts import fill
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import References, references
@@ -113,7 +114,9 @@ class Trainer:
             job.threads, group.size, job.stage.precision, job.stage.compile, self.parallel.layout
         )
         self.progress = checkpoints.Progress()
-        self.model, self.optimizer = self._begin(shards, warn)
+        # The main process alone copies: the run's folder is one that all machines see.
+        mirror = Mirror(job.states, warn) if job.states and group.is_main_process else None
+        self.model, self.optimizer = self._begin(shards, mirror, warn)
         self.trained = trained(self.model)
         self.forward = self.parallel.forward(self.model)
         self.references = (
@@ -129,7 +132,7 @@ class Trainer:
         # Beside the gradients: loss, weight, stop flag, and the loss's own metrics.
         self.metric_names = PREFERENCE_METRICS if job.stage.is_preference else ()
         self.gradients = self.parallel.gradients(self.model, 3 + len(self.metric_names))
-        self.checkpoints = self.parallel.checkpoints(self.folder, job.stage.keep_every)
+        self.checkpoints = self.parallel.checkpoints(self.folder, job.stage.keep_every, mirror)
 
     def _warn_of_lengths(self, warn: Warn) -> None:
         context = self.stage.context
@@ -148,12 +151,14 @@ class Trainer:
             warn("this CPU has no units for bfloat16; precision: float32 is several times as fast")
 
     def _begin(
-        self, shards: dict[str, Shard], warn: Warn
+        self, shards: dict[str, Shard], mirror: Mirror | None, warn: Warn
     ) -> tuple[Transformer, torch.optim.Optimizer]:
         """Model and optimizer from the newest good checkpoint, or from where the job starts."""
         found, self.digest = None, ""
         if self.group.is_main_process:
             self.digest = self.job.digest(shards)
+            if mirror is not None:
+                mirror.get(self.folder, self.digest)
             found = checkpoints.find(self.folder, self.digest, self.environment, warn)
         step = self.group.broadcast_text(str(found.step) if found else "")
         new = not step or self.stage.adapter is not None  # whose base is in no checkpoint

@@ -46,6 +46,7 @@ from smollm3.files import publish
 from smollm3.model import ModelConfig, Transformer
 from smollm3.train.forward import Forward, compile_parts, use_float8
 from smollm3.train.layout import Layout
+from smollm3.train.mirror import Mirror
 from smollm3.train.parts import Read, fill_model, local
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
@@ -174,8 +175,10 @@ class Sharded:
             pass
         return {}
 
-    def checkpoints(self, folder: Path, keep_every: int | None) -> AsyncCheckpoints:
-        return AsyncCheckpoints(folder, keep_every, self.group)
+    def checkpoints(
+        self, folder: Path, keep_every: int | None, mirror: Mirror | None = None
+    ) -> AsyncCheckpoints:
+        return AsyncCheckpoints(folder, keep_every, self.group, mirror)
 
     def write(self, model: Transformer, moments: dict[str, Tensor], folder: Path) -> Path | None:
         """All ranks together write `folder`: the weights by their published names, the moments."""
@@ -302,8 +305,10 @@ def _holders(parameter: Tensor) -> int:
 class AsyncCheckpoints:
     """Each rank copies its shards to the host and goes on training while a thread writes them."""
 
-    def __init__(self, folder: Path, keep_every: int | None, group: ProcessGroup) -> None:
-        self.folder, self.keep_every, self.group = folder, keep_every, group
+    def __init__(
+        self, folder: Path, keep_every: int | None, group: ProcessGroup, mirror: Mirror | None
+    ) -> None:
+        self.folder, self.keep_every, self.group, self.mirror = folder, keep_every, group, mirror
         # A group of its own: the writing threads talk while training does.
         self.own_group = dist.new_group(backend="gloo")
         # From a GPU into pinned memory, kept for the next checkpoint, as getting it takes seconds.
@@ -336,10 +341,14 @@ class AsyncCheckpoints:
             description.write(partial)
             publish(partial, final)
             delete_old(self.folder, self.keep_every)
+            if self.mirror is not None:
+                self.mirror.put(final, self.keep_every)
 
     def finish(self) -> None:
         """Every checkpoint is on the disk when this returns, on all ranks."""
         if self.pending is not None:
             self.pending.result()
             self.pending = None
+            if self.mirror is not None:
+                self.mirror.tell()
             dist.barrier(self.own_group)

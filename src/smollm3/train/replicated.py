@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from smollm3.model import ModelConfig, Transformer
 from smollm3.train import training_checkpoint
 from smollm3.train.adapters import adapted, trained
 from smollm3.train.forward import Forward, compile_parts, use_float8
+from smollm3.train.mirror import Mirror
 from smollm3.train.parts import Read, fill_model
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.recompute import apply_recompute
@@ -75,8 +77,10 @@ class Replicated:
         """All of each tensor, on the main process; every rank calls this."""
         return tensors
 
-    def checkpoints(self, folder: Path, keep_every: int | None) -> Checkpoints:
-        return Checkpoints(folder, keep_every, self.group)
+    def checkpoints(
+        self, folder: Path, keep_every: int | None, mirror: Mirror | None = None
+    ) -> Checkpoints:
+        return Checkpoints(folder, keep_every, self.group, mirror)
 
     def write(self, model: Transformer, moments: dict[str, Tensor], folder: Path) -> Path | None:
         """Nothing to write together."""
@@ -113,14 +117,29 @@ class FlatGradients:
 
 
 class Checkpoints:
-    """The main process writes whole tensors while the others wait at the next sum."""
+    """The main process writes whole tensors while the others wait at the next sum; what goes to a
+    mirror goes while training does."""
 
-    def __init__(self, folder: Path, keep_every: int | None, group: ProcessGroup) -> None:
-        self.folder, self.keep_every, self.group = folder, keep_every, group
+    def __init__(
+        self, folder: Path, keep_every: int | None, group: ProcessGroup, mirror: Mirror | None
+    ) -> None:
+        self.folder, self.keep_every, self.group, self.mirror = folder, keep_every, group, mirror
+        self.pool = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
 
     def save(self, description: Description, tensors: dict[str, Tensor]) -> None:
-        if self.group.is_main_process:
-            training_checkpoint.save(self.folder, description, tensors, self.keep_every)
+        if not self.group.is_main_process:
+            return
+        self.finish()  # what is being copied must not be deleted as old
+        training_checkpoint.save(self.folder, description, tensors, self.keep_every)
+        if self.mirror is not None:
+            new = training_checkpoint.folder_of(self.folder, description.progress.step)
+            self.pending = self.pool.submit(self.mirror.put, new, self.keep_every)
 
     def finish(self) -> None:
-        """Every checkpoint is on the disk when this returns."""
+        """Every checkpoint is where it belongs when this returns."""
+        if self.pending is not None:
+            self.pending.result()
+            self.pending = None
+            if self.mirror is not None:
+                self.mirror.tell()

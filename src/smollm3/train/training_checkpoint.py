@@ -92,11 +92,23 @@ def save(
     delete_old(checkpoints, keep_every)
 
 
+def kept(steps: Iterable[int], keep_every: int | None) -> set[int]:
+    """Of checkpoints at these steps the newest two, and those of every `keep_every`-th step."""
+    newest = sorted(steps)[-KEPT:]
+    return {step for step in steps if step in newest or (keep_every and step % keep_every == 0)}
+
+
+def steps_in(checkpoints: Path) -> set[int]:
+    """Steps of the finished checkpoints; a partial one, left by a kill, starts with a dot."""
+    names = (f.name.removeprefix("step-") for f in checkpoints.glob("step-*"))
+    return {int(name) for name in names if name.isdigit()}
+
+
 def delete_old(checkpoints: Path, keep_every: int | None) -> None:
-    """Leave the newest two, and those of every `keep_every`-th step."""
-    for old in _newest_first(checkpoints)[KEPT:]:
-        if not keep_every or _step(old) % keep_every:
-            shutil.rmtree(old)
+    """Leave those that are `kept`."""
+    steps = steps_in(checkpoints)
+    for step in steps - kept(steps, keep_every):
+        shutil.rmtree(folder_of(checkpoints, step))
 
 
 def find(
@@ -107,7 +119,8 @@ def find(
     Damaged checkpoints are named to `warn` and removed. One of another job is a UserError.
     What is different in today's `environment` is named to `warn` and noted in the progress.
     """
-    for folder in _newest_first(checkpoints):
+    for step in sorted(steps_in(checkpoints), reverse=True):
+        folder = folder_of(checkpoints, step)
         try:
             content = read_json(folder / DESCRIPTION)
             progress, before = _progress(content["progress"]), dict(content["environment"])
@@ -183,13 +196,3 @@ def _note_environment(
         what = ", ".join(f"{key} {new} (was {old})" for key, (old, new) in changed.items())
         warn(f"{folder}: resumed under {what}; the last bits of the weights may come out different")
         progress.resumed_under.append(changed)
-
-
-def _newest_first(checkpoints: Path) -> list[Path]:
-    """Finished checkpoints; a partial one that a killed process left starts with a dot."""
-    folders = [f for f in checkpoints.glob("step-*") if f.name.removeprefix("step-").isdigit()]
-    return sorted(folders, key=_step, reverse=True)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))

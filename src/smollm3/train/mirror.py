@@ -1,0 +1,135 @@
+"""Training checkpoints at a URL that fsspec knows, as copies of those in the run's folder.
+
+A checkpoint is there once its trainer_state.json is, which is written last and deleted first:
+stores of objects know no rename, and of one object a reader sees all or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from smollm3.errors import UserError
+from smollm3.files import new_folder
+from smollm3.train.training_checkpoint import DESCRIPTION, checksums, folder_of, kept, steps_in
+
+ATTEMPTS = 6  # to move a file, longer apart each time
+AT_ONCE = 8  # files under way
+
+
+class Mirror:
+    """The checkpoints of one stage below `url`. warn: is told of what fails and ends nothing."""
+
+    def __init__(self, url: str, warn: Callable[[str], None]) -> None:
+        self.url, self.warn = url.rstrip("/"), warn
+        self._failed: list[str] = []  # in the thread of `put`, until `tell`
+        try:
+            import fsspec
+
+            self._system, self._base = fsspec.url_to_fs(self.url)
+        except (ImportError, ValueError, OSError) as e:
+            raise UserError(f"states: {self.url}: cannot be opened ({e})") from None
+
+    def put(self, folder: Path, keep_every: int | None) -> None:
+        """Copy a finished checkpoint, then delete old ones. Where that fails after some attempts
+        `tell` says so, and the older copies stay: training has its own checkpoints and goes on."""
+        there = f"{self._base}/{folder.name}"
+        try:
+            self._again(lambda: self._system.makedirs(there, exist_ok=True))
+            tensors = [path for path in folder.iterdir() if path.name != DESCRIPTION]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                list(pool.map(lambda path: self._upload(path, there), tensors))
+            self._upload(folder / DESCRIPTION, there)
+            whole = self._again(self._whole)
+            for step in self._again(self._steps) - kept(whole, keep_every):
+                self._delete(step)
+        except OSError as e:
+            self._failed.append(f"states: {self.url}/{folder.name}: cannot be written ({e})")
+
+    def tell(self) -> None:
+        """Warn of what failed since it was last called."""
+        while self._failed:
+            self.warn(self._failed.pop(0))
+
+    def get(self, checkpoints: Path, job: str) -> None:
+        """Fetch the newest good checkpoint into a folder that has none so new. A damaged one is
+        told, and the one before it taken; one of another job (its digest) is a UserError."""
+        newest = max(steps_in(checkpoints), default=-1)
+        try:
+            there = self._again(self._whole)
+            for step in sorted(there, reverse=True):
+                if step <= newest or self._fetched(step, folder_of(checkpoints, step), job):
+                    return
+        except OSError as e:
+            raise UserError(f"states: {self.url}: cannot be read ({e})") from None
+
+    def forget(self) -> None:
+        """Delete all of them."""
+        for step in self._again(self._steps):
+            self._delete(step)
+
+    def _fetched(self, step: int, folder: Path, job: str) -> bool:
+        there = f"{self._base}/{folder.name}"
+        content = json.loads(self._again(lambda: self._system.cat_file(self._description(step))))
+        if content["job"] != job:
+            raise UserError(
+                f"states: {self.url}/{folder.name}: the checkpoint of another job (other settings "
+                "or inputs); delete it, or give states another place"
+            )
+        try:
+            with new_folder(folder) as partial, ThreadPoolExecutor(AT_ONCE) as pool:
+                names = [*content["files"], DESCRIPTION]
+                list(
+                    pool.map(lambda name: self._download(f"{there}/{name}", partial / name), names)
+                )
+                if checksums(partial / name for name in content["files"]) != content["files"]:
+                    raise UserError("checksums differ")
+        except (UserError, FileNotFoundError) as e:
+            self.warn(f"states: {self.url}/{folder.name}: damaged ({e}); taking the one before it")
+            return False
+        return True
+
+    def _steps(self) -> set[int]:
+        """All that are there, those too that a kill left in parts."""
+        self._system.invalidate_cache()
+        if not self._system.exists(self._base):
+            return set()
+        paths = (path.rstrip("/") for path in self._system.ls(self._base, detail=False))
+        numbers = (path.rpartition("/step-")[2] for path in paths)
+        return {int(number) for number in numbers if number.isdigit()}
+
+    def _whole(self) -> set[int]:
+        return {step for step in self._steps() if self._system.exists(self._description(step))}
+
+    def _description(self, step: int) -> str:
+        return f"{self._base}/step-{step}/{DESCRIPTION}"
+
+    def _delete(self, step: int) -> None:
+        description = self._description(step)
+        if self._again(lambda: self._system.exists(description)):
+            self._again(lambda: self._system.rm_file(description))
+        with suppress(FileNotFoundError):  # a store of objects has no empty folders
+            self._again(lambda: self._system.rm(f"{self._base}/step-{step}", recursive=True))
+
+    def _upload(self, path: Path, there: str) -> None:
+        self._again(lambda: self._system.put_file(str(path), f"{there}/{path.name}"))
+
+    def _download(self, there: str, path: Path) -> None:
+        self._again(lambda: self._system.get_file(there, str(path)))
+
+    @staticmethod
+    def _again(act: Callable[[], Any]) -> Any:
+        """Do it, some more times where the network fails."""
+        for attempt in range(ATTEMPTS - 1):
+            try:
+                return act()
+            except FileNotFoundError:
+                raise
+            except OSError:
+                time.sleep(2.0**attempt)
+        return act()
