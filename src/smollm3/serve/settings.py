@@ -51,6 +51,8 @@ class Settings(StrictModel):
             "[ID=]FOLDER",
         ),
     ] = ()
+    max_adapters: Count = 16
+    """Loaded at once, after which requests can load no more."""
     api_key_file: Annotated[
         str | None,
         Option(

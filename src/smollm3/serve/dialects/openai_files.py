@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from smollm3.config import problems
 from smollm3.serve.batches import Batches, Finished, MakeAsk
 from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects import openai_chat, openai_chat_body, openai_completions
-from smollm3.serve.dialects.fields import FEW, Body
+from smollm3.serve.dialects.fields import Body, Metadata
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.file_store import OWNER, FileStore
@@ -33,7 +33,7 @@ class BatchBody(Body):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[str, str], Field(max_length=16), FEW] | None = None
+    metadata: Metadata | None = None
 
 
 class StoredFile(ApiReply):
