@@ -31,7 +31,8 @@ class Shelf(Generic[T]):
 
     def get(self, salt: str, name: str) -> T | None:
         """None where it is not, or no longer."""
-        found = self._of.get(salt, {}).get(name)
+        there = self._of.get(salt)
+        found = there.get(name) if there else None
         return found[0] if found else None
 
     def put(self, salt: str, name: str, thing: T, size: int) -> list[T]:
@@ -53,7 +54,8 @@ class Shelf(Generic[T]):
 
     def drop(self, salt: str, name: str) -> T | None:
         """Forget it; what it was."""
-        found = self._of.get(salt, {}).pop(name, None)
+        there = self._of.get(salt)
+        found = there.pop(name, None) if there else None
         if found is None:
             return None
         self._used[salt] -= found[1]
