@@ -136,8 +136,9 @@ LONGEST = [
 @pytest.mark.parametrize(("path", "item", "around", "kilobytes"), LONGEST, ids=range(len(LONGEST)))
 def test_others_are_answered_meanwhile(server, path, item, around, kilobytes):
     body = filled(item, around, kilobytes * 1000)
-    with Pulse(server.url) as pulse:
+    with Pulse(server) as pulse:
         response = httpx2.post(server.url + path, content=body, headers=JSON, timeout=60)
     assert response.status_code < 500
     assert pulse.count
-    assert pulse.longest < 1, json.dumps(response.text[:100])  # 0.06 s where nothing else runs
+    # 0.06 s where nothing else runs; a wait in which the server did little is another program's
+    assert pulse.longest < 1 or pulse.work < 0.5, json.dumps(response.text[:100])

@@ -1,8 +1,9 @@
 """Whatever comes by chance: no fault of the server, no stall, no growth.
 
-Bounds: no answer of 500 and above; memory grows by less than 48 MiB after the first tenth; /health
-answers within ten seconds meanwhile on a machine with much else to do (the longest is printed; a body
-that falls stands for minutes). SMOLLM3_FUZZ_CASES sets how many, of each dialect and of raw requests.
+Bounds: no answer of 500 and above; memory grows by less than 48 MiB after the first tenth; while
+/health is answered the server works for less than a quarter of a second on anything else, so that on
+a machine of its own nobody waits longer. SMOLLM3_FUZZ_CASES sets how many, of each dialect and of raw
+requests.
 """
 
 import os
@@ -18,7 +19,7 @@ from tests.attack.victim import Pulse, victim
 pytestmark = pytest.mark.xdist_group("attack")
 CASES = int(os.environ.get("SMOLLM3_FUZZ_CASES", "20_000"))
 GROWTH = 48 << 20
-LONGEST = 10.0  # seconds
+STALL = 0.25  # seconds of processor time: other programs make a wait longer, and this not
 DIALECTS = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -29,6 +30,7 @@ DIALECTS = (
     "/api/chat",
     "/api/generate",
     "/tokenize",
+    "/detokenize",
     "/rerank",
 )
 JSON = {"content-type": "application/json"}
@@ -72,6 +74,10 @@ def raw(server, cases, seed):
     return answered
 
 
+def told(pulse):
+    return f"longest wait {pulse.longest:.2f} s, most work in one {pulse.work:.2f} s"
+
+
 @pytest.fixture(scope="module")
 def fuzzed():
     with victim(max_tokens=2, read_seconds=5) as server:
@@ -91,15 +97,15 @@ def test_some_raw_requests(fuzzed):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", DIALECTS)
 def test_many_bodies(fuzzed, path):
-    with Pulse(fuzzed.url, pause=0.02) as pulse:
+    with Pulse(fuzzed, pause=0.02) as pulse:
         statuses = list(bodies(fuzzed, path, CASES, 1))
-    print(f"\n{path}: {len(statuses)}, {statuses.count(200)} right, longest {pulse.longest:.2f} s")
-    assert pulse.longest < LONGEST
+    print(f"\n{path}: {len(statuses)}, {statuses.count(200)} right, {told(pulse)}")
+    assert pulse.work < STALL
 
 
 @pytest.mark.slow
 def test_many_raw_requests(fuzzed):
-    with Pulse(fuzzed.url, pause=0.02) as pulse:
+    with Pulse(fuzzed, pause=0.02) as pulse:
         answered = raw(fuzzed, CASES, 1)
-    print(f"\n{CASES} raw requests, {answered} answered, longest {pulse.longest:.2f} s")
-    assert pulse.longest < LONGEST
+    print(f"\n{CASES} raw requests, {answered} answered, {told(pulse)}")
+    assert pulse.work < STALL

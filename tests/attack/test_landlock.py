@@ -24,6 +24,10 @@ CHANGES = {
     "list": "os.listdir(os.path.dirname(P))",
     "xattr": "os.setxattr(P, 'user.a', b'1')",
     "chown": "os.chown(P, os.getuid(), -1)",
+    "readlink": "os.readlink(os.path.dirname(P) + '/link')",
+    "getxattr": "os.getxattr(P, 'user.a')",
+    "listxattr": "os.listxattr(P)",
+    "statvfs": "os.statvfs(P)",
 }
 
 
@@ -46,6 +50,7 @@ def test_the_users_own_files_stay(jail, tmp_path, name):
     path = tmp_path / "mine"
     path.write_text("secret")
     path.chmod(0o600)
+    (tmp_path / "link").symlink_to("secret")
     before = path.stat()
     run = jail.run(f"P = {str(path)!r}\n{CHANGES[name]}")
     assert not run.ok, run

@@ -19,6 +19,8 @@ def say(text, **body):
     return {"messages": [{"role": "user", "content": text}], **body}
 
 
+# Each within the limit of a tool's own declaration.
+TOOLS = [{"name": f"f{i}", "description": "the model " * 3000} for i in range(100)]
 REQUESTS = {
     "/v1/chat/completions": say(LONG),
     "/v1/completions": {"prompt": LONG, "echo": True, "logprobs": 1},
@@ -32,18 +34,36 @@ REQUESTS = {
     "/apply-template": say(LONG),
     "/api/chat": say(LONG, model="tiny"),
     "/api/embed": {"model": "tiny", "input": LONG},
+    "/detokenize": {"tokens": [1] * 262_000},
 }
+BESIDE = {
+    "a prediction": {"prediction": {"type": "content", "content": LONG}, "n": 16},
+    "tools": {"tools": [{"type": "function", "function": tool} for tool in TOOLS]},
+    "variables": {"chat_template_kwargs": {"custom_instructions": LONG}},
+    "an id": {"model": "x" * 4_000_000},
+}
+
+
+def refuse(server, path, body):
+    """Tokenising these took two to four seconds and 130 times their size."""
+    work, resident = server.work, server.resident
+    server.forget_peak()
+    response = httpx2.post(server.url + path, json=body, timeout=60)
+    assert response.status_code == 400, response.text[:200]
+    assert len(response.content) < 2000
+    assert server.work - work < 1
+    assert server.peak - resident < 10 * len(LONG)
 
 
 @pytest.mark.parametrize("path", REQUESTS)
 def test_what_cannot_fit_is_not_tokenised(server, path):
-    """Tokenising these took two to four seconds and 130 times their size."""
-    work, resident = server.work, server.resident
-    server.forget_peak()
-    response = httpx2.post(server.url + path, json=REQUESTS[path], timeout=60)
-    assert response.status_code == 400
-    assert server.work - work < 1
-    assert server.peak - resident < 10 * len(LONG)
+    refuse(server, path, REQUESTS[path])
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_nor_is_what_stands_beside_a_conversation(server, what):
+    """A prediction was even tokenised once for each of the answers."""
+    refuse(server, "/v1/chat/completions", say("hi", **BESIDE[what]))
 
 
 @pytest.mark.slow

@@ -124,20 +124,25 @@ def victim(tool: str = "", keys=(), context=4096, stays=True, **settings):
 
 
 class Pulse:
-    """Asks for /health again and again; `longest` is the longest that it had to wait, in seconds."""
+    """Asks for /health again and again; `longest` is the longest that it had to wait, in seconds.
 
-    def __init__(self, url: str, pause: float = 0.005) -> None:
-        self.longest, self.count = 0.0, 0
-        self._url, self._pause = url, pause
+    work: the most seconds of processor time that the server used meanwhile, all of its threads
+    together. On a machine that has much else to do a wait says little, and this says whose it was.
+    """
+
+    def __init__(self, server: Victim, pause: float = 0.005) -> None:
+        self.longest, self.work, self.count = 0.0, 0.0, 0
+        self._server, self._pause = server, pause
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        with httpx2.Client(base_url=self._url, timeout=120) as client:
+        with httpx2.Client(base_url=self._server.url, timeout=120) as client:
             while not self._over.is_set():
-                begun = time.monotonic()
+                begun, work = time.monotonic(), self._server.work
                 assert client.get("/health").status_code == 200
                 self.longest = max(self.longest, time.monotonic() - begun)
+                self.work = max(self.work, self._server.work - work)
                 self.count += 1
                 self._over.wait(self._pause)
 

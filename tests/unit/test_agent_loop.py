@@ -486,6 +486,19 @@ class TestInterpreters:
             assert lost
         pool.close()
 
+    def test_nobody_ends_anothers_by_beginning_many(self, kind):
+        pool = Interpreters(kind, live=4)
+        begun = [("b", 0), ("b", 1), *(("a", number) for number in range(9))]
+        for conversation in begun:
+            with pool.lease(conversation):
+                pass
+        for number in range(2):
+            with pool.lease(("b", number)) as (_, lost):
+                assert not lost
+        with pool.lease(("a", 0)) as (_, lost):
+            assert lost
+        pool.close()
+
     def test_those_in_use_stay(self, kind):
         pool = Interpreters(kind, live=1)
         with pool.lease("a"), pytest.raises(ToolError, match="in use"), pool.lease("b"):

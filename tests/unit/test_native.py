@@ -1,10 +1,12 @@
 """The native backend: the forms of weights, the arithmetic against PyTorch, and bits that stay."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.gguf_files import write_mixed
@@ -406,7 +408,7 @@ def test_the_cache_is_used_mended_and_bounded(folder, tmp_path, monkeypatch):
     path, model = folder()
     plan = packed.plan(path, model.config, None)
     first = {name: data.copy() for name, data in packed.load(plan, 1).items()}
-    (file,) = (tmp_path / "packed").iterdir()
+    (file,) = (tmp_path / "packed").glob("*.safetensors")
     made = file.stat().st_ino
 
     def load_again():
@@ -424,11 +426,11 @@ def test_the_cache_is_used_mended_and_bounded(folder, tmp_path, monkeypatch):
         assert file.read_bytes() == content
     os.utime(path / "config.json", ns=(1, 1))  # another checkpoint, for all we know
     packed.load(packed.plan(path, model.config, None), 1)
-    assert len(list((tmp_path / "packed").iterdir())) == 2
+    assert len(list((tmp_path / "packed").glob("*.safetensors"))) == 2
     monkeypatch.setattr(packed, "CACHE_BYTES", 1)
     os.utime(path / "config.json", ns=(2, 2))
     packed.load(packed.plan(path, model.config, None), 1)
-    assert len(list((tmp_path / "packed").iterdir())) == 1
+    assert len(list((tmp_path / "packed").glob("*.safetensors"))) == 1
     assert not list((tmp_path / "packed").glob("*.partial"))
 
 
@@ -443,7 +445,45 @@ def test_without_room_for_the_cache_it_packs_in_memory(folder, tmp_path, monkeyp
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert packed.load(plan, 1).keys() == plan.parts.keys()
-    assert not list((tmp_path / "packed").iterdir())
+    assert {path.name for path in (tmp_path / "packed").iterdir()} <= {".lock"}
+
+
+def test_two_who_start_at_once_pack_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path))
+    monkeypatch.setattr(packed, "SMALL", 0)
+    path, model = folder()
+    plan = packed.plan(path, model.config, None)
+    both, written, write = threading.Barrier(2), [], packed._write
+    mapped = packed._mapped
+
+    def look(*given):
+        found = mapped(*given)
+        if not both.broken and threading.current_thread() not in looked:
+            looked.add(threading.current_thread())
+            both.wait(60)  # neither has found it
+        return found
+
+    looked = set()
+    monkeypatch.setattr(packed, "_mapped", look)
+    monkeypatch.setattr(packed, "_write", lambda *given: written.append(1) or write(*given))
+    threads = [threading.Thread(target=packed.load, args=(plan, 1)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert written == [1]
+
+
+def test_whoever_waits_too_long_packs_in_memory(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path))
+    monkeypatch.setattr(packed, "SMALL", 0)
+    monkeypatch.setattr(packed, "PACKING_SECONDS", 0.05)
+    path, model = folder()
+    plan = packed.plan(path, model.config, None)
+    (tmp_path / "packed").mkdir()
+    with FileLock(tmp_path / "packed" / ".lock"):
+        assert packed.load(plan, 1).keys() == plan.parts.keys()
+    assert not list((tmp_path / "packed").glob("*.safetensors"))
 
 
 def test_what_cannot_be_packed_is_one_line(folder):

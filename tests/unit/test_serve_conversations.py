@@ -148,7 +148,7 @@ def test_only_the_newest_are_kept_and_each_with_its_key(engine):
         assert client.get(f"/v1/conversations/{names[0]}", headers=mine).status_code == 404
         assert client.get(f"/v1/conversations/{names[2]}", headers=mine).status_code == 200
         assert client.get(f"/v1/conversations/{names[2]}", headers=yours).status_code == 404
-    with local(engine, Settings(stored_bytes=400)) as client:
+    with local(engine, Settings(stored_bytes=1500)) as client:
         name = post(client, "/v1/conversations")["id"]
         post(
             client,

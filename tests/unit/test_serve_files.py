@@ -318,6 +318,70 @@ def test_room(fresh):
     assert len(fresh.get("/v1/files").json()["data"]) == 1
 
 
+def test_files_are_counted_too(engine, folder):
+    """Empty ones fill a disk as well."""
+    with served(engine, settings=Settings(files=folder, max_files=3)) as client:
+        made = [upload(client, b"") for _ in range(3)]
+        assert upload(client, b"", status=413)["error"]["code"] == "files_are_full"
+        client.delete(f"/v1/files/{made[0]['id']}")
+        upload(client, b"")
+
+
+def test_each_key_has_its_share(engine, folder):
+    mine, yours = ({"authorization": f"Bearer {key}"} for key in KEYS)
+    limits = {"max_files": 4, "max_files_bytes": 4000, "max_batches": 2}
+    with served(engine, settings=Settings(files=folder, **limits), keys=KEYS) as client:
+        content = jsonl([line("a")])
+        source = upload(client, content, headers=mine)
+        upload(client, b"x" * (2001 - len(content)), status=413, headers=mine)
+        upload(client, b"x", headers=mine)
+        upload(client, b"x", status=413, headers=mine)
+        other = upload(client, content, headers=yours)
+        with stopped(engine):
+            first = begin(client, source, headers=mine)
+            begin(client, source, status=429, headers=mine)
+            second = begin(client, other, headers=yours)
+        for batch, key in ((first, mine), (second, yours)):
+            ended(client, batch, headers=key)
+
+
+def test_ended_batches_are_forgotten(engine, folder):
+    with served(engine, settings=Settings(files=folder, max_files=2)) as client:
+        source = upload(client, b"no batch")
+        names = [ended(client, begin(client, source))["id"] for _ in range(5)]
+        kept = [batch["id"] for batch in client.get("/v1/batches").json()["data"]]
+        assert len(kept) == 2
+        assert names[-1] in kept
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"messages": [{}] * 40_000}, "lists and objects"),
+        ({"messages": [{"role": "user", "content": "x" * (5 << 20)}]}, "no JSON"),
+        ({"messages": [{"role": "user", "content": "x"}], "n": 8}, "at once"),
+    ],
+)
+def test_lines_are_measured_as_bodies_are(engine, folder, body, said):
+    with served(engine, settings=Settings(files=folder, running=4)) as client:
+        request = {"custom_id": "a", "url": "/v1/chat/completions", "body": body}
+        found = ended(client, begin(client, upload(client, json.dumps(request).encode())))
+        errors = found["errors"]["data"] if found["errors"] else []
+        if found["error_file_id"]:
+            [told] = output(client, found["error_file_id"])
+            errors = [told["response"]["body"]["error"]]
+        assert said in errors[0]["message"]
+
+
+def test_answers_have_no_more_room_than_files(engine, folder):
+    with served(engine, settings=Settings(files=folder, max_files_bytes=4000)) as client:
+        lines = jsonl([line(str(i), logprobs=True, top_logprobs=5) for i in range(10)])
+        found = ended(client, begin(client, upload(client, lines)))
+        assert found["status"] == "failed"
+        assert "room" in found["errors"]["data"][0]["message"]
+        assert not list(Path(folder).glob("batches/*.answers"))
+
+
 @pytest.mark.parametrize("name", ["none", "..", "a%2Fb", "x" * 200, "é"])
 def test_what_is_not_here(client, name):
     for kind in ("files", "batches"):
@@ -335,14 +399,14 @@ def test_what_is_wrong_is_said(client, engine):
         assert bare.get("/v1/batches").json()["error"]["code"] == "no_files"
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
-    def full(*_):
+def test_a_full_disk(tmp_path):
+    def full():
+        yield b"x"
         raise OSError(28, "No space left on device")
 
-    store = FileStore(tmp_path, 10)
-    monkeypatch.setattr("shutil.copyfileobj", full)
+    store = FileStore(tmp_path, 10, 10)
     with pytest.raises(ApiError, match="disk is full") as found:
-        store.add("file-1", "a", "b", "", None)
+        store.add("file-1", "a", "b", "", full())
     assert found.value.status == 507
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

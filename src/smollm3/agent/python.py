@@ -6,7 +6,7 @@ import keyword
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,9 +54,15 @@ class _Held:
     used: float = 0.0
 
 
+def _owner(conversation: Hashable) -> Hashable:
+    return conversation[0] if isinstance(conversation, tuple) else None
+
+
 class Interpreters:
     """At most `live` at once, each of one conversation, ended after `idle_seconds` without use.
 
+    A conversation may be a pair of its owner and a name. Where there is no room, the longest unused
+    of the owner who has most goes: nobody ends another's by beginning many.
     What an ended one knew is gone: nothing is run a second time. Thread-safe.
     """
 
@@ -102,10 +108,11 @@ class Interpreters:
             return held, False, None
         evicted = None
         if len(self._held) >= self._live:
-            idle = next((key for key, held in self._held.items() if not held.users), None)
-            if idle is None:
+            idle = [key for key, held in self._held.items() if not held.users]
+            if not idle:
                 raise ToolError(f"all {self._live} Python interpreters are in use; try later")
-            evicted = self._drop(idle)
+            having = Counter(map(_owner, (*self._held, conversation)))
+            evicted = self._drop(max(idle, key=lambda key: having[_owner(key)]))
         held = self._held[conversation] = _Held(self._make())
         return held, self._gone.pop(conversation, 0) is None, evicted
 

@@ -26,13 +26,17 @@ class AdmissionQueue:
     def waiting(self) -> int:
         return sum(count for count, _ in self._waiting)
 
-    async def enter(self, count: int) -> None:
-        """Wait until `count` more answers may be made; `leave` gives them back. Raises ApiError
-        429 when too many wait already, or this has waited too long."""
+    def check(self, count: int) -> None:
+        """Raises ApiError for so many answers that their turn would never come."""
         if count > self._most:
             raise ApiError(
                 400, f"{count} answers are more than this server makes at once", param="n"
             )
+
+    async def enter(self, count: int) -> None:
+        """Wait until `count` more answers may be made; `leave` gives them back. Raises ApiError
+        429 when too many wait already, or this has waited too long."""
+        self.check(count)
         if not self._waiting and count <= self._room:
             self._room -= count
             return

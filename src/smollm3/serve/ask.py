@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,10 +31,12 @@ class Ask:
 
     @property
     def characters(self) -> int:
-        """Of what is asked, as far as its length is not limited otherwise."""
-        return characters(
-            [(r.messages, r.prompt, r.prefill, r.instructions) for r in self.requests]
-        )
+        """Of the longest text that is asked: the prompt with its tools, or what is predicted."""
+        prompts = [
+            (r.messages, r.prompt, r.prefill, r.instructions, r.tools, r.python_tools, r.variables)
+            for r in self.requests
+        ]
+        return max(characters(prompts), characters([r.prediction for r in self.requests]))
 
     def start(self, engine: Engine, cache_salt: str) -> list[Reply]:
         """Hand it to the engine. Raises UserError for what is wrong."""
@@ -48,7 +50,7 @@ def characters(value: Any) -> int:
         match left.pop():
             case str() as text:
                 total += len(text)
-            case dict() as held:
+            case Mapping() as held:
                 left += held.values()
             case list() | tuple() as held:
                 left += held

@@ -17,15 +17,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from smollm3.batch.answers import Answers
 from smollm3.batch.run import BatchRun, Tally
 from smollm3.errors import UserError
-from smollm3.files import MAX_JSON_BYTES, PARTIAL, read_json
+from smollm3.files import PARTIAL, read_json
 from smollm3.infer import Engine
 from smollm3.infer.errors import EngineClosed
 from smollm3.serve.ask import Ask
+from smollm3.serve.bodies import readable
 from smollm3.serve.errors import ApiError
 from smollm3.serve.file_store import OWNER, FileStore
 from smollm3.serve.service import new_id
@@ -40,6 +42,15 @@ ENDED = ("completed", "failed", "cancelled")
 
 class Stopped(Exception):
     """The batch is cancelled, or the server ends."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """batches: that wait or run, of all `keys`, each of which has an equal share; line: bytes."""
+
+    batches: int
+    line: int
+    keys: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,14 +135,14 @@ class Batches:
         store: FileStore,
         engine: Engine,
         makers: dict[str, MakeAsk],
-        most: int,
+        limits: Limits,
         concurrency: int,
         busy: Callable[[], bool],
     ) -> None:
         self._store = store
         self._engine = engine
         self._makers = makers
-        self._most = most
+        self._limits = limits
         self._concurrency = concurrency
         self._busy = busy
         self._cancelled: set[str] = set()
@@ -149,11 +160,7 @@ class Batches:
     def create(self, source: Json, endpoint: str, metadata: Json | None, owner: str) -> Json:
         """A new batch of the requests in a file."""
         with self._lock:
-            waiting = sum(r["status"] not in ENDED for r in self._store.all("batches"))
-            if waiting >= self._most:
-                raise ApiError(
-                    429, f"{waiting} batches wait already", code="too_many_batches", retry_after=60
-                )
+            self._check_room(owner)
             record = {
                 "id": new_id("batch_"),
                 "object": "batch",
@@ -178,6 +185,20 @@ class Batches:
         self._queue.put(record["id"])
         return record
 
+    def _check_room(self, owner: str) -> None:
+        """Raises ApiError where too many wait; the oldest that have ended are forgotten."""
+        records = list(self._store.all("batches"))
+        mine = [r for r in records if r[OWNER] == owner]
+        waiting, own = (sum(r["status"] not in ENDED for r in each) for each in (records, mine))
+        most = self._limits.batches
+        if waiting >= most or own >= max(most // self._limits.keys, 1):
+            raise ApiError(
+                429, f"{own} batches wait already", code="too_many_batches", retry_after=60
+            )
+        ended = [r for r in mine if r["status"] in ENDED]
+        for record in ended[self._store.each - 1 :]:
+            self._store.forget("batches", record["id"])
+
     def cancel(self, record: Json) -> Json:
         """What is answered by then is kept."""
         if record["status"] in ENDED:
@@ -200,6 +221,8 @@ class Batches:
             except Stopped:
                 if self._ending.is_set():
                     return
+            except ApiError as e:  # no room
+                self._fail(name, [_error(None, e.message)])
             except Exception as e:
                 log.exception("batch %s", name)
                 self._fail(name, [_error(None, f"the server has failed: {type(e).__name__}")])
@@ -213,7 +236,7 @@ class Batches:
             self._fail(name, [_error(None, "its input file was deleted")])
             return
         with content.open("rb") as file:
-            errors, total = _check_lines(file, record["endpoint"])
+            errors, total = _check_lines(file, record["endpoint"], self._limits.line)
         if errors or not total:
             self._fail(name, errors or [_error(None, "the file holds no requests")])
             return
@@ -241,8 +264,8 @@ class Batches:
 
     def _lines(self, record: Json, file: io.BufferedReader) -> Iterator[ApiLine]:
         make = self._makers[record["endpoint"]]
-        for number, line in _numbered(file):
-            values = json.loads(line)
+        for number, line in _numbered(file, self._limits.line):
+            values = _values(line)
             check = partial(self._check, record["id"])
             yield ApiLine(values, f"line {number}", make, record[OWNER], check)
 
@@ -259,34 +282,41 @@ class Batches:
         if counts != self._read(name)["request_counts"]:
             self._change(name, request_counts=counts)
         self._check(name)
+        if self._store.path("batches", f"{name}.answers").stat().st_size > self._store.share:
+            raise ApiError(413, "its answers need more room than there is for files")
 
     def _finish(self, name: str, total: int, cancelled: bool) -> None:
         """Make the files of what was answered."""
         record = self._read(name)
         path = self._store.path("batches", f"{name}.answers")
-        files: Json = {}
         counts = {"total": total, "completed": 0, "failed": 0}
-        told: dict[bool, list[bytes]] = {True: [], False: []}
-        with Answers(path) as kept:
-            for answer in kept.begun():
-                good = "body" in answer
-                told[good].append(_told(answer))
-                counts["completed" if good else "failed"] += 1
-        for good, key in ((True, "output"), (False, "error")):
-            if told[good]:
-                content = io.BytesIO(b"".join(told[good]))
+        for good, _ in _answers(path):
+            counts["completed" if good else "failed"] += 1
+        files: Json = {}
+        for wanted, key, count in (
+            (True, "output", counts["completed"]),
+            (False, "error", counts["failed"]),
+        ):
+            if count:
+                pieces = (_told(answer) for good, answer in _answers(path) if good == wanted)
+                filename = f"{name}_{key}.jsonl"
                 made = self._store.add(
-                    new_id("file-"), f"{name}_{key}.jsonl", "batch_output", record[OWNER], content
+                    new_id("file-"), filename, "batch_output", record[OWNER], pieces
                 )
                 files[f"{key}_file_id"] = made["id"]
         now, state = int(time.time()), "cancelled" if cancelled else "completed"
         self._change(name, status=state, **{f"{state}_at": now}, request_counts=counts, **files)
-        path.unlink()
-        path.with_name(f".{path.name}{PARTIAL}").unlink(missing_ok=True)
+        self._drop_answers(name)
 
     def _fail(self, name: str, errors: list[Json]) -> None:
         told = {"object": "list", "data": errors}
         self._change(name, status="failed", failed_at=int(time.time()), errors=told)
+        self._drop_answers(name)
+
+    def _drop_answers(self, name: str) -> None:
+        path = self._store.path("batches", f"{name}.answers")
+        path.unlink(missing_ok=True)
+        path.with_name(f".{path.name}{PARTIAL}").unlink(missing_ok=True)
 
     def _read(self, name: str) -> Json:
         record: Json = read_json(self._store.path("batches", f"{name}.json"))
@@ -312,21 +342,33 @@ class _View:
         self._progress(tally)
 
 
-def _numbered(file: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+def _answers(path: Path) -> Iterator[tuple[bool, Json]]:
+    """Those in the file, one after the other, and whether each is one."""
+    with Answers(path) as kept:
+        for answer in kept.begun():
+            yield "body" in answer, answer
+
+
+def _numbered(file: io.BufferedReader, most: int) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank; one that is too long is cut, which makes it no JSON."""
     number = 0
-    while line := file.readline(MAX_JSON_BYTES):
+    while line := file.readline(most):
         number += 1
         if line.strip():
             yield number, line
 
 
-def _check_lines(file: io.BufferedReader, endpoint: str) -> tuple[list[Json], int]:
+def _values(line: bytes) -> Any:
+    """What a line says, measured as a body is. Raises ApiError and ValueError."""
+    return json.loads(readable(line))
+
+
+def _check_lines(file: io.BufferedReader, endpoint: str, most: int) -> tuple[list[Json], int]:
     """What is wrong with the lines, and how many there are."""
     errors: list[Json] = []
     seen: set[str] = set()
     total = 0
-    for number, line in _numbered(file):
+    for number, line in _numbered(file, most):
         total += 1
         if total > MAX_LINES:
             errors.append(_error(number, f"more than {MAX_LINES} requests"))
@@ -339,7 +381,9 @@ def _check_lines(file: io.BufferedReader, endpoint: str) -> tuple[list[Json], in
 
 def _problem(line: bytes, endpoint: str, seen: set[str]) -> str | None:
     try:
-        values = json.loads(line)
+        values = _values(line)
+    except ApiError as e:
+        return e.message.replace("the body", "the line")
     except (ValueError, RecursionError):
         return "no JSON"
     if not isinstance(values, dict):

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from smollm3.serve.errors import ApiError
 
 # A list or an object takes up to some 900 bytes once it is a model, a number or a text some 60.
+CONTAINER, VALUE = 300, 60  # as lists and dicts, which are kept
 MOST_CONTAINERS = 1 << 15
 MOST_VALUES = 1 << 18
 SMALL = 1 << 14  # bytes that are read faster than handed to a thread
@@ -47,6 +48,13 @@ def readable(body: bytes) -> bytes:
             f"or more than {MOST_VALUES} values",
         )
     return body
+
+
+def footprint(value: Any) -> int:
+    """About how many bytes a JSON value takes in memory."""
+    text = json.dumps(value).encode()
+    values, containers = _counted(text)
+    return len(text) + CONTAINER * containers + VALUE * values
 
 
 def _counted(body: bytes) -> tuple[int, int]:

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollm3.serve.response_store import first_to_go
+from smollm3.serve.bodies import footprint
+from smollm3.serve.shelf import Shelf
 
 Json = dict[str, Any]
 
 
 @dataclass
 class StoredConversation:
+    """size: bytes in memory, kept up by the store."""
+
     id: str
     created_at: int
     metadata: dict[str, str]
     items: list[Json] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return len(json.dumps([self.metadata, self.items]))
+    size: int = 0
 
 
 class ConversationStore:
     """Conversations of all keys, each found with its own key's salt only."""
 
     def __init__(self, count: int, size: int) -> None:
-        self._count = count
-        self._room = size
-        self._all: OrderedDict[tuple[str, str], tuple[StoredConversation, int]] = OrderedDict()
+        self._shelf = Shelf[StoredConversation](count, size)
 
     def put(self, salt: str, conversation: StoredConversation) -> None:
         """Keep it as it is now; others may have to go."""
-        self.drop(salt, conversation.id)
-        size = conversation.size
-        self._all[salt, conversation.id] = conversation, size
-        self._room -= size
-        while self._all and (len(self._all) > self._count or self._room < 0):
-            self.drop(*first_to_go({key: size for key, (_, size) in self._all.items()}))
+        conversation.size = footprint([conversation.metadata, conversation.items])
+        self._shelf.put(salt, conversation.id, conversation, conversation.size)
 
     def get(self, salt: str, name: str) -> StoredConversation | None:
-        found = self._all.get((salt, name))
-        return found[0] if found else None
+        """None where it is not, or no longer."""
+        return self._shelf.get(salt, name)
 
     def add(self, salt: str, name: str, items: Sequence[Json]) -> None:
-        """More of it, if it is still there."""
+        """More of it, if it is still there. Only what is new is measured: a conversation grows by
+        many small additions."""
         if conversation := self.get(salt, name):
             conversation.items += items
-            self.put(salt, conversation)
+            conversation.size += footprint(items)
+            self._shelf.put(salt, name, conversation, conversation.size)
 
     def drop(self, salt: str, name: str) -> None:
-        found = self._all.pop((salt, name), None)
-        self._room += found[1] if found else 0
+        """Forget it."""
+        self._shelf.drop(salt, name)

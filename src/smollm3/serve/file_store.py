@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors, fsync_file, fsync_folder, read_json, write_json
@@ -20,12 +19,15 @@ OWNER = "owner"  # the key's salt, in what is kept of a file or batch; never tol
 class FileStore:
     """Records (`KIND/ID.json`) in `folder`, of which files have contents (`files/ID`). Thread-safe.
 
-    size: of all contents together.
+    size, count: of all files together, in bytes; each of so many `keys` has an equal share of both,
+    so that nobody's files are kept out by another's.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, count: int, keys: int = 1) -> None:
         self._folder = folder
-        self._size = size
+        self._size, self._count = size, count
+        self.share = max(size // keys, 1)  # bytes of one key
+        self.each = max(count // keys, 1)  # records of a kind of one key
         self._lock = threading.Lock()
         with disk_errors(folder):
             for kind in ("files", "batches"):
@@ -55,15 +57,21 @@ class FileStore:
         found = [read_json(path) for path in self.path(kind, "").glob("*.json")]
         yield from sorted(found, key=lambda r: (r["created_at"], r["id"]), reverse=True)
 
+    def forget(self, kind: str, name: str) -> None:
+        """Drop a record."""
+        self.path(kind, f"{name}.json").unlink(missing_ok=True)
+
     # files
 
-    def add(self, name: str, filename: str, purpose: str, owner: str, content: BinaryIO) -> Json:
-        """Keep a new file. Raises ApiError where there is no room for it."""
+    def add(
+        self, name: str, filename: str, purpose: str, owner: str, pieces: Iterable[bytes]
+    ) -> Json:
+        """Keep a new file of these pieces. Raises ApiError where there is no room for it."""
         final = self.path("files", name)
         partial = final.with_name(name + PARTIAL)
         try:
             with disk_errors(final), partial.open("wb") as out:
-                shutil.copyfileobj(content, out, 1 << 20)
+                out.writelines(pieces)
             return self._keep(partial, final, filename, purpose, owner)
         except UserError as e:
             raise ApiError(507, str(e).rpartition(": ")[2], code="no_room") from None
@@ -72,13 +80,6 @@ class FileStore:
 
     def _keep(self, partial: Path, final: Path, filename: str, purpose: str, owner: str) -> Json:
         size = partial.stat().st_size
-        with self._lock:
-            if size + self._used(partial) > self._size:
-                raise ApiError(
-                    413, "there is no more room for files; delete some", code="files_are_full"
-                )
-            fsync_file(partial)
-            partial.rename(final)
         record = {
             "id": final.name,
             "object": "file",
@@ -89,17 +90,27 @@ class FileStore:
             "status": "processed",
             OWNER: owner,
         }
-        self.put("files", record)
+        with self._lock:
+            self._check_room(size, partial, owner)
+            fsync_file(partial)
+            partial.rename(final)
+            self.put("files", record)
         fsync_folder(final.parent)
         return record
 
-    def _used(self, without: Path) -> int:
-        contents = (p for p in self.path("files", "").iterdir() if p != without)
-        return sum(path.stat().st_size for path in contents if path.suffix != ".json")
+    def _check_room(self, size: int, partial: Path, owner: str) -> None:
+        contents = (p for p in self.path("files", "").iterdir() if p != partial)
+        sizes = [path.stat().st_size for path in contents if path.suffix != ".json"]
+        mine = [record["bytes"] for record in self.all("files") if record[OWNER] == owner]
+        full = size + sum(sizes) > self._size or size + sum(mine) > self.share
+        if full or len(sizes) >= self._count or len(mine) >= self.each:
+            raise ApiError(
+                413, "there is no more room for files; delete some", code="files_are_full"
+            )
 
     def drop(self, name: str) -> None:
         """Forget a file: first that it is here."""
-        self.path("files", f"{name}.json").unlink(missing_ok=True)
+        self.forget("files", name)
         self.path("files", name).unlink(missing_ok=True)
 
 

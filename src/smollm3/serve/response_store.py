@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from smollm3.serve.bodies import footprint
+from smollm3.serve.shelf import Shelf
 
 Json = dict[str, Any]
 
@@ -14,7 +15,7 @@ Json = dict[str, Any]
 @dataclass(frozen=True)
 class StoredResponse:
     """messages: the conversation up to and with the answer; input_items: up to the answer, as the
-    API has it; response: as it was told; container: of its Python."""
+    API has it; response: as it was told; size: bytes in memory; container: of its Python."""
 
     messages: Sequence[Json]
     input_items: Sequence[Json]
@@ -28,24 +29,11 @@ class StoredResponse:
         return [*self.input_items, *self.response["output"]]
 
 
-def first_to_go(sizes: Mapping[tuple[str, str], int]) -> tuple[str, str]:
-    """Of what is kept, by salt and name from old to new, the oldest of the key that keeps most:
-    nobody pushes out another's by keeping much. Things that are small count, too."""
-    used: Counter[str] = Counter()
-    least = sum(sizes.values()) // len(sizes)
-    for (salt, _), size in sizes.items():
-        used[salt] += size + least
-    [(greediest, _)] = used.most_common(1)
-    return next(key for key in sizes if key[0] == greediest)
-
-
 class ResponseStore:
     """Responses of all keys, each found with its own key's salt only."""
 
     def __init__(self, count: int, size: int) -> None:
-        self._count = count
-        self._room = size
-        self._all: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
+        self._shelf = Shelf[tuple[str, StoredResponse]](count, size)
         self._items: dict[tuple[str, str], Json] = {}  # of all their answers
 
     def put(
@@ -56,23 +44,27 @@ class ResponseStore:
         response: Json,
         container: str | None = None,
     ) -> None:
-        size = len(json.dumps([messages, input_items, response]))
+        """Keep a response; others may have to go."""
+        size = footprint([messages, input_items, response])
         kept = StoredResponse(messages, input_items, response, size, container)
-        self._all[salt, response["id"]] = kept
         self._items.update({(salt, item["id"]): item for item in response["output"]})
-        self._room -= size
-        while self._all and (len(self._all) > self._count or self._room < 0):
-            self.drop(*first_to_go({key: kept.size for key, kept in self._all.items()}))
+        for owner, gone in self._shelf.put(salt, response["id"], (salt, kept), size):
+            self._forget(owner, gone)
 
     def get(self, salt: str, name: str) -> StoredResponse | None:
-        return self._all.get((salt, name))
+        """None where it is not, or no longer."""
+        found = self._shelf.get(salt, name)
+        return found[1] if found else None
 
     def item(self, salt: str, name: str) -> Json | None:
         """An item of one of the answers."""
         return self._items.get((salt, name))
 
     def drop(self, salt: str, name: str) -> None:
-        if found := self._all.pop((salt, name), None):
-            self._room += found.size
-            for item in found.response["output"]:
-                del self._items[salt, item["id"]]
+        """Forget it."""
+        if found := self._shelf.drop(salt, name):
+            self._forget(*found)
+
+    def _forget(self, salt: str, response: StoredResponse) -> None:
+        for item in response.response["output"]:
+            del self._items[salt, item["id"]]

@@ -40,6 +40,7 @@ Json = dict[str, Any]
 
 LONG = 1 << 18  # characters of a text that takes a noticeable time to tokenise
 TOKENISING = 3  # threads
+LONGEST_NAME = 200  # characters of a model's
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"  # media types of streams
 
 
@@ -84,6 +85,8 @@ class Service:
         """The name under which a request is answered."""
         if name is None:
             return self.model
+        if len(name) > LONGEST_NAME:  # it would stand in every event of a stream
+            raise refused(f"model: at most {LONGEST_NAME} characters", "model")
         if name in self.engine.adapters.folders or self.is_own(name):
             return name
         there = ", ".join(map(repr, (self.model, *self.engine.adapters.folders)))

@@ -51,6 +51,8 @@ class Settings(StrictModel):
             "[ID=]FOLDER",
         ),
     ] = ()
+    max_adapters: Count = 16
+    """Loaded at once, after which requests can load no more."""
     api_key_file: Annotated[
         str | None,
         Option(
@@ -92,7 +94,10 @@ class Settings(StrictModel):
     ] = None
     max_file_bytes: Count = 64 << 20
     max_files_bytes: Count = 1 << 30
-    """Of all files together."""
+    """Of all files together; where there are several keys, each has an equal share of it, of their
+    number and of the batches."""
+    max_files: Count = 1000
+    """As many batches that have ended are remembered."""
     max_batches: Count = 16
     """That wait or run."""
     batch_running: Count = 8

@@ -119,14 +119,16 @@ class Request:
             params = replace(params, logit_bias={**params.logit_bias, **banned})
         return params
 
-    def _start(self, engine: Engine, ids: list[int], params: SamplingParams) -> Generation:
+    def _start(
+        self, engine: Engine, ids: list[int], params: SamplingParams, predicted: Sequence[int]
+    ) -> Generation:
         options: dict[str, Any] = {"thinking_budget": self.thinking_budget}
         if self.cache_salt:
             options["cache_salt"] = self.cache_salt
         if self.adapter:
             options["adapter"] = self.adapter
-        if self.prediction:
-            options["prediction"] = self._predicted(engine.tokenizer, ids)
+        if predicted:
+            options["prediction"] = predicted
         try:
             return engine.submit(ids, params, constraint=self.constraint, **options)
         except UnsupportedConstraint:
@@ -135,7 +137,9 @@ class Request:
             return engine.submit(ids, params, **options)
 
     def _predicted(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-        """What comes before the content, and the content."""
+        """What comes before the content, and the content; nothing where none is predicted."""
+        if not self.prediction:
+            return []
         opened = self.prompt is None and self.enable_thinking
         lead = tokenizer.encode_markup(f"{END_THINK}\n") if opened else []
         return [*(lead or ids)[-2:], *tokenizer.encode(self.prediction)]
@@ -152,8 +156,9 @@ def submit(engine: Engine, requests: Iterable[Request]) -> list[Reply]:
             ids = request.ids(engine.tokenizer)
             conversation = request.prompt is None
             opened = conversation and reasoning_of(engine.tokenizer, ids) == "open"
+            predicted = request._predicted(engine.tokenizer, ids)
             for params in request._params(engine, ids).choices():
-                generation = request._start(engine, ids, params)
+                generation = request._start(engine, ids, params, predicted)
                 replies.append(Reply(request, ids, generation, opened, len(replies)))
     except BaseException:
         for reply in replies:

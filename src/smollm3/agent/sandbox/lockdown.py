@@ -85,7 +85,10 @@ SYSCALLS = {
     "flistxattr": (196, 13),
 }
 # fmt: on
-_METADATA = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat")
+_METADATA = (
+    *("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat", "readlink", "readlinkat"),
+    *("getxattr", "lgetxattr", "listxattr", "llistxattr", "statfs"),
+)
 # Known to programs, so the refusal should read "not permitted"; all else is "not implemented",
 # which makes a C library fall back on older calls.
 # fmt: off
@@ -257,7 +260,8 @@ def _bit(index: int, bit: int) -> bytes:
 
 def program_for(machine: str, pid: int, files: bool = True) -> bytes | None:
     """The filter for a process, None for a machine that we do not know. files: there are some of
-    its own; otherwise no file's mode or times can be changed, which Landlock does not govern."""
+    its own; otherwise what Landlock does not govern is refused: changes of a file's mode and times,
+    and what is told of paths, except by `stat` and `access`, without which nothing is imported."""
     if machine not in MACHINES:
         return None
     arch, column = MACHINES[machine]

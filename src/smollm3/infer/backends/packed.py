@@ -1,9 +1,9 @@
 """Weights in the kernels' own layout: planned from any checkpoint, cached, mapped when used.
 
 A packed file is a safetensors file whose data begin at a cache line. It is keyed by what it was
-made from (header, size and time of the source) and by the layout's version, written under a
-temporary name, and made again when it is not what its key says. The least recently used go when
-the cache is full.
+made from (header, size and time of the source) and by the layout's version, written by one process
+at a time under a temporary name, and made again when it is not what its key says. The least
+recently used go when the cache is full.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import smollm3_kernels
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from smollm3.checkpoint.gguf.names import ROTATED, gguf_name
@@ -48,6 +49,7 @@ from smollm3.portable import is_own, reserve
 Bytes = NDArray[np.uint8]
 CACHE_BYTES = 32 << 30  # the whole cache; the 3B model at 4 bits takes 1.9 GB
 SMALL = 64 << 20  # models up to this are packed at every start, in less than a second
+PACKING_SECONDS = 300.0  # that another may take, until it is packed in memory as well
 PROBE = 1 << 20  # one page in so many bytes goes into the checksum
 DTYPES = (None, "float32", "bfloat16", "q8_0", "q4_0")
 PLAIN = ("F32", "F16", "BF16")
@@ -287,15 +289,32 @@ def load(plan: Plan, threads: int, use_cache: bool = True) -> dict[str, Bytes]:
     found = _mapped(file, plan)
     if found is None:
         try:
-            _write(file, plan, threads)
-        except UserError:  # no room, no permission: the cache is only for speed
-            return _packed_in_memory(plan, threads)
-        found = _mapped(file, plan)
+            with _only_writer(file.parent):
+                found = _mapped(file, plan)  # another has packed it meanwhile
+                if found is None:
+                    _write(file, plan, threads)
+                    found = _mapped(file, plan)
+        except (UserError, Timeout):  # no room, no permission: the cache is only for speed
+            pass
         if found is None:
             return _packed_in_memory(plan, threads)
     with suppress(OSError):
         os.utime(file)  # the newest is the last to go
     return found
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Two who start at once would pack twice, and count each other's room. Raises UserError for a
+    place that cannot be written, Timeout where somebody packs for minutes."""
+    with disk_errors(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=PACKING_SECONDS)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def aligned(size: int) -> Bytes:
@@ -362,7 +381,6 @@ def _write(file: Path, plan: Plan, threads: int) -> None:
     blank = len(_header(plan, 0))
     size = blank + sum(part.size for part in plan.parts.values())
     with disk_errors(file):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(file.parent)
         _make_room(file.parent, size)
         with own_file(file) as temporary:

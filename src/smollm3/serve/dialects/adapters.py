@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Response
@@ -10,6 +11,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from smollm3.checkpoint import locate_adapter
+from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import Body
 from smollm3.serve.dialects.replies import ErrorReply, replies
 from smollm3.serve.errors import ApiError, refused
@@ -29,8 +31,9 @@ class UnloadAdapter(Body):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
-    adapters = service.engine.adapters
+    routes = APIRouter(route_class=BodyRoute)
+    adapters, most = service.engine.adapters, service.settings.max_adapters
+    one_by_one = asyncio.Lock()  # threads are left for others' bodies, and the count is right
 
     @routes.post("/v1/load_lora_adapter", response_class=Response, responses=_TEXT)
     async def load(body: LoadAdapter) -> Response:
@@ -40,10 +43,16 @@ def router(service: Service) -> APIRouter:
         if service.is_own(body.lora_name):
             raise refused(f"lora_name: {body.lora_name!r} is the model itself", "lora_name")
 
+        if not Path(body.lora_path).expanduser().is_dir():  # nothing is fetched for a request
+            raise refused(f"lora_path: there is no folder {body.lora_path!r:.200}", "lora_path")
+
         def read() -> None:
             adapters.load(body.lora_name, locate_adapter(body.lora_path))
 
-        await asyncio.to_thread(read)
+        async with one_by_one:
+            if len(adapters.folders) >= most:
+                raise refused(f"{most} adapters are loaded already; unload one", "lora_name")
+            await asyncio.to_thread(read)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @routes.post("/v1/unload_lora_adapter", response_class=Response, responses=_TEXT)

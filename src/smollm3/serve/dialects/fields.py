@@ -41,6 +41,12 @@ def _few(given: Any) -> Any:
 
 FEW = BeforeValidator(_few)
 TOOLS = Field(max_length=1024)  # with those that are left out
+# Labels, as OpenAI bounds them.
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+    FEW,
+]
 
 
 class Body(StrictModel):

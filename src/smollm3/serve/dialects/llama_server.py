@@ -120,13 +120,20 @@ def router(service: Service) -> APIRouter:
         return await service.tokenised(request, _characters(body), work)
 
     @routes.post("/detokenize", responses=replies(Detokenized))
-    def detokenize(body: DetokenizeBody) -> Response:
-        """The text of tokens."""
+    async def detokenize(body: DetokenizeBody, request: Request) -> Response:
+        """The text of tokens, no more of them than the model reads."""
         service.check_model(body.model)
-        if any(token >= engine.config.vocab_size for token in body.tokens):
-            raise refused(f"tokens: must be below {engine.config.vocab_size}", "tokens")
-        text = tokenizer.decode(body.tokens)
-        return Detokenized(prompt=text, content=text).response()
+        most, context = engine.config.vocab_size, engine.config.context
+        if len(body.tokens) > context:  # each stands for up to a hundred characters, told twice
+            raise refused(f"tokens: at most {context}, not {len(body.tokens)}", "tokens")
+        if any(token >= most for token in body.tokens):
+            raise refused(f"tokens: must be below {most}", "tokens")
+
+        def work() -> Response:
+            text = tokenizer.decode(body.tokens)
+            return Detokenized(prompt=text, content=text).response()
+
+        return await service.tokenised(request, len(body.tokens), work)
 
     @routes.post("/apply-template", responses=replies(AppliedTemplate))
     async def apply_template(body: ChatBody, request: Request) -> Response:
@@ -176,8 +183,9 @@ def _piece(tokenizer: Tokenizer, index: int) -> Piece:
 
 
 def _characters(body: TokenizeBody) -> int:
-    said = [message.model_dump() for message in body.messages or ()]
-    return characters([body.prompt, body.content, said])
+    said = [part.model_dump() for part in (*(body.messages or ()), *(body.tools or ()))]
+    arguments = body.chat_template_kwargs
+    return characters([body.prompt, body.content, said, arguments and arguments.model_dump()])
 
 
 def _ids(service: Service, body: TokenizeBody) -> Sequence[int]:

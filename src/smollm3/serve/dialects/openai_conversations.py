@@ -15,14 +15,20 @@ from smollm3.serve.ask import Ask
 from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.conversation_store import StoredConversation
 from smollm3.serve.dialects import openai_response_replies as said
-from smollm3.serve.dialects.fields import FEW, Body, params_of
+from smollm3.serve.dialects.fields import Body, Metadata, params_of
 from smollm3.serve.dialects.openai_item_kinds import Item
 from smollm3.serve.dialects.openai_items import (
     ResponseBody,
     ask_of,
     items_of,
 )
-from smollm3.serve.dialects.openai_kept import before_of, finder, found_conversation, found_response
+from smollm3.serve.dialects.openai_kept import (
+    before_of,
+    finder,
+    found_conversation,
+    found_response,
+    open_conversation,
+)
 from smollm3.serve.dialects.openai_response_answer import response_usage
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
@@ -33,7 +39,6 @@ _SUMMARISE = (
     "Write down what must not be lost of this conversation, for yourself: what was asked, facts, "
     "decisions, results of tools, and what is still open. Write nothing else."
 )
-Metadata = Annotated[dict[str, str], Field(max_length=16), FEW]
 Items = Annotated[list[Item], Field(max_length=1024)]
 
 
@@ -158,7 +163,7 @@ def _conversations(service: Service, routes: APIRouter) -> None:
     @routes.post("/v1/conversations/{name}/items", responses=replies(ItemList))
     async def add(name: str, body: ItemsBody, request: Request) -> Response:
         """Items more, at its end."""
-        found(request, name)
+        open_conversation(service, salt_of(request), name)
         items = items_of(body.items)
         store.add(salt_of(request), name, items)
         return _listed(items, has_more=False).response()

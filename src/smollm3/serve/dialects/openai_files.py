@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from smollm3.config import problems
-from smollm3.serve.batches import Batches, Finished, MakeAsk
+from smollm3.serve.batches import Batches, Finished, Limits, MakeAsk
 from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects import openai_chat, openai_chat_body, openai_completions
-from smollm3.serve.dialects.fields import FEW, Body
+from smollm3.serve.dialects.fields import Body, Metadata
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.file_store import OWNER, FileStore
@@ -33,7 +34,7 @@ class BatchBody(Body):
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[str, str], Field(max_length=16), FEW] | None = None
+    metadata: Metadata | None = None
 
 
 class StoredFile(ApiReply):
@@ -149,7 +150,7 @@ def router(service: Service) -> APIRouter:
                 raise refused("purpose: must say what the file is for, as batch", "purpose")
             name = Path((file.filename or "file").replace("\\", "/")).name[:200] or "file"
             record = await asyncio.to_thread(
-                store.add, new_id("file-"), name, purpose, salt_of(request), file.file
+                store.add, new_id("file-"), name, purpose, salt_of(request), _pieces(file.file)
             )
         return StoredFile(**_bare(record)).response()
 
@@ -212,6 +213,10 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+def _pieces(content: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: content.read(1 << 20), b"")
+
+
 class _Kept:
     """The folder's store and the thread of its batches, made once."""
 
@@ -231,7 +236,8 @@ class _Kept:
         with self._lock:
             if self._store is None:
                 folder = Path(settings.files).expanduser()
-                self._store = FileStore(folder, settings.max_files_bytes)
+                most = settings.max_files_bytes, settings.max_files
+                self._store = FileStore(folder, *most, keys=max(len(self._service.keys), 1))
             return self._store
 
     @property
@@ -239,12 +245,15 @@ class _Kept:
         store, service = self.store, self._service
         with self._lock:
             if self._batches is None:
+                settings = service.settings
                 self._batches = Batches(
                     store,
                     service.engine,
                     _makers(service),
-                    service.settings.max_batches,
-                    service.settings.batch_running,
+                    Limits(
+                        settings.max_batches, settings.max_body_bytes, max(len(service.keys), 1)
+                    ),
+                    settings.batch_running,
                     lambda: service.admission.waiting > 0,
                 )
                 service.at_end(self._batches.close)
@@ -255,6 +264,7 @@ def _makers(service: Service) -> dict[str, MakeAsk]:
     def chat(values: Json) -> Any:
         body = _checked(openai_chat_body.ChatBody, values)
         model, ask = service.check_model(body.model), openai_chat_body.ask_of(service, body)
+        service.admission.check(ask.count)
 
         def tell(finished: Finished) -> Json:
             return openai_chat.completion(service, body, model, finished).dumped()
@@ -266,6 +276,7 @@ def _makers(service: Service) -> dict[str, MakeAsk]:
         if body.echo:
             raise refused("echo: not in a batch")
         model, ask = service.check_model(body.model), openai_completions.ask_of(service, body)
+        service.admission.check(ask.count)
         echoes = [openai_completions.Echo()] * ask.count
 
         def tell(finished: Finished) -> Json:

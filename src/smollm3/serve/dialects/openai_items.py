@@ -14,11 +14,11 @@ from smollm3.agent.python import declarations
 from smollm3.chat.tags import PYTHON
 from smollm3.serve.ask import Ask
 from smollm3.serve.dialects.fields import (
-    FEW,
     TOOLS,
     Body,
     Effort,
     Limit,
+    Metadata,
     OtherTool,
     Sampling,
     StreamOptions,
@@ -121,7 +121,7 @@ class ResponseBody(Sampling):
     include: list[Included] | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    metadata: Annotated[dict[str, str], FEW] | None = None
+    metadata: Metadata | None = None
 
     @property
     def summarised(self) -> bool:
@@ -310,6 +310,6 @@ def _add(messages: list[Json], part: Json) -> None:
         last = {"role": "assistant", "content": ""}
         messages.append(last)
     if key == "tool_calls":
-        last[key] = [*last.get(key, ()), *value]
+        last.setdefault(key, []).extend(value)
     elif value:
         last[key] = value
