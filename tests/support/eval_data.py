@@ -3,8 +3,10 @@
 import gzip
 import json
 import random
+from concurrent.futures import Future
+from dataclasses import asdict
 
-from smollm3.eval.target import EngineTarget, Settings
+from smollm3.eval.target import EngineTarget, Settings, Written
 from smollm3.infer import Engine
 from tests.support.fake_backend import FakeBackend
 
@@ -84,6 +86,22 @@ def fake_engine(tokenizer, name="fake"):
 
 def fake_target(tokenizer, settings=None):
     return EngineTarget(fake_engine(tokenizer), "fake", settings or Settings())
+
+
+class Saying(EngineTarget):
+    """Whose answer is `says` of what is asked."""
+
+    def __init__(self, engine, name, settings, says):
+        super().__init__(engine, name, settings)
+        self.says = says
+
+    def origin(self):
+        return self.name
+
+    def answer(self, ask):
+        future = Future()
+        future.set_result(asdict(Written(self.says(ask), "stop", 1)))
+        return future
 
 
 class Watching:

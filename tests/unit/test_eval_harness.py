@@ -2,10 +2,10 @@
 
 import json
 import random
-from dataclasses import asdict, dataclass
 
 import pytest
 from tests.support.eval_data import (
+    Saying,
     Watching,
     data_folder,
     fake_engine,
@@ -21,7 +21,7 @@ from smollm3.eval.local import DataFolder, table
 from smollm3.eval.remote import until
 from smollm3.eval.results import ITEMS, RESULTS, measures, read_results, write_results
 from smollm3.eval.suites import names, suite_of
-from smollm3.eval.target import EngineTarget, Prompt, Settings, Written
+from smollm3.eval.target import EngineTarget, Prompt, Settings
 from smollm3.infer import SamplingParams
 from smollm3.infer.backends import BLOCK
 
@@ -364,24 +364,6 @@ MADE = {
 }  # fmt: skip
 
 
-class Saying(EngineTarget):
-    """Whose answer is a function of the prompt."""
-
-    def answer(self, ask):
-        return _Said(asdict(Written(self.says(ask.prompt.text), "stop", 1)))
-
-
-@dataclass
-class _Said:
-    value: dict
-
-    def done(self):
-        return True
-
-    def result(self):
-        return self.value
-
-
 @pytest.mark.parametrize(
     ("task", "metric", "right", "prompt"),
     [
@@ -395,8 +377,7 @@ def test_questions_and_translations(tokenizer, tmp_path, task, metric, right, pr
     for name, rows in MADE.items():
         write(tmp_path / name, rows)
     for said, score in ((right, 1.0), ("", 0.0)):
-        target = Saying(fake_engine(tokenizer), "fake", Settings())
-        target.says = lambda _, said=said: said
+        target = Saying(fake_engine(tokenizer), "fake", Settings(), lambda _, said=said: said)
         found = evaluated(target, Wanted([task], data=tmp_path), tmp_path / f"{score}")
         assert found["results"][task][f"{metric},none"] == pytest.approx(score)
         (sample,) = found["samples"][task]

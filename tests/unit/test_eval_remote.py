@@ -150,3 +150,13 @@ def test_a_server_without_a_model(server):
     url, _ = server({"/v1/models": [(200, {"data": []})]})
     with pytest.raises(UserError, match="names no model"):
         UrlTarget(url, Settings()).origin()
+
+
+def test_a_named_model_and_a_server_that_is_not_told_of_thinking(server):
+    answer = {"choices": [{"message": {"content": "[[3]]"}, "finish_reason": "stop"}]}
+    url, asked = server({"/v1/chat/completions": [(200, answer)]})
+    target = UrlTarget(f"{url}#judge", Settings(chat=True), says_mode=False)
+    assert target.answer(Ask(Prompt(messages=({"role": "user", "content": "hi"},)))).result()
+    assert asked[0][1]["model"] == "judge"
+    assert "chat_template_kwargs" not in asked[0][1]
+    assert target.origin() == f"{url} judge"

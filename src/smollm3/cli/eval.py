@@ -32,6 +32,7 @@ from smollm3.cli.options import MODEL, MODEL_HELP, RunGroup, engine_options
 @click.option("--essays", type=click.Path(path_type=Path), help="RULER's: a folder of .txt files.")
 @click.option("--squad", type=click.Path(path_type=Path), help="RULER's: a file of SQuAD.")
 @click.option("--hotpotqa", type=click.Path(path_type=Path), help="RULER's: a file of HotpotQA.")
+@click.option("--judge", metavar="URL[#MODEL]", help="Who rates answers: an OpenAI-like server.")
 @engine_options
 def evaluate(
     model: str,
@@ -45,6 +46,7 @@ def evaluate(
     essays: Path | None,
     squad: Path | None,
     hotpotqa: Path | None,
+    judge: str | None,
     engine_options: dict[str, Any],
     **asked: Any,
 ) -> None:
@@ -73,6 +75,7 @@ def evaluate(
         few_shot=few_shot,
         lengths=lengths,
         files=Files(essays, squad, hotpotqa),
+        judge=judge,
         asked=asked,
         engine_options=engine_options,
     )

@@ -79,6 +79,11 @@ class Adapter(LM):  # type: ignore[misc]
             repeats[id(request)] += 1
         return [value["text"] for value in self.answered(asked)]
 
+    def judged(self, judge: Target, asked: Sequence[Ask]) -> list[dict[str, Any]]:
+        """What another model says, kept as the target's own answers are."""
+        keys = [key_of("judgement", judge.origin(), repr(ask)) for ask in asked]
+        return self._values("judgements", keys, asked, judge.answer, judge.at_once)
+
     def answered(self, asked: Sequence[Ask]) -> list[dict[str, Any]]:
         """`Written`, as a dict, of each."""
         keys = [key_of("answer", repr(ask)) for ask in asked]
@@ -115,26 +120,32 @@ class Adapter(LM):  # type: ignore[misc]
         )
 
     def _values(
-        self, what: str, keys: Sequence[str], asked: Sequence[Any], start: Callable[[Any], Work]
+        self,
+        what: str,
+        keys: Sequence[str],
+        asked: Sequence[Any],
+        start: Callable[[Any], Work],
+        at_once: int | None = None,
     ) -> list[Any]:
         """The value of each, in order; those that are not in the journal are started in turn."""
+        most = at_once or self.target.at_once
         missing = {k: a for k, a in zip(keys, asked, strict=True) if k not in self.journal}
         known = len(set(keys)) - len(missing)
         self.view.progress(what, known, known + len(missing), 0)
-        for fresh, (key, value) in enumerate(self._finished(missing.items(), start), 1):
+        for fresh, (key, value) in enumerate(self._finished(missing.items(), start, most), 1):
             self.journal.add(key, value)
             self.view.progress(what, known + fresh, known + len(missing), fresh)
         return [self.journal[key] for key in keys]
 
     def _finished(
-        self, asked: Iterable[tuple[str, Any]], start: Callable[[Any], Work]
+        self, asked: Iterable[tuple[str, Any]], start: Callable[[Any], Work], at_once: int
     ) -> Iterable[tuple[str, Any]]:
         """What is done, as it is done, with `at_once` on their way."""
         waiting = iter(asked)
         running: dict[str, Work] = {}
         more, pause = True, POLL_SECONDS[0]
         while more or running:
-            while more and len(running) < self.target.at_once:
+            while more and len(running) < at_once:
                 entry = next(waiting, None)
                 more = entry is not None
                 if entry is not None:

@@ -8,7 +8,6 @@ those that the file allows, texts without regard to case and punctuation.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,28 +256,4 @@ def judged(question: Question, written: Mapping[str, Any]) -> dict[str, Any]:
         "filtered_resps": [written["calls"]],
         "filter": "none",
         "accuracy": float(right(question, calls)),
-    }
-
-
-def results(category: str, samples: Sequence[Mapping[str, Any]], total: int) -> dict[str, Any]:
-    """The parts of the harness's results that a category adds."""
-    name, n = f"bfcl_{category}", len(samples)
-    mean = sum(s["accuracy"] for s in samples) / n
-    error = math.sqrt(mean * (1 - mean) / max(n - 1, 1))
-    return {
-        "results": {
-            name: {
-                "name": name,
-                "alias": name,
-                "sample_len": n,
-                "accuracy,none": mean,
-                "accuracy_stderr,none": error,
-            }
-        },
-        "samples": {name: list(samples)},
-        "versions": {name: 4.0},
-        "n-shot": {name: 0},
-        "higher_is_better": {name: {"accuracy": True}},
-        "n-samples": {name: {"original": total, "effective": n}},
-        "configs": {name: {"task": name, "metadata": {"version": 4.0}}},
     }

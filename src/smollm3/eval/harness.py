@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from smollm3.errors import UserError
-from smollm3.eval import bfcl, code
+from smollm3.eval import bfcl, code, mt_bench
 from smollm3.eval.journal import Journal
 from smollm3.eval.local import data_sets
+from smollm3.eval.results import own_parts
 from smollm3.eval.ruler import Files
 from smollm3.eval.ruler import harness as ruler
 from smollm3.eval.target import Settings, Target
@@ -39,6 +41,7 @@ BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 10
 @dataclass(frozen=True)
 class Wanted:
     """What to run. few_shot: examples instead of the task's number. limit: items of each task.
+    judge: who rates answers, where a task wants that.
     data: a folder of data sets. lengths, files: of RULER's prompts. skip: leave out, and name, what
     cannot be had, as a suite does; else that is an error."""
 
@@ -49,6 +52,7 @@ class Wanted:
     lengths: Sequence[int] = (4096,)
     files: Files = field(default_factory=Files)
     skip: bool = False
+    judge: Target | None = None
 
 
 def own_tasks() -> Path:
@@ -74,7 +78,8 @@ def run_tasks(
         adapter = Adapter(target, journal, settings, view)
         found: dict[str, Any] = {"results": {}, "samples": {}}
         skipped: dict[str, str] = {}
-        of_harness = [name for name in wanted.tasks if not bfcl.is_bfcl(name)]
+        of_harness = [name for name in wanted.tasks if not _is_own(name)]
+        bench = _bench(wanted, settings)
         asked = _bfcl_questions(wanted, settings)
         with data_sets(wanted.data) as missing:
             if of_harness:
@@ -95,14 +100,38 @@ def run_tasks(
             asks = [bfcl.ask_of(q, limit, settings.sample, settings.seed) for q in questions]
             written = adapter.answered(asks)
             samples = [bfcl.judged(q, w) for q, w in zip(questions, written, strict=True)]
-            for part, value in bfcl.results(category, samples, total).items():
-                found.setdefault(part, {}).update(value)
+            _add(found, own_parts(f"bfcl_{category}", ["accuracy"], samples, total, 4.0))
+        if bench is not None and wanted.judge is not None:
+            judge = partial(adapter.judged, wanted.judge)
+            samples = mt_bench.samples(bench, settings, adapter.answered, judge)
+            _add(found, own_parts(mt_bench.NAME, mt_bench.METRICS, samples, 2 * bench.total, 1.0))
     found["smollm3"] = {
         "skipped": skipped,
         "answers": adapter.answers,
         "answers_at_limit": adapter.at_limit,
     }
     return found
+
+
+def _is_own(name: str) -> bool:
+    """Whether the harness has no part in it."""
+    return bfcl.is_bfcl(name) or name == mt_bench.NAME
+
+
+def _add(found: dict[str, Any], parts: dict[str, Any]) -> None:
+    for part, value in parts.items():
+        found.setdefault(part, {}).update(value)
+
+
+def _bench(wanted: Wanted, settings: Settings) -> mt_bench.Bench | None:
+    """MT-Bench, if it is wanted."""
+    if mt_bench.NAME not in wanted.tasks:
+        return None
+    if not settings.chat:
+        raise UserError(f"{mt_bench.NAME}: is of chats; add --chat")
+    if wanted.judge is None:
+        raise UserError(f"{mt_bench.NAME}: a judge rates the answers; add --judge URL")
+    return mt_bench.read(wanted.data, wanted.limit)
 
 
 def _bfcl_questions(

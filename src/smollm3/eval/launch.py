@@ -11,7 +11,7 @@ from smollm3.eval.console import eval_on_console
 from smollm3.eval.harness import Wanted
 from smollm3.eval.ruler import Files
 from smollm3.eval.run import evaluated, plan
-from smollm3.eval.target import EngineTarget, Target
+from smollm3.eval.target import EngineTarget, Settings, Target
 
 URL = re.compile(r"https?://")
 
@@ -27,6 +27,7 @@ def launch(
     few_shot: int | None,
     lengths: str | None,
     files: Files,
+    judge: str | None,
     asked: dict[str, Any],
     engine_options: dict[str, Any],
 ) -> None:
@@ -36,7 +37,16 @@ def launch(
     if data is not None and not data.is_dir():
         raise UserError(f"{data}: no such folder of data sets")
     settings, names, skip = plan(suite, names_of(tasks) if tasks else [], asked)
-    wanted = Wanted(names, few_shot, limit, data, lengths_of(lengths), files, skip=skip)
+    rates: Target | None = None
+    if judge is not None:
+        from smollm3.eval.remote import UrlTarget
+
+        if not URL.match(judge):
+            raise UserError(f"--judge: the URL of an OpenAI-compatible server, not {judge!r}")
+        rates = UrlTarget(judge, Settings(chat=True), says_mode=False)
+    wanted = Wanted(
+        names, few_shot, limit, data, lengths_of(lengths), files, skip=skip, judge=rates
+    )
     folder = out or Path("evals") / f"{_name(model)}{f'-{suite}' if suite else ''}"
     if URL.match(model):
         from smollm3.eval.remote import UrlTarget

@@ -103,6 +103,11 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 ({e.reason})") from None
 
 
+def rows_of_file(path: Path) -> Iterator[Row]:
+    """Of JSON lines, one that may be compressed."""
+    return _lines(read_text(path), path)
+
+
 @lru_cache(4)  # MMLU's 57 subjects are asked for one by one, of the same files
 def _rows(reader: str, file: Path) -> list[Row]:
     return list(_READERS[reader](read_text(file), file))

@@ -26,19 +26,26 @@ _AGAIN = frozenset((408, 429, 500, 502, 503, 504))
 
 class UrlTarget:
     """Somebody else's server. Its key, if it wants one, is in OPENAI_API_KEY. The server renders
-    conversations itself; whether it thinks is told by `chat_template_kwargs`."""
+    conversations itself. url: URL or URL#MODEL, else the first model that it offers. says_mode:
+    whether the model shall think is told, by `chat_template_kwargs`, which OpenAI's own refuses."""
 
     at_once = AT_ONCE
 
-    def __init__(self, url: str, settings: Settings, pause: float = 1.0) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, url: str, settings: Settings, pause: float = 1.0, says_mode: bool = True
+    ) -> None:
+        place, _, self._named = url.partition("#")
+        self.url = place.rstrip("/")
         self.name = url
         self.settings = settings
         self._pause = pause
+        self._says_mode = says_mode
 
     @cached_property
     def model(self) -> str:
-        """The first that the server offers."""
+        """The named one, or else the first that the server offers."""
+        if self._named:
+            return self._named
         offered = self._ask("models", None)
         try:
             return str(offered["data"][0]["id"])
@@ -147,10 +154,9 @@ class UrlTarget:
             messages.insert(0, {"role": "system", "content": self.settings.system})
         if prompt.prefill:
             messages.append({"role": "assistant", "content": prompt.prefill})
-        body: dict[str, Any] = {
-            "messages": messages,
-            "chat_template_kwargs": {"enable_thinking": self.settings.think},
-        }
+        body: dict[str, Any] = {"messages": messages}
+        if self._says_mode:
+            body["chat_template_kwargs"] = {"enable_thinking": self.settings.think}
         if prompt.prefill:
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         if prompt.tools:

@@ -72,6 +72,35 @@ def measures(found: Mapping[str, Any]) -> dict[str, dict[str, Measure]]:
     return out
 
 
+def own_parts(
+    name: str,
+    metrics: Sequence[str],
+    samples: Sequence[Mapping[str, Any]],
+    total: int,
+    version: float,
+) -> dict[str, Any]:
+    """The parts of the harness's results that a task of ours adds which it does not run.
+
+    metrics: of which each is the mean of the samples that have it. total: items there are.
+    """
+    results: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(samples)}
+    for metric in metrics:
+        values = [sample[metric] for sample in samples if metric in sample]
+        if values:
+            measure = mean(values)
+            results[f"{metric},none"] = measure.value
+            results[f"{metric}_stderr,none"] = (measure.high - measure.value) / Z
+    return {
+        "results": {name: results},
+        "samples": {name: list(samples)},
+        "versions": {name: version},
+        "n-shot": {name: 0},
+        "higher_is_better": {name: {metric: metric != "unrated" for metric in metrics}},
+        "n-samples": {name: {"original": total, "effective": len(samples)}},
+        "configs": {name: {"task": name, "metadata": {"version": version}}},
+    }
+
+
 def _samples_of(task: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Those of a task, of a group those of all its tasks."""
     samples = found["samples"]
