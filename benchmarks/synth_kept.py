@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from smollm3.files import write_atomic
 from smollm3.infer import SamplingParams, load_engine
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.runner import Events, Run
+from smollm3.synth.run import ANSWERS
 from smollm3.turn import Request, wait_all
 
 SYSTEM = {"role": "system", "content": "/system_override Add."}
@@ -56,7 +58,7 @@ stages:
     modes: [think]
     checks: [answer]
   unchecked: {{<<: *ask, checks: []}}
-  on_right: &copy {{<<: *train, from: base, mixture: {{right: 1}}, steps: {more}, lr: {{peak: 1e-3, warmup: 10, decay: linear}}}}
+  on_right: &copy {{<<: *train, from: base, mixture: {{right: 1}}, steps: {more}, lr: {{peak: 5e-4, warmup: 10, decay: linear}}}}
   on_all: {{<<: *copy, mixture: {{all: 1}}}}
 """
 
@@ -109,7 +111,13 @@ def one_seed(folder: Path, seed: int, given: argparse.Namespace) -> tuple[list[b
     steps = {"base": given.base_steps, "more": given.steps}
     text = RECIPE.format(folder=folder, seed=seed, max_tokens=MAX_TOKENS, **steps)
     quiet = Events(*(lambda *_: None for _ in range(5)))
-    Run(load_recipe_text(text, "synth_kept"), folder / "run", quiet).execute()
+    run = Run(load_recipe_text(text, "synth_kept"), folder / "run", quiet)
+    for stage in ("tokenizer", "base", "checked"):
+        run.execute(only=stage)
+    # The same questions by the same teacher: what was answered is not asked again.
+    (folder / "run" / ".work" / "unchecked").mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "run" / "checked" / ANSWERS, folder / "run" / ".work" / "unchecked")
+    run.execute()
     kept, asked = (
         json.loads((folder / "run" / stage / "stage.json").read_text())["metrics"]["kept"]
         for stage in ("checked", "unchecked")
@@ -125,10 +133,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--lessons", type=int, default=4000)
-    parser.add_argument("--questions", type=int, default=1500)
+    parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--held-out", type=int, default=500)
-    parser.add_argument("--base-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--base-steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
     torch.set_num_threads(1)
     began = time.process_time()

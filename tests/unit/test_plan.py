@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.console import Console
 
 from smollm3 import plan, units
 from smollm3.checkpoint.config import to_json
+from smollm3.data.spec import FileSource, Step
 from smollm3.errors import UserError
 from smollm3.files import write_json
 from smollm3.model import ModelConfig, Transformer, nope_pattern
@@ -387,3 +390,29 @@ def test_step_time_has_a_loss_a_gradient_and_an_update(monkeypatch: pytest.Monke
     cost_of(micro_batch=2)
     assert seen == [(64, 300)] * 2
     assert updates == [11] * 2  # embedding, final norm, and the nine of a layer
+
+
+@pytest.mark.parametrize(("name", "more"), [("a.jsonl", 1), ("a.jsonl.gz", timing.PACKED)])
+def test_files_are_timed_by_their_first_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: int
+) -> None:
+    """A second for whatever there is and one for each MB of lines: of a file of which only the
+    beginning is prepared, and of one that is compressed about so well."""
+
+    def prepared(name: str, source: FileSource, seed: int, tokenizer: object) -> float:
+        size = Path(source.files[0]).stat().st_size
+        assert size <= timing.SAMPLE_BYTES + 1000
+        return 1 + size / 1e6
+
+    monkeypatch.setattr(timing, "_prepared", prepared)
+    line = json.dumps({"text": "word " * 100}) + "\n"
+    data = line.encode() * 6000
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    source = FileSource(kind="jsonl", files=[str(file)])
+    seconds = timing.preparation_seconds("a", source, 0)
+    assert seconds == pytest.approx(1 + more * file.stat().st_size / 1e6, rel=0.01)
+    few = source.model_copy(update={"tokens": 1000.0})
+    assert timing.preparation_seconds("a", few, 0) == pytest.approx(1.004, rel=0.01)
+    filtered = source.model_copy(update={"steps": [Step(kind="gopher_quality")]})
+    assert timing.preparation_seconds("a", filtered, 0) is None

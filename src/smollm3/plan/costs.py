@@ -30,6 +30,7 @@ from smollm3.recipe.schema import (
     TokenizerStage,
 )
 from smollm3.synth.spec import SynthStage
+from smollm3.tokenizer import Tokenizer
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import Memory, describe, fits, nearest, training_memory
@@ -44,11 +45,8 @@ PUBLISHED = (
     "HuggingFaceTB/SmolLM3-3B-checkpoints",
     "smollm3-3b",
 )
-# A rough text: 4 bytes a token; a procedural document of the nano recipe: about 100 tokens.
-BYTES_PER_TOKEN = 4
+# A procedural document of the nano recipe: about 100 tokens.
 TOKENS_PER_DOCUMENT = 100
-# One core tokenises about so many bytes of files in a second.
-PREPARED_BYTES = 1e6
 MEASURED = "measured on this machine's CPU"
 
 
@@ -119,6 +117,7 @@ class _Planner:
         self.models: dict[str, ModelConfig | None] = {}
         self.unknown: dict[str, str] = {}  # stage -> why its model is not known
         self.prepared: set[str] = set()
+        self.tokenizers: dict[str, Tokenizer] = {}
         self.timings: dict[tuple[ModelConfig, int, int, bool], float] = {}
 
     def costs(self) -> list[StageCost]:
@@ -182,7 +181,7 @@ class _Planner:
         rows = stage.batch * (2 if stage.is_preference else 1)
         tokens_per_step = rows * stage.context
         steps, estimated, no_size = self._steps(stage)
-        preparation, untimed = self._preparation(stage)
+        preparation, untimed = self._preparation(name, stage)
         unknown = [no_size, self.unknown.get(name, "")]
         config = self.models[name]
         flops = memory = layout = seconds = None
@@ -263,22 +262,33 @@ class _Planner:
             )
         return self.timings[key] * timing.slowdown(self.recipe.processes, self.recipe.threads)
 
-    def _preparation(self, stage: TrainStage) -> tuple[float, list[str]]:
+    def _preparation(self, stage: str, spec: TrainStage) -> tuple[float, list[str]]:
         """Seconds to prepare the sources that no stage before has read, and those not timed."""
-        new = [name for name in stage.mixture if name not in self.prepared]
+        new = [name for name in spec.mixture if name not in self.prepared]
         self.prepared.update(new)
         total, untimed = 0.0, []
         for name in new:
             source = self.recipe.sources[name]
-            seconds = None
-            if not isinstance(source, SynthSource):
-                seconds = timing.preparation_seconds(name, source, self.recipe.seed)
-            if seconds is None and (files := _files(source)) is not None:
-                seconds = sum(file.stat().st_size for file in files) / PREPARED_BYTES
+            seconds: float | None = None
+            if _files(source) == []:
+                seconds = 0.0
+            elif not isinstance(source, SynthSource):
+                tokenizer = self._tokenizer(stage)
+                seconds = timing.preparation_seconds(name, source, self.recipe.seed, tokenizer)
             if seconds is None:
                 untimed.append(name)
             total += seconds or 0.0
         return total, untimed
+
+    def _tokenizer(self, stage: str) -> Tokenizer | None:
+        """Of the model from outside that a stage descends from, if it is on this machine."""
+        while stage in self.recipe.stages and self.parents[stage]:
+            stage = self.parents[stage][0]
+        if stage in self.recipe.stages or not Path(stage).exists():
+            return None
+        if stage not in self.tokenizers:
+            self.tokenizers[stage] = checkpoint.load_tokenizer(stage)
+        return self.tokenizers[stage]
 
     def _steps(self, stage: TrainStage) -> tuple[int | None, bool, str]:
         """Steps of a stage, whether they are an estimate, and why an epoch's size is unknown."""
@@ -311,7 +321,7 @@ class _Planner:
         files = _files(source)
         if files is None:
             return None
-        tokens = sum(file.stat().st_size for file in files) // BYTES_PER_TOKEN
+        tokens = sum(file.stat().st_size for file in files) // timing.BYTES_PER_TOKEN
         return tokens // TOKENS_PER_DOCUMENT, tokens
 
 

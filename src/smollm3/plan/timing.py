@@ -6,6 +6,7 @@ plan: they are those of an otherwise idle machine.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -19,7 +20,10 @@ import torch.nn.functional as F
 
 from smollm3 import data
 from smollm3.chat import default_template
-from smollm3.data.spec import ProceduralSource, Source, StdlibSource
+from smollm3.data import places, readers
+from smollm3.data.places import Span
+from smollm3.data.readers import Read
+from smollm3.data.spec import FileSource, ProceduralSource, Source, StdlibSource
 from smollm3.model import ModelConfig, Transformer, packed
 from smollm3.tokenizer import Tokenizer
 
@@ -27,6 +31,9 @@ from smollm3.tokenizer import Tokenizer
 LARGEST_FLOPS = 2e10
 PRODUCT_TOKENS, PRODUCT_OUTPUTS = 32, 1024  # 0.4 GFLOP at a width of 2048
 SAMPLE_DOCUMENTS = 96
+SAMPLE_BYTES = 1_000_000  # of a source's rows, as JSON lines
+PACKED = 3  # bytes of text in a byte of a compressed file, about
+BYTES_PER_TOKEN = 4  # of a text, about
 
 
 def step_seconds(
@@ -87,27 +94,69 @@ def slowdown(processes: int, threads: int) -> float:
     return max(1.0, processes * threads / (os.cpu_count() or 1))
 
 
-def preparation_seconds(name: str, source: Source, seed: int) -> float | None:
-    """Seconds to prepare a source that is made here, from a sample of it; None for all others."""
+def preparation_seconds(
+    name: str, source: Source, seed: int, tokenizer: Tokenizer | None = None
+) -> float | None:
+    """Seconds to prepare a source that is made here or lies here, from a sample of it; None for all
+    others, and where documents are filtered. tokenizer: the run's, where it is known."""
+    chosen = tokenizer or _tokenizer()
     match source:
         case ProceduralSource(documents=of):
             size = "documents"
         case StdlibSource(rows=int(of)):
             size = "rows"
+        case FileSource(steps=[], blobs=None):
+            return _file_seconds(name, source, seed, chosen)
         case _:
             return None
 
-    def seconds(documents: int) -> float:
-        part = source.model_copy(update={size: documents})
-        with tempfile.TemporaryDirectory() as folder:
-            return _processor_seconds(
-                lambda: data.prepare(name, part, _tokenizer(), Path(folder), seed)
-            )
-
     # What one document takes, apart from what a source takes whatever its size.
     sample = min(SAMPLE_DOCUMENTS, of)
-    one, many = seconds(1), seconds(sample)
+    one, many = (
+        _prepared(name, source.model_copy(update={size: n}), seed, chosen) for n in (1, sample)
+    )
     return one + max(many - one, 0.0) / max(sample - 1, 1) * (of - 1)
+
+
+def _prepared(name: str, source: Source, seed: int, tokenizer: Tokenizer) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return _processor_seconds(lambda: data.prepare(name, source, tokenizer, Path(folder), seed))
+
+
+def _file_seconds(name: str, source: FileSource, seed: int, tokenizer: Tokenizer) -> float:
+    """From the first rows, which are prepared as JSON lines."""
+    files = places.find(source.files)
+    of = float(sum(size * (PACKED if _is_packed(file) else 1) for file, size in files))
+    reads = (read for n, (file, _) in enumerate(files) for read in _rows(Span(file, n), source))
+    lines, size = [], 0
+    for row in (read.row for read in reads if read.fault is None):
+        lines.append(json.dumps(row, default=str, ensure_ascii=False) + "\n")
+        size += len(lines[-1].encode())
+        if size >= SAMPLE_BYTES:
+            break
+    if not lines:
+        return 0.0
+    if source.tokens is not None:
+        of = min(of, source.tokens * BYTES_PER_TOKEN)
+
+    def seconds(part: list[str]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "sample.jsonl"
+            file.write_text("".join(part), encoding="utf-8", errors="surrogatepass")
+            changed = {"kind": "jsonl", "files": [str(file)], "rows": None, "tokens": None}
+            return _prepared(name, source.model_copy(update=changed), seed, tokenizer)
+
+    first = len(lines[0].encode())
+    one, many = seconds(lines[:1]), seconds(lines)
+    return one + max(many - one, 0.0) / max(size - first, 1) * max(of - first, 0.0)
+
+
+def _rows(span: Span, source: FileSource) -> Iterator[Read]:
+    return readers.rows(span, None, source.read_as)
+
+
+def _is_packed(file: str) -> bool:
+    return file.endswith((".gz", ".zst", ".bz2", ".parquet"))
 
 
 @contextmanager
