@@ -258,5 +258,11 @@ MUTANTS = [
     Mutant("a stranger's brackets", "config/yaml.py", "if depth > MAX_DEPTH:", "if False:", f"{A}depth.py"),
     Mutant("files of the dead are kept", "files.py", "        if held is not None:\n            _delete(partial)", "        if False:\n            _delete(partial)", f"{A}folders.py"),
     Mutant("modes of the user's files", "agent/sandbox/lockdown.py", "conditions |= dict.fromkeys(_METADATA, refuse)", "pass", f"{A}landlock.py"),
-    Mutant("who keeps much stays", "serve/response_store.py", "used.most_common(1)", "used.most_common()[-1:]", f"{A}keys.py"),
+    Mutant("who keeps much stays", "serve/shelf.py", "greediest = max(", "greediest = min(", f"{A}keys.py"),
+    Mutant("conversations without end", "serve/dialects/openai_kept.py", "if items >= MOST_ITEMS or size >= MOST_BYTES:", "if False:", f"{A}kept.py"),
+    Mutant("what is predicted has any length", "serve/ask.py", "characters([r.prediction for r in self.requests])", "0", f"{A}texts.py"),
+    Mutant("one key's interpreters push out another's", "agent/python.py", "self._drop(max(idle, key=lambda key: having[_owner(key)]))", "self._drop(idle[0])", f"{U}agent_loop.py"),
+    Mutant("two pack one model", "infer/backends/packed.py", "found = _mapped(file, plan)  # another has packed it meanwhile", "found = None", f"{U}native.py"),
+    Mutant("one key's files fill all", "serve/file_store.py", "size + sum(mine) > self.share", "False", f"{U}serve_files.py"),
+    Mutant("lines of a batch are not measured", "serve/batches.py", "return json.loads(readable(line))", "return json.loads(line)", f"{U}serve_files.py"),
 ]  # fmt: skip

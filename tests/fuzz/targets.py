@@ -29,6 +29,7 @@ from smollm3.checkpoint.gguf import reader
 from smollm3.checkpoint.gguf.load import load_config as load_gguf_config
 from smollm3.checkpoint.gguf.load import load_tokenizer as load_gguf_tokenizer
 from smollm3.checkpoint.weights import INDEX, Weights
+from smollm3.data.shards import Shard
 from smollm3.infer.params import model_params
 from smollm3.model import ModelConfig, Transformer, rope_tables
 from smollm3.recipe.load import load_recipe
@@ -137,6 +138,10 @@ def targets(folder: Path) -> list[Target]:
         Target("template", partial(_template, tokenizer), [t.encode() for t in TEMPLATES], 1_000,
                [b"{{", b"}}", b"{%", b"%}", b"{#", b"| tojson", b".__class__", b"* 10**9", b"range(99999)", b"self",
                 b"{% for i in messages %}", b"{% endfor %}", b"loop", b"cycler", b"%c", b"| map", b"(" * 500]),
+        Target("folder", partial(_folder, _copy(sharded, "f", folder)),
+               [json.dumps({"config.json": json.loads(settings), INDEX: index, "generation_config.json": {"top_p": 0.9}}).encode()],
+               3_000, json_words, "json"),
+        Target("shard", partial(_shard, shard_folder(_sub(folder, "d"))), [json.dumps(SHARD).encode()], 20_000, json_words, "json"),
         Target("gguf-tokenizer", partial(_gguf_tokenizer, folder / "b.gguf"), [gguf_tokenizer()], 60_000, GGUF_WORDS),
     ]  # fmt: skip
 
@@ -146,8 +151,8 @@ def _sub(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _copy(folder: Path, name: str) -> Path:
-    copy = _sub(folder, name)
+def _copy(folder: Path, name: str, beside: Path | None = None) -> Path:
+    copy = _sub(beside or folder, name)
     for file in folder.iterdir():
         if file.is_file():
             (copy / file.name).write_bytes(file.read_bytes())
@@ -188,6 +193,43 @@ def _safetensors(folder: Path, data: bytes) -> object:
 def _index(folder: Path, data: bytes) -> object:
     _write(folder / INDEX, data)
     return len(load_model(folder).blocks)
+
+
+def _folder(folder: Path, data: bytes) -> object:
+    """Several files of a model at once, which may contradict each other."""
+    try:
+        files = json.loads(data)
+    except (ValueError, RecursionError):
+        return "not JSON"
+    if not isinstance(files, dict):
+        return "no object"
+    for name in ("config.json", INDEX, "generation_config.json"):
+        _write(folder / name, json.dumps(files.get(name)).encode())
+    params, tokenizer = model_params(folder), load_tokenizer(folder)
+    return params.top_p == 1, len(tokenizer.stop_ids), len(load_model(folder).blocks)
+
+
+SHARD: dict[str, Any] = {"name": "web", "format": "chat", "digest": "d" * 64, "token_bytes": 2,
+         "parts": [{"name": "00000", "train": [2, 5], "heldout": [0, 0]},
+                   {"name": "00001", "train": [1, 3], "heldout": [1, 1]}]}  # fmt: skip
+
+
+def shard_folder(folder: Path) -> Path:
+    """The files that SHARD tells of."""
+    for split in ("train", "heldout"):
+        _sub(folder, split)
+        for part in SHARD["parts"]:
+            documents, tokens = part[split]
+            for suffix, size in (("", 2 * tokens), (".index", 8 * documents), (".masks", tokens)):
+                (folder / split / f"{part['name']}.ds{suffix}").write_bytes(b"\1" * size)
+    return folder
+
+
+def _shard(folder: Path, data: bytes) -> object:
+    _write(folder / "meta.json", data)
+    shard = Shard.open(folder)
+    shard.tokens[:3].sum()
+    return shard.documents, shard.n_tokens, shard.masks is None
 
 
 def _config(folder: Path, data: bytes) -> object:

@@ -15,7 +15,7 @@ from tests.fuzz.targets import targets
 
 NAMES = (
     *("chat", "gguf", "safetensors", "config", "history", "index", "settings", "tokenizer"),
-    *("recipe", "template", "gguf-tokenizer"),
+    *("recipe", "template", "folder", "shard", "gguf-tokenizer"),
 )
 MEMORY = 400 << 20  # bytes that a campaign may add to this process at its peak
 pytestmark = pytest.mark.xdist_group("fuzz")

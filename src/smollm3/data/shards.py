@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from smollm3.data.store import Store, upload
 from smollm3.errors import UserError
-from smollm3.files import PARTIAL, disk_errors, read_json, sha256_json, write_json
+from smollm3.files import PARTIAL, disk_errors, read_json, read_object, sha256_json, write_json
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -75,10 +75,13 @@ class Shard:
         are fetched; `verify` compares checksums.
         """
         folder = Path(folder)
-        meta = read_json(folder / "meta.json")
-        shard = cls(folder, split, meta)
-        if shard._store is None:
-            shard._check_sizes()
+        meta = read_object(folder / "meta.json")
+        try:
+            shard = cls(folder, split, meta)
+            if shard._store is None:
+                shard._check_sizes()
+        except (LookupError, TypeError, ValueError, ArithmeticError):
+            raise UserError(f"{folder / 'meta.json'}: is damaged; {_MEND}") from None
         return shard
 
     def _check_sizes(self) -> None:
