@@ -2,12 +2,13 @@
 
     python benchmarks/synth_kept.py --seeds 6 --out /tmp/synth-kept
 
-For each seed: a model of 100 thousand parameters learns to add digits step by step and is stopped while it
-still errs; it then answers other sums by sampling (a synth stage whose teacher is a stage of the recipe). One
-copy is trained on the answers that the check `answer` has kept, one on all, for as many steps. Both are asked the
-same held-out sums, greedily. Printed are the shares of right answers, the mean difference over the seeds with
-its t interval, and the exact interval of the share of held-out sums that only the first copy gets right
-among those that one copy alone gets right: above 1/2 is a difference above zero.
+For each seed: a model of 100 thousand parameters learns to add digits step by step and is stopped
+while it still errs; it then answers other sums by sampling (a synth stage whose teacher is a stage
+of the recipe). One copy is trained on the answers that the check `answer` has kept, one on all, for
+as many steps. Both are asked the same held-out sums, greedily. Printed are the shares of right
+answers, the mean difference over the seeds with its t interval, and of the held-out sums that one
+copy alone gets right the share of the first copy with its exact interval: above 1/2 is a difference
+above zero. It needs scipy (extra `eval`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MAX_TOKENS = 64
 RECIPE = """
 name: kept
 seed: {seed}
-model: {{layers: 3, hidden: 64, heads: 4, kv_heads: 2, ffn: 128, rope_theta: 10_000, init_std: 0.05}}
+model: {{layers: 3, hidden: 64, heads: 4, kv_heads: 2, ffn: 128, rope_theta: 1e4, init_std: 0.05}}
 sources:
   lessons: {{kind: jsonl, files: ['{folder}/lessons.jsonl'], format: chat}}
   questions: {{kind: jsonl, files: ['{folder}/questions.jsonl'], format: chat}}
@@ -58,7 +59,12 @@ stages:
     modes: [think]
     checks: [answer]
   unchecked: {{<<: *ask, checks: []}}
-  on_right: &copy {{<<: *train, from: base, mixture: {{right: 1}}, steps: {more}, lr: {{peak: 5e-4, warmup: 10, decay: linear}}}}
+  on_right: &copy
+    <<: *train
+    from: base
+    mixture: {{right: 1}}
+    steps: {more}
+    lr: {{peak: 5e-4, warmup: 10, decay: linear}}
   on_all: {{<<: *copy, mixture: {{all: 1}}}}
 """
 
@@ -122,14 +128,15 @@ def one_seed(folder: Path, seed: int, given: argparse.Namespace) -> tuple[list[b
         json.loads((folder / "run" / stage / "stage.json").read_text())["metrics"]["kept"]
         for stage in ("checked", "unchecked")
     )
-    found = {name: right(folder / "run" / name, held_out) for name in ("base", "on_right", "on_all")}
+    models = ("base", "on_right", "on_all")
+    found = {name: right(folder / "run" / name, held_out) for name in models}
     shares = ", ".join(f"{name} {100 * sum(hits) / len(hits):.1f}%" for name, hits in found.items())
     print(f"seed {seed}: {kept} of {asked} answers kept; held-out sums right: {shares}", flush=True)
     return found["on_right"], found["on_all"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--lessons", type=int, default=4000)
@@ -144,13 +151,13 @@ def main() -> None:
     gains = [(sum(a) - sum(b)) / len(a) for a, b in pairs]
     mean, error = sum(gains) / len(gains), stats.sem(gains)
     low, high = stats.t.interval(0.95, len(gains) - 1, mean, error)
-    print(f"difference over {len(gains)} seeds: {mean:+.3f}, 95% t interval {low:+.3f} to {high:+.3f}")
+    print(f"difference over {len(gains)} seeds: {mean:+.3f}, t interval {low:+.3f} to {high:+.3f}")
     flat = [pair for a, b in pairs for pair in zip(a, b, strict=True)]
     better, worse = flat.count((True, False)), flat.count((False, True))
     exact = stats.binomtest(better, better + worse).proportion_ci(method="exact")
     print(
-        f"of {len(flat)} answers {better} are right on checked data alone, {worse} on unchecked alone: "
-        f"share {better / (better + worse):.3f}, exact 95% interval {exact.low:.3f} to {exact.high:.3f}"
+        f"right on checked data alone {better}, on unchecked alone {worse}, of {len(flat)}: share "
+        f"{better / (better + worse):.3f}, exact interval {exact.low:.3f} to {exact.high:.3f}"
     )
     print(f"{time.process_time() - began:.0f} s of processor time")
 

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -167,6 +169,27 @@ def test_batches_for_a_gpu_are_pinned(tmp_path):
     for name in ("ids_BT", "targets_BT", "weights_BT", "documents_BT"):
         assert getattr(pinned, name).is_pinned()
         assert torch.equal(getattr(pinned, name), getattr(plain, name))
+
+
+def test_every_tensor_of_a_batch_for_a_gpu_is_pinned_by_the_loaders_thread(tmp_path, monkeypatch):
+    """Stands in for the GPU: copies from pinned memory need not be waited for, and pinning asks
+    for the rank's own card, not for the first."""
+    pinned, chosen = [], []
+
+    def pin(tensor):
+        pinned.append((threading.current_thread().name, tensor))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    batch = Loader(
+        {"a": text_shard(tmp_path)}, make_stage(), {}, 0, PAD, torch.device("cuda", 3)
+    ).batch(3)
+    assert {id(tensor) for _, tensor in pinned} >= {
+        id(t) for t in (batch.ids_BT, batch.targets_BT, batch.weights_BT, batch.documents_BT)
+    }
+    assert all(name.startswith("loader") for name, _ in pinned)
+    assert chosen == [torch.device("cuda", 3)]
 
 
 def test_used_adds_up(tmp_path):
