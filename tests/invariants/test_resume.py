@@ -163,5 +163,5 @@ def test_resuming_under_another_environment_says_so(make_job, tmp_path):
         warn=said.append,
     )
     assert result.metrics["resumed_under"] == [{"precision": ["float32", "bfloat16"]}]
-    assert len(said) == 1
-    assert "precision bfloat16 (was float32)" in said[0]
+    (line,) = [line for line in said if "resumed under" in line]  # some CPUs say more of bfloat16
+    assert "precision bfloat16 (was float32)" in line
