@@ -89,6 +89,26 @@ def test_a_damaged_copy_is_told_and_the_one_before_it_fetched(filled, damage):
     assert "states/t/stage/step-6: damaged" in said[0]
 
 
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"no JSON",
+        b"[]",
+        b'{"job": "a"}',
+        b'{"job": "a", "files": 1}',
+        b'{"job": "a", "files": {"../step-4/tensors.safetensors": "0"}}',
+        b'{"job": "a", "files": {"..": "0"}}',
+    ],
+)
+def test_a_description_of_something_else_is_damage_and_leads_nowhere(filled, description):
+    copies, said, folder = filled
+    MEMORY.pipe_file("/states/t/stage/step-6/trainer_state.json", description)
+    copies.get(folder, "a")
+    assert [f.name for f in folder.iterdir()] == ["step-4"]
+    (line,) = said
+    assert "states/t/stage/step-6: damaged" in line
+
+
 def test_another_jobs_copy_is_refused(filled):
     copies, _, folder = filled
     with pytest.raises(UserError, match=r"states: .*step-6: the checkpoint of another job.*delete"):

@@ -75,19 +75,27 @@ class Mirror:
 
     def _fetched(self, step: int, folder: Path, job: str) -> bool:
         there = f"{self._base}/{folder.name}"
-        content = json.loads(self._again(lambda: self._system.cat_file(self._description(step))))
-        if content["job"] != job:
+        text = self._again(lambda: self._system.cat_file(self._description(step)))
+        try:
+            content = json.loads(text)
+            files, of = dict(content["files"]), content["job"]
+            if any(Path(name).name != name or name == ".." for name in files):
+                raise ValueError("a file outside of its folder")
+        except (ValueError, KeyError, TypeError) as e:
+            self.warn(f"states: {self.url}/{folder.name}: damaged ({e}); taking the one before it")
+            return False
+        if of != job:
             raise UserError(
                 f"states: {self.url}/{folder.name}: the checkpoint of another job (other settings "
                 "or inputs); delete it, or give states another place"
             )
         try:
             with new_folder(folder) as partial, ThreadPoolExecutor(AT_ONCE) as pool:
-                names = [*content["files"], DESCRIPTION]
+                names = [*files, DESCRIPTION]
                 list(
                     pool.map(lambda name: self._download(f"{there}/{name}", partial / name), names)
                 )
-                if checksums(partial / name for name in content["files"]) != content["files"]:
+                if checksums(partial / name for name in files) != files:
                     raise UserError("checksums differ")
         except (UserError, FileNotFoundError) as e:
             self.warn(f"states: {self.url}/{folder.name}: damaged ({e}); taking the one before it")
