@@ -112,7 +112,7 @@ MUTANTS = [
     Mutant("asked anew when made again", "recipe/stages.py", "if known.exists() and not (inputs.work / ANSWERS).exists():", "if False:", f"{U}recipe_synth.py"),
     Mutant("what was answered is asked again", "synth/run.py", "return [question for question in wanted if question.key not in self.answers]", "return wanted", f"{U}synth.py"),
     Mutant("a copy is there before all of it is", "train/mirror.py", "return {step for step in self._steps() if self._system.exists(self._description(step))}", "return self._steps()", f"{U}train_mirror.py"),
-    Mutant("a copy is taken unchecked", "train/mirror.py", 'if checksums(partial / name for name in content["files"]) != content["files"]:', "if False:", f"{U}train_mirror.py"),
+    Mutant("a copy is taken unchecked", "train/mirror.py", 'if checksums(partial / name for name in files) != files:', "if False:", f"{U}train_mirror.py"),
     Mutant("a file is as long as its sample", "plan/timing.py", "max(size - first, 1) * max(of - first, 0.0)", "max(size - first, 1) * max(size - first, 0.0)", f"{U}plan.py"),
     Mutant("worst fit", "data/packing.py", "room = amounts[at]", "room = amounts[-1]", f"{U}data_packing.py"),
     # chat

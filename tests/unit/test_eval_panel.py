@@ -51,6 +51,7 @@ def test_rows_compare_item_with_item():
     assert (panel.before, panel.after) == ("base", "mine")
     assert (row.before, row.after, row.n) == (100, 90, 10)
     assert row.low < -10 < 0 < row.high
+    assert row.low + row.high < 0  # around what was lost
 
 
 def test_a_panel_needs_two_models():
