@@ -251,7 +251,10 @@ class Bench:
             "readings": readings,
             "medians": {column: statistics.median(r) for column, r in readings.items()},
             "ratios": ratios(item, readings, infos, self.flags),
-            "settings": {c: {**item.contenders[c].settings, **settings[c]} for c in settings},
+            "settings": {
+                c: {k: v for k, v in item.contenders[c].settings.items() if k != "program"} | own
+                for c, own in settings.items()
+            },
             "versions": infos,
             "memory": memory,
         }

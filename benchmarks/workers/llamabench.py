@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from protocol import peak_memory, serve
@@ -19,7 +20,8 @@ class LlamaBench:
         self.build = "unknown"
 
     def info(self) -> dict[str, Any]:
-        return {"name": self.command[0] if self.command else "llama-bench", "version": self.build}
+        name = Path(self.command[0]).name if self.command else "llama-bench"
+        return {"name": name, "version": self.build}
 
     def memory(self) -> dict[str, int]:
         return peak_memory()
