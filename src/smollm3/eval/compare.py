@@ -14,6 +14,8 @@ from rich.table import Table
 
 from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, difference, mean, share
+from smollm3.eval.panel import Panel
+from smollm3.eval.panel import Row as PanelRow
 from smollm3.eval.plots import Bar, bars, heat_map
 from smollm3.eval.published import Published, name_of, need_model, tables, win_rates
 from smollm3.eval.results import Evaluated, read_results
@@ -193,6 +195,16 @@ def paired(a: Evaluated, b: Evaluated) -> Pair:
                 pairs = [(left[key], right[key]) for key in shared]
                 lines.append(_paired_line(task, ",".join(metric), pairs))
     return Pair(_label(a, [a, b]), _label(b, [a, b]), lines)
+
+
+def panel_of(before: Evaluated, after: Evaluated) -> Panel:
+    """A panel of tasks: of each the normalised accuracy, or else its first metric."""
+    leading: dict[str, PanelRow] = {}
+    for line in paired(before, after).lines:
+        row = PanelRow(line.task, line.a, line.b, line.low, line.high, line.n)
+        if line.task not in leading or line.metric.startswith("acc_norm,"):
+            leading[line.task] = row
+    return Panel(before.model, after.model, list(leading.values()))
 
 
 def _paired_line(task: str, metric: str, pairs: Sequence[tuple[float, float]]) -> PairedLine:

@@ -6,15 +6,13 @@ with item, so that what is hard for both is no difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm3.eval.compare import paired
 from smollm3.eval.local import is_here
 from smollm3.eval.measure import Measure, difference
-from smollm3.eval.results import Evaluated
 from smollm3.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -79,6 +77,12 @@ def read_panel(folder: Path) -> Panel | None:
     return Panel(value["before"], value["after"], [Row(**row) for row in value["rows"]])
 
 
+def panels_in(run: Path, stages: Iterable[str]) -> list[Panel]:
+    """What the finished ones of a run's stages have left."""
+    found = [read_panel(run / name) for name in stages]
+    return [panel for panel in found if panel is not None]
+
+
 def of_measures(
     names: Sequence[str],
     before: tuple[str, Mapping[str, Measure]],
@@ -94,16 +98,6 @@ def of_measures(
         a, b, low, high = (scale * value for value in values)
         rows.append(Row(name, a, b, low, high, change.n))
     return Panel(before[0], after[0], rows)
-
-
-def of_results(before: Evaluated, after: Evaluated) -> Panel:
-    """A panel of tasks: of each the normalised accuracy, or else its first metric."""
-    leading: dict[str, Row] = {}
-    for line in paired(before, after).lines:
-        row = Row(line.task, line.a, line.b, line.low, line.high, line.n)
-        if line.task not in leading or line.metric.startswith("acc_norm,"):
-            leading[line.task] = row
-    return Panel(before.model, after.model, list(leading.values()))
 
 
 def missing() -> list[str]:

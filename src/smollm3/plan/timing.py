@@ -156,7 +156,8 @@ def _rows(span: Span, source: FileSource) -> Iterator[Read]:
 
 
 def _is_packed(file: str) -> bool:
-    return file.endswith((".gz", ".zst", ".bz2", ".parquet"))
+    is_compressed = Path(file.lower()).suffix in places.COMPRESSED
+    return is_compressed or places.named_kind(file) == "parquet"
 
 
 @contextmanager

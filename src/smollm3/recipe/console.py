@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from smollm3.eval.panel import read_panel
+from smollm3.eval.panel import panels_in
 from smollm3.eval.panel import table as panel_table
 from smollm3.files import read_json
 from smollm3.recipe.graph import final_model
@@ -136,8 +136,7 @@ def run_on_console(
         from smollm3.eval import table
 
         console.print(table(read_json(scorecard)))
-    panels = [panel for name in recipe.stages if (panel := read_panel(out / name)) is not None]
-    if panels:
+    if panels := panels_in(out, recipe.stages):
         console.print(panel_table(panels))
     console.print(f"report: {out / 'report.html'}", highlight=False)
     final = final_model(recipe)

@@ -18,7 +18,7 @@ from smollm3.data.sources import fingerprint, raw_rows
 from smollm3.data.spec import FileSource, Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
-from smollm3.eval.panel import Panel, of_results, read_panel
+from smollm3.eval.panel import panels_in
 from smollm3.eval.results import ITEMS, RESULTS, read_results, rows_in
 from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.files import read_json, sha256_json, write_json
@@ -363,24 +363,26 @@ def _eval(stage: EvalStage, inputs: StageInputs, progress: Progress) -> StageRes
 
 
 def _benchmark(stage: BenchmarkStage, inputs: StageInputs, progress: Progress) -> StageResult:
+    from smollm3.eval.compare import panel_of
     from smollm3.eval.run import Outcome, benchmark  # PyTorch and the engine
+
+    @dataclass
+    class View:
+        name: str
+
+        def progress(self, what: str, done: int, total: int, fresh: int) -> None:
+            progress("evaluating", done, total, f"{what} of {self.name}")
 
     outcomes: list[Outcome] = []
     for name, model in inputs.parents.items():
-
-        class View:
-            @staticmethod
-            def progress(what: str, done: int, total: int, fresh: int, name: str = name) -> None:
-                progress("evaluating", done, total, f"{what} of {name}")
-
         items = inputs.work / (f"beside-{ITEMS}" if outcomes else ITEMS)
-        outcomes.append(benchmark(stage, model, name, inputs.recipe.seed, items, View))
+        outcomes.append(benchmark(stage, model, name, inputs.recipe.seed, items, View(name)))
 
     def save(out: Path) -> None:
         outcomes[0].write(out)
         for other in outcomes[1:]:
             other.write(out / BESIDE)
-            of_results(read_results(out / BESIDE), read_results(out)).write(out)
+            panel_of(read_results(out / BESIDE), read_results(out)).write(out)
 
     return StageResult(save, metrics={"tasks": len(outcomes[0].found["results"])})
 
@@ -411,12 +413,6 @@ def _claims(inputs: StageInputs) -> list[dict[str, Any]]:
     return [claim for card in cards for claim in read_json(card)["claims"]]
 
 
-def _panels(inputs: StageInputs) -> list[Panel]:
-    """What the run's finished stages say of before and after."""
-    found = [read_panel(inputs.data.parent / name) for name in inputs.recipe.stages]
-    return [panel for panel in found if panel is not None]
-
-
 def _benchmarks(inputs: StageInputs) -> list[tuple[str, ...]]:
     """Rows of the scores of this model, from the run's benchmark stages."""
     parents = model_parents(inputs.recipe)
@@ -440,7 +436,7 @@ def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
         base=_base_of(inputs),
         sources=_trained_on(inputs),
         claims=_claims(inputs),
-        panels=_panels(inputs),
+        panels=panels_in(inputs.data.parent, inputs.recipe.stages),
         benchmarks=_benchmarks(inputs),
     )
 

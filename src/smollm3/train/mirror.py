@@ -22,6 +22,10 @@ ATTEMPTS = 6  # to move a file, longer apart each time
 AT_ONCE = 8  # files under way
 
 
+class _Damaged(Exception):
+    """A copy that is not what was written."""
+
+
 class Mirror:
     """The checkpoints of one stage below `url`. warn: is told of what fails and ends nothing."""
 
@@ -63,8 +67,15 @@ class Mirror:
         try:
             there = self._again(self._whole)
             for step in sorted(there, reverse=True):
-                if step <= newest or self._fetched(step, folder_of(checkpoints, step), job):
+                if step <= newest:
                     return
+                folder = folder_of(checkpoints, step)
+                try:
+                    self._fetch(step, folder, job)
+                    return
+                except (_Damaged, FileNotFoundError) as e:
+                    where = f"states: {self.url}/{folder.name}"
+                    self.warn(f"{where}: damaged ({e}); taking the one before it")
         except OSError as e:
             raise UserError(f"states: {self.url}: cannot be read ({e})") from None
 
@@ -73,34 +84,26 @@ class Mirror:
         for step in self._again(self._steps):
             self._delete(step)
 
-    def _fetched(self, step: int, folder: Path, job: str) -> bool:
+    def _fetch(self, step: int, folder: Path, job: str) -> None:
         there = f"{self._base}/{folder.name}"
         text = self._again(lambda: self._system.cat_file(self._description(step)))
         try:
             content = json.loads(text)
             files, of = dict(content["files"]), content["job"]
-            if any(Path(name).name != name or name == ".." for name in files):
-                raise ValueError("a file outside of its folder")
         except (ValueError, KeyError, TypeError) as e:
-            self.warn(f"states: {self.url}/{folder.name}: damaged ({e}); taking the one before it")
-            return False
+            raise _Damaged(str(e)) from None
+        if any(Path(name).name != name or name == ".." for name in files):
+            raise _Damaged("a file outside of its folder")
         if of != job:
             raise UserError(
                 f"states: {self.url}/{folder.name}: the checkpoint of another job (other settings "
                 "or inputs); delete it, or give states another place"
             )
-        try:
-            with new_folder(folder) as partial, ThreadPoolExecutor(AT_ONCE) as pool:
-                names = [*files, DESCRIPTION]
-                list(
-                    pool.map(lambda name: self._download(f"{there}/{name}", partial / name), names)
-                )
-                if checksums(partial / name for name in files) != files:
-                    raise UserError("checksums differ")
-        except (UserError, FileNotFoundError) as e:
-            self.warn(f"states: {self.url}/{folder.name}: damaged ({e}); taking the one before it")
-            return False
-        return True
+        with new_folder(folder) as partial, ThreadPoolExecutor(AT_ONCE) as pool:
+            names = [*files, DESCRIPTION]
+            list(pool.map(lambda name: self._download(f"{there}/{name}", partial / name), names))
+            if checksums(partial / name for name in files) != files:
+                raise _Damaged("checksums differ")
 
     def _steps(self) -> set[int]:
         """All that are there, those too that a kill left in parts."""
