@@ -1,8 +1,12 @@
 """Grammars of a text, as it is spelled inside of a JSON string.
 
 A tool's arguments are JSON, so a text that keeps to a grammar of its own is written there with
-escapes: a newline is a backslash and an n. Spelling is letter by letter, so a grammar's rules can
-stay as they are; only its words and patterns are rewritten to what spells them.
+escapes: a newline is a backslash and an n. Spelling goes letter by letter, so the rules of a
+grammar stay as they are; its terminals are rewritten to what spells them.
+
+The library takes the longest terminal that it can, and looks one byte ahead. Where a terminal may
+be over at a backslash and may also go on with it, as `/.*/` in front of a newline, it becomes a
+rule that takes each escape by itself; where that cannot be, the grammar is refused.
 """
 
 from __future__ import annotations
@@ -11,202 +15,202 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import takewhile
 
 from smollm3.errors import UserError
-from smollm3.infer.constrain.library import bytes_vocabulary, compiled, mask_of
+from smollm3.infer.constrain.library import bytes_vocabulary, compiled
+from smollm3.infer.constrain.quoted_patterns import Node, Patterns, literal
+from smollm3.infer.constrain.schemas import bounded_text
 
-# Characters that a JSON string spells with an escape.
-ESCAPED = '"\\' + "".join(map(chr, range(32)))
-_OTHERS = r'^"\\\x00-\x1f'  # all but those, in a class
-MOST_CLASSES = 1000  # different ones of a grammar: what each matches is asked of the library
-
-# Of Lark, as the library reads it. What is none of these (a token, another grammar, an attribute
-# with a value, options) has no spelling, or is not looked into.
+# Of Lark, as the library reads it. What is none of these (a token of the vocabulary, another
+# grammar, an option) has no spelling, or is not looked into.
 _PART = re.compile(
     r"""
-      (?P<comment>(?:\#|//)[^\n]*)
-    | (?P<range>(?P<first>"(?:\\.|[^"\\\n])*")\s*\.\.\s*(?P<last>"(?:\\.|[^"\\\n])*"))
+      (?P<blank>[ \t\r]+|(?:\#|//)[^\n]*)
+    | (?P<end>\n)
+    | (?P<first>"(?:\\.|[^"\\\n])*")\s*\.\.\s*(?P<last>"(?:\\.|[^"\\\n])*")
     | (?P<word>"(?:\\.|[^"\\\n])*")(?P<case>i?)
-    | (?P<pattern>/(?:\\.|[^/\\])+/)(?P<flags>[imslux]*)
+    | /(?P<pattern>(?:\\.|[^/\\])+)/(?P<flags>[imslux]*)
     | %import\s+common\s*(?P<imported>\.\s*\w+(?:\s*->\s*\w+)?|\([^()]*\))
-    | (?P<rule>%ignore|~\s*\d+|[\w\s!?:|()\[\]+*{},.&>-]+)
+    | (?P<ignore>%ignore)
+    | (?P<defined>[?!]*\w[\w-]*)\s*:
+    | (?P<name>\w[\w-]*)
+    | ~\s*(?P<least>\d+)(?:\s*\.\.\s*(?P<most>\d+))?
+    | (?P<mark>->|\{\d*,?\d*\}|[?|()\[\]+*])
     """,
     re.VERBOSE | re.DOTALL,
 )
 _IMPORTED = re.compile(r"(\w+)(?:\s*->\s*(\w+))?")
-# Of the library's common terminals, those that match an escaped character.
-_COMMON = {
+_FLOAT = r"(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+"
+_COMMON = {  # the library's terminals, by what they match
+    "DIGIT": "[0-9]",
+    "HEXDIGIT": "[a-fA-F0-9]",
+    "INT": "[0-9]+",
+    "SIGNED_INT": "[+-]?[0-9]+",
+    "DECIMAL": r"[0-9]+\.[0-9]*|\.[0-9]+",
+    "FLOAT": _FLOAT,
+    "SIGNED_FLOAT": f"[+-]?(?:{_FLOAT})",
+    "NUMBER": f"[0-9]+|{_FLOAT}",
+    "SIGNED_NUMBER": f"[+-]?(?:[0-9]+|{_FLOAT})",
+    "ESCAPED_STRING": r'"(?:[^"\\]|\\.)*"',
+    "LCASE_LETTER": "[a-z]",
+    "UCASE_LETTER": "[A-Z]",
+    "LETTER": "[A-Za-z]",
+    "WORD": "[A-Za-z]+",
+    "CNAME": "[_A-Za-z][_A-Za-z0-9]*",
+    "WS_INLINE": r"[ \t]+",
+    "WS": r"[ \t\f\r\n]+",
     "CR": r"\r",
     "LF": r"\n",
     "NEWLINE": r"(?:\r?\n)+",
-    "WS": r"[ \t\f\r\n]+",
-    "WS_INLINE": r"[ \t]+",
-    "ESCAPED_STRING": r'"(?:[^"\\]|\\.)*"',
     "SH_COMMENT": r"#[^\n]*",
     "CPP_COMMENT": r"\/\/[^\n]*",
-    "SQL_COMMENT": r"--[^\n]*",
     "C_COMMENT": r"\/\*(?:[^*]|\*+[^*\/])*\*+\/",
+    "SQL_COMMENT": r"--[^\n]*",
 }
+MOST_PATTERN = 1 << 16  # characters of a terminal with those that it is made of
 
-# Of a pattern in Rust's syntax: the start of a group with its flags, or of one with a name; an
-# escape; a class; any other character.
-_ATOM = re.compile(
-    r"""
-      \(\?(?P<flags>[a-zA-Z]*(?:-[a-zA-Z]+)?)(?P<scoped>[:)])
-    | (?P<group>\((?:\?P?<\w+>)?)
-    | (?P<escape>\\(?:[pPuUx]\{[^}]*\}|[pP]\w|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.))
-    | (?P<counted>\{\d*,?\d*\})
-    | (?P<other>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_ASSERTIONS = (r"\A", r"\z", r"\b", r"\B")
+
+def quoted_pattern(where: str, pattern: str) -> str:
+    """A Lark grammar of what spells the texts that the pattern matches as a whole. Raises
+    UserError, which begins with `where`."""
+    patterns = Patterns(where)
+    node = patterns.read(bounded_text(where, pattern))
+    return f"start: {patterns.terminal(node)}"
 
 
 def quoted(where: str, lark: str) -> str:
     """A grammar of what spells the texts of the grammar `lark` between the quotes of a JSON string.
-    Raises UserError, which begins with `where`, for what is no grammar or has no spelling."""
+    Raises UserError, which begins with `where`, for what is no grammar or cannot be held to."""
+    bounded_text(where, lark)
     compiled(where, bytes_vocabulary(), json.dumps({"grammars": [{"lark_grammar": lark}]}))
-    parts = list(_parts(where, lark))
-    spelled = _spelled(where, [part for part in parts if isinstance(part, _Class)])
-    return "".join(part if isinstance(part, str) else spelled[part] for part in parts)
+    return _Grammar(where, lark).spelled()
 
 
 @dataclass(frozen=True)
-class _Class:
-    """A part of a pattern that matches one character. flags: those that hold for it."""
+class _Part:
+    """kind: a group of `_PART`. regex: of what it matches, for words and patterns."""
 
+    kind: str
     text: str
-    flags: str
-
-    @property
-    def scoped(self) -> str:
-        return f"(?{self.flags}:{self.text})" if self.flags else self.text
+    regex: str = ""
 
 
-def _parts(where: str, lark: str) -> Iterator[str | _Class]:
-    place = 0
-    while place < len(lark):
-        part = _PART.match(lark, place)
-        if part is None:
-            line = lark.count("\n", 0, place) + 1
-            found = lark[place : place + 20].split("\n")[0]
-            raise UserError(f"{where}: line {line}: {found!r} is not supported here")
-        place = part.end()
-        if part["range"]:
-            first, last = (re.escape(_text(part[end])) for end in ("first", "last"))
-            yield from _pattern(where, f"[{first}-{last}]", "")
-        elif part["case"]:
-            yield from _pattern(where, _literal(_text(part["word"])), "i")
-        elif part["word"]:
-            spelled = json.dumps(_text(part["word"]), ensure_ascii=False)[1:-1]
-            yield json.dumps(spelled, ensure_ascii=False)
-        elif part["pattern"]:
-            yield from _pattern(where, part["pattern"][1:-1], part["flags"])
-        elif part["imported"]:
-            for name, alias in _IMPORTED.findall(part["imported"]):
-                if name in _COMMON:
-                    yield f"\n{alias or name}: "
-                    yield from _pattern(where, _COMMON[name], "")
-                else:
-                    yield f"\n%import common.{name}" + (f" -> {alias}" if alias else "")
-        elif part["rule"]:
-            yield part["rule"]
+class _Grammar:
+    """terminals: the parts of each one's definition."""
+
+    def __init__(self, where: str, lark: str) -> None:
+        self._where = where
+        self._patterns = Patterns(where)
+        self._terminals: dict[str, list[_Part]] = {}
+        self._rules: list[_Part] = []  # and what is ignored, with the ends of lines
+        self._made: dict[str, str] = {}  # terminals -> their new names
+        self._lines: list[str] = []
+        held = self._rules
+        for part in self._parts(lark):
+            if part.kind == "defined" and part.text.lstrip("_")[:1].isupper():
+                held = self._terminals.setdefault(part.text, [])
+                continue
+            if part.kind in ("defined", "ignore"):
+                held = self._rules
+            held.append(part)
+
+    def _parts(self, lark: str) -> Iterator[_Part]:
+        place = 0
+        while place < len(lark):
+            found = _PART.match(lark, place)
+            if found is None:
+                line = lark.count("\n", 0, place) + 1
+                shown = lark[place : place + 20].partition("\n")[0]
+                raise UserError(f"{self._where}: line {line}: {shown!r} is not supported here")
+            place = found.end()
+            yield from self._read(found)
+
+    def _read(self, found: re.Match[str]) -> Iterator[_Part]:
+        kind = found.lastgroup or "first"
+        if found["first"]:
+            first, last = literal(_said(found["first"])), literal(_said(found["last"]))
+            yield _Part("pattern", found[0], f"[{first}-{last}]")
+        elif found["word"]:
+            regex = literal(_said(found["word"]))
+            yield _Part("word", found[0], f"(?i:{regex})" if found["case"] else regex)
+        elif found["pattern"]:
+            flags = self._patterns.flagged("", found["flags"])
+            yield _Part("pattern", found[0], f"(?{flags}:{found['pattern']})")
+        elif found["imported"]:
+            for name, alias in _IMPORTED.findall(found["imported"]):
+                self._terminals[alias or name] = [_Part("pattern", name, _COMMON[name])]
+        elif found["least"]:
+            most = found["most"] or found["least"]
+            yield _Part("mark", f"{{{found['least']},{most}}}")
+        elif kind in ("defined", "name", "mark"):
+            yield _Part(kind, found[kind])
+        elif kind in ("end", "ignore"):
+            yield _Part(kind, found[0])
+
+    def spelled(self) -> str:
+        told = []
+        parts = iter(self._rules)
+        for part in parts:
+            match part.kind:
+                case "ignore":
+                    ignored = list(takewhile(lambda part: part.kind != "end", parts))
+                    told.append(f"%ignore {self._ignored(ignored)}\n")
+                case "defined":
+                    told.append(f"{part.text}: ")
+                case "word" if part.text.endswith("i"):
+                    told.append(self._patterns.rule(self._patterns.read(part.regex)))
+                case "word":
+                    spelled = json.dumps(_said(part.text), ensure_ascii=False)[1:-1]
+                    told.append(json.dumps(spelled, ensure_ascii=False))
+                case "pattern":
+                    told.append(self._patterns.rule(self._patterns.read(part.regex)))
+                case "name" if part.text in self._terminals:
+                    told.append(self._named(part.text))
+                case _:
+                    told.append(part.text)
+        return " ".join(told) + "\n" + "\n".join(self._lines)
+
+    def _named(self, name: str) -> str:
+        """The terminal, defined once, by its new name."""
+        if name not in self._made:
+            rule = self._patterns.rule(self._node(self._terminals[name]))
+            self._made[name] = f"spelled_{len(self._made)}"
+            self._lines.append(f"{self._made[name]}: {rule}")
+        return self._made[name]
+
+    def _ignored(self, parts: Sequence[_Part]) -> str:
+        """Of what is repeated one is ignored at a time, so that the next may be something else."""
+        node = self._node(parts)
+        return self._patterns.terminal(self._patterns.once(node))
+
+    def _node(self, parts: Sequence[_Part]) -> Node:
+        return self._patterns.read("".join(self._regex(parts, ())))
+
+    def _regex(self, parts: Sequence[_Part], within: tuple[str, ...]) -> Iterator[str]:
+        """A terminal's definition as one pattern."""
+        size = 0
+        for part in parts:
+            match part.kind:
+                case "word" | "pattern":
+                    told = f"(?:{part.regex})"
+                case "name":
+                    if part.text in within or part.text not in self._terminals:
+                        raise UserError(f"{self._where}: {part.text!r} is no terminal here")
+                    inner = self._regex(self._terminals[part.text], (*within, part.text))
+                    told = f"(?:{''.join(inner)})"
+                case "mark":
+                    told = {"(": "(?:", "[": "(?:", "]": ")?"}.get(part.text, part.text)
+                case _:
+                    told = ""
+            size += len(told)
+            if size > MOST_PATTERN:
+                raise UserError(f"{self._where}: a terminal of more than {MOST_PATTERN} characters")
+            yield told
 
 
-def _text(word: str) -> str:
+def _said(word: str) -> str:
     """What a literal of Lark says."""
-    text: str = json.loads(re.sub(r"\\(x|.)", lambda m: {"x": r"\u00"}.get(m[1], m[0]), word))
+    escapes = re.compile(r"\\(x|.)")
+    text: str = json.loads(escapes.sub(lambda m: {"x": r"\u00"}.get(m[1], m[0]), word))
     return text
-
-
-def _literal(text: str) -> str:
-    return re.escape(text).replace("/", r"\/")
-
-
-def _pattern(where: str, pattern: str, flags: str) -> Iterator[str | _Class]:
-    """A pattern between slashes, its flags inside."""
-    scopes = [_flagged(where, "", flags)]
-    place = 0
-    yield "/" + (f"(?{scopes[0]})" if scopes[0] else "")
-    while place < len(pattern):
-        atom = _ATOM.match(pattern, place)
-        assert atom is not None
-        place = atom.end()
-        if atom["scoped"]:
-            if atom["scoped"] == ":":
-                scopes.append(scopes[-1])
-            scopes[-1] = _flagged(where, scopes[-1], atom["flags"])
-            yield atom[0]
-        elif atom["group"]:
-            scopes.append(scopes[-1])
-            yield atom[0]
-        elif atom[0] == "[":
-            end = _end_of_class(pattern, place)
-            yield _Class(pattern[place - 1 : end], scopes[-1])
-            place = end
-        elif atom[0] == ")":
-            scopes.pop()
-            yield ")"
-        elif atom["escape"]:
-            yield atom[0] if atom[0] in _ASSERTIONS else _Class(atom[0], scopes[-1])
-        elif atom[0] in ESCAPED or atom[0] == ".":
-            yield _Class(atom[0], scopes[-1])
-        else:
-            yield atom[0]
-    yield "/"
-
-
-def _flagged(where: str, held: str, change: str) -> str:
-    """The flags after a change of them, such as `i-s`."""
-    on, _, off = change.partition("-")
-    if wrong := set(on + off) - set("imsu"):
-        raise UserError(f"{where}: the flag {min(wrong)!r} of a pattern is not supported here")
-    return "".join(sorted((set(held) | set(on)) - set(off)))
-
-
-def _end_of_class(pattern: str, place: int) -> int:
-    """Behind the bracket that closes a class. place: behind the one that opens it."""
-    depth = 0
-    for part in re.compile(r"\[\^?\]?|\\.|.", re.DOTALL).finditer(pattern, place - 1):
-        depth += (part[0][0] == "[") - (part[0] == "]")
-        if not depth:
-            return part.end()
-    raise AssertionError("the library has read this pattern")
-
-
-def _spelled(where: str, classes: Sequence[_Class]) -> dict[_Class, str]:
-    """What spells a character of each class: itself, or its escape."""
-    found = list(dict.fromkeys(classes))
-    if not found:
-        return {}
-    if len(found) > MOST_CLASSES:
-        raise UserError(f"{where}: more than {MOST_CLASSES} different classes of characters")
-    each = " | ".join(f'"{i}:" /{one.scoped}/' for i, one in enumerate(found))
-    vocabulary = bytes_vocabulary()
-    grammar = json.dumps({"grammars": [{"lark_grammar": f"start: {each}"}]})
-    matcher, words = compiled(where, vocabulary, grammar), (vocabulary.vocab_size + 31) // 32
-    spelled = {}
-    for i, one in enumerate(found):
-        behind = matcher.deep_copy()
-        behind.consume_tokens(list(f"{i}:".encode()))
-        mask = np.unpackbits(mask_of(behind, words).view(np.uint8), bitorder="little")
-        escapes = [json.dumps(c)[2:-1] for c in ESCAPED if mask[ord(c)]]
-        others = mask.sum() > len(escapes)
-        spelled[one] = _choice(one, escapes, bool(others)) if escapes else one.text
-    return spelled
-
-
-def _choice(one: _Class, escapes: Sequence[str], others: bool) -> str:
-    """escapes: without their backslashes, of those that the class matches."""
-    short = "".join(re.escape(e) for e in escapes if len(e) == 1)
-    codes = [e[-2:] for e in escapes if len(e) > 1]
-    ways = [f"[{short}]"] if short else []
-    ways += [f"u00(?:{'|'.join(codes)})"] if codes else []
-    told = [f"\\\\(?:{'|'.join(ways)})"]
-    if others:
-        text = {".": r"\s\S" if "s" in one.flags else r"^\n"}.get(one.text, one.text)
-        told.append(f"[[{text}]&&[{_OTHERS}]]")
-    return f"(?-i:{'|'.join(told)})" if not others else f"(?:(?-i:{told[0]})|{told[1]})"
