@@ -954,16 +954,28 @@ def test_an_answer_may_ask_for_more_than_there_is_room_for(client):
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         (CHAT, {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.tool_call_id"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
-        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0"),
+        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0: unknown role 'robot'"),
+        (CHAT, {"messages": [{"content": "a"}]}, "messages.0: has no `role`"),
+        (ITEMS, {"instructions": "a"}, "input"),
+        (TEXTS, {"prompt": ["a", ""]}, "prompt.1: string"),
+        (TEXTS, {"prompt": []}, "prompt: list should have at least 1 item"),
+        (TEXTS, {"prompt": [[1], []]}, "prompt.1: list should"),
+        (TEXTS, {"prompt": {"a": 1}}, "prompt: must be a text, a list of texts, token ids"),
+        ("/v1/embeddings", {"input": [1, "a"]}, "input.1: input should be a valid integer"),
+        (CHAT, [], "the body must be a JSON object"),
         (BLOCKS, {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages.0.content.0.tool_use_id"),
         (BLOCKS, {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "a"}]}]}, "messages.0.content.0.input"),
         (BLOCKS, {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "a"}]}, "tools.0.input_schema"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_field(client, path, body, field):
-    response = client.post(path, json=body | ({"max_tokens": 3} if path == BLOCKS else {}))
+    body = body | {"max_tokens": 3} if path == BLOCKS else body
+    response = client.post(path, json=body)
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"].startswith(f"{field}: "), response.text
+    named, message = field.partition(": ")[0], response.json()["error"]["message"]
+    assert message.startswith(field if ": " in field or " " in field else f"{field}: "), message
+    if path != BLOCKS:
+        assert response.json()["error"]["param"] == (None if " " in named else named)
 
 
 @pytest.mark.parametrize("half", [b"\\ud83d", b"\\uDE00", b"\xed\xa0\xbd"])
