@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 from anthropic.types.beta import message_count_tokens_params, message_create_params
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
+from openai.types.conversations import conversation_create_params
+from openai.types.responses import (
+    input_token_count_params,
+    response_compact_params,
+    response_create_params,
+)
 from tests.clients import try_clients
 from tests.support.serving import ScriptedBackend, Settings, events, local, noted_prompts, speaking
 
@@ -21,7 +26,9 @@ from smollm3.serve.dialects import rule
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
 from smollm3.serve.dialects.openai_chat_body import ChatBody
 from smollm3.serve.dialects.openai_completions import CompletionBody
+from smollm3.serve.dialects.openai_conversations import ConversationBody
 from smollm3.serve.dialects.openai_items import ResponseBody
+from smollm3.serve.dialects.reading import EmbeddingBody
 
 ROOT = Path(__file__).parents[2]
 RECORDED = [
@@ -302,6 +309,10 @@ def test_no_field_has_two_rows():
         ("responses", ResponseBody, response_create_params.ResponseCreateParamsBase),
         ("messages", MessagesBody, message_create_params.MessageCreateParamsBase),
         ("messages", CountBody, message_count_tokens_params.MessageCountTokensParams),
+        ("responses", ResponseBody, input_token_count_params.InputTokenCountParams),
+        ("responses", ResponseBody, response_compact_params.ResponseCompactParams),
+        ("embeddings", EmbeddingBody, embedding_create_params.EmbeddingCreateParams),
+        ("conversations", ConversationBody, conversation_create_params.ConversationCreateParams),
     ],
 )
 def test_every_parameter_of_the_vendors_libraries_is_decided(place, model, params):
