@@ -76,6 +76,8 @@ def answer_of(path, response, stream):
                 calls = choices[part["index"]].setdefault("tool_calls", [])
                 if call["index"] == len(calls):
                     calls.append(call)
+                elif "custom" in call:
+                    calls[-1]["custom"]["input"] += call["custom"]["input"]
                 else:
                     calls[-1]["function"]["arguments"] += call["function"]["arguments"]
     return {"choices": [{"index": i, "message": m} for i, m in sorted(choices.items())]}
@@ -116,9 +118,9 @@ def said_in(path, answer):
     told = []
     for choice in answer["choices"]:
         message = choice.get("message") or choice
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        calls = [list(call[call["type"]].items()) for call in message.get("tool_calls") or ()]
         plain = [message.get(key) or "" for key in ("content", "reasoning_content", "text")]
-        told.append((*plain, [(call["name"], call["arguments"]) for call in calls]))
+        told.append((*plain, calls))
     return told
 
 
@@ -600,21 +602,117 @@ def test_custom_tools_and_namespaces_are_called_and_told_by_their_names(
         assert json.dumps(made, ensure_ascii=False) in prompts[-1]
 
 
-def test_a_custom_tools_grammar(client, prompts):
-    """What is a regular expression is kept to; of others the model is told, and the client that
-    nothing enforces them."""
-    form = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+ apples?"}
-    tool = CUSTOM | {"format": form}
-    body = {"input": "add", "tools": [tool], "max_output_tokens": 300, "temperature": 0}
-    chosen = {"tool_choice": {"type": "custom", "name": "add"}, "reasoning": {"effort": "none"}}
-    [call] = client.post(ITEMS, json=body | chosen).json()["output"]
-    assert re.fullmatch("[0-9]+ apples?", call["input"])
-    lark = {"type": "grammar", "syntax": "lark", "definition": 'start: "apple"'}
-    response = client.post(ITEMS, json=body | {"tools": [CUSTOM | {"format": lark}]})
-    assert response.headers["warning"] == '299 smollm3 "tools.0.format (lark) is left out"'
-    assert "this lark grammar" in prompts[-1]
-    twice = client.post(ITEMS, json=body | {"tools": [CUSTOM, CUSTOM]})
-    assert "same name" in twice.json()["error"]["message"]
+GRAMMARS = {  # by syntax: a definition, and in Python's syntax what it means
+    "regex": ('^"[0-9]+" apples?\\n', '"[0-9]+" apples?\n'),
+    "lark": (
+        'start: say LF\nsay: "say \\"" /[a-z]{1,3}/ "\\""\n%import common.LF',
+        'say "[a-z]{1,3}"\n',
+    ),
+}
+
+
+def custom_request(path, syntax=None, definition="", **more):
+    """That must call the custom tool `add`."""
+    grammar = {"syntax": syntax, "definition": definition}
+    user = {"role": "user", "content": "add"}
+    if path == ITEMS:
+        form = {"type": "grammar", **grammar} if syntax else {"type": "text"}
+        tool = {"type": "custom", "name": "add", "description": "Adds.", "format": form}
+        named = {"type": "custom", "name": "add"}
+        body = {"input": [user], "max_output_tokens": 300, "reasoning": {"effort": "none"}}
+    else:
+        form = {"type": "grammar", "grammar": grammar} if syntax else {"type": "text"}
+        custom = {"name": "add", "description": "Adds.", "format": form}
+        tool = {"type": "custom", "custom": custom}
+        named = {"type": "custom", "custom": {"name": "add"}}
+        body = {"messages": [user], "max_tokens": 300, "reasoning_effort": "none"}
+    body |= {"tools": [tool], "tool_choice": named, "parallel_tool_calls": False}
+    return body | {"temperature": 1, "seed": 5} | more
+
+
+def input_in(path, answer):
+    if path == ITEMS:
+        [call] = answer["output"]
+        assert call["type"] == "custom_tool_call"
+        return call["input"]
+    [choice] = answer["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert call["type"] == "custom"
+    return call["custom"]["input"]
+
+
+@pytest.mark.parametrize("path", [CHAT, ITEMS])
+@pytest.mark.parametrize("syntax", GRAMMARS)
+def test_a_custom_tools_grammar_is_kept_to(client, prompts, path, syntax):
+    """Whole and in a stream; and the call may be sent back, as the model wrote it."""
+    definition, meant = GRAMMARS[syntax]
+    body = custom_request(path, syntax, definition)
+    whole, streamed = (client.post(path, json=body | {"stream": s}) for s in (False, True))
+    assert "warning" not in whole.headers
+    assert f"this {syntax} grammar" in prompts[-1]
+    answer = whole.json()
+    text = input_in(path, answer)
+    assert re.fullmatch(meant, text)
+    assert said_in(path, answer_of(path, streamed, stream=True)) == said_in(path, answer)
+    after = client.post(path, json=next_turn(path, body, answer))
+    assert after.status_code == 200, after.text
+    made = json.dumps({"name": "add", "arguments": {"input": text}}, ensure_ascii=False)
+    assert made in prompts[-1]
+
+
+@pytest.mark.parametrize("path", [CHAT, ITEMS])
+@pytest.mark.parametrize("choice", ["auto", None])
+@pytest.mark.parametrize(
+    ("syntax", "definition", "what"),
+    [
+        ("lark", "start: /a", "lexer error"),
+        ("lark", 'start: /.*b/ "\\n"', "cannot be told from what follows it"),
+        ("regex", "(?=a)", "look-around"),
+        ("regex", "[", "unclosed"),
+    ],
+)
+def test_a_grammar_that_cannot_be_kept_to_is_refused(
+    client, path, choice, syntax, definition, what
+):
+    more = {"tool_choice": choice} if choice else {}
+    response = client.post(path, json=custom_request(path, syntax, definition, **more))
+    assert response.status_code == 400, response.text
+    message = response.json()["error"]["message"]
+    assert message.startswith("tools: add: format: ")
+    assert what in message
+
+
+@pytest.mark.parametrize("path", [CHAT, ITEMS])
+def test_a_custom_tool_that_is_cut_off_tells_the_same_whole_and_in_a_stream(client, path):
+    limit = {CHAT: "max_tokens", ITEMS: "max_output_tokens"}[path]
+    for most in range(20, 85, 8):
+        body = custom_request(path, "regex", "a{50}", **{limit: most})
+        told = [client.post(path, json=body | {"stream": s}) for s in (False, True)]
+        whole, streamed = (answer_of(path, r, s) for r, s in zip(told, (False, True), strict=True))
+        assert said_in(path, streamed) == said_in(path, whole)
+    assert set(input_in(path, whole)) == {"a"}
+
+
+def test_custom_tools_of_chats(client):
+    """Beside functions; chosen, allowed, and of a name that is taken."""
+    body = custom_request(CHAT)
+    function = {"type": "function", "function": {"name": "sub", "parameters": ADD}}
+    body["tools"] = [*body["tools"], function]
+    named = body["tool_choice"]
+    listed = {"mode": "required", "tools": [named]}
+    for choice in (named, {"type": "allowed_tools", "allowed_tools": listed}):
+        response = client.post(CHAT, json=body | {"tool_choice": choice})
+        assert input_in(CHAT, response.json()) is not None
+    listed["tools"] = [{"type": "function", "function": {"name": "sub"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": listed}
+    [made] = client.post(CHAT, json=body | {"tool_choice": choice}).json()["choices"]
+    assert made["message"]["tool_calls"][0]["function"]["name"] == "sub"
+    function["function"]["name"] = "add"
+    assert "same name" in client.post(CHAT, json=body).json()["error"]["message"]
+    flat = body | {"tools": [CUSTOM]}
+    assert client.post(CHAT, json=flat).json()["error"]["param"].startswith("tools.0.")
+    twice = {"input": "add", "tools": [CUSTOM, CUSTOM]}
+    assert "same name" in client.post(ITEMS, json=twice).json()["error"]["message"]
 
 
 @pytest.mark.parametrize("summary", ["auto", "detailed", None, "none"])

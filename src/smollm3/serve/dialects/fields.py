@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -287,9 +287,10 @@ def toolbox(
     *,
     parallel: bool,
     strict: bool,
+    texts: Mapping[str, Regex | Grammar] | None = None,
 ) -> Toolbox:
     """declared: {"name", "description", "parameters"}. strict: the schemas must be kept to, or it
-    is an error."""
+    is an error. texts: what the inputs of custom tools are held to, or it is an error."""
     settings = service.settings
     limit(len(declared) + len(python), settings.max_tools, "tools")
     for tool in declared:
@@ -318,8 +319,10 @@ def toolbox(
         parallel=parallel,
         python=bool(python) and "python" in callable_,
         strict=strict,
+        texts={name: text for name, text in (texts or {}).items() if name in callable_},
     )
-    optional = choice.name is None and choice.allowed is None and wanted == "auto" and not strict
+    optional = choice.name is None and choice.allowed is None and wanted == "auto"
+    optional = optional and not strict and not constraint.texts
     return Toolbox(list(declared), list(python), constraint, optional)
 
 

@@ -51,6 +51,7 @@ from smollm3.serve.dialects.openai_response_tools import (
     CodeInterpreter,
     Offered,
     chosen,
+    grammars,
     left_out,
     offered,
 )
@@ -192,6 +193,7 @@ def ask_of(
         chosen(body.tool_choice, body.functions),
         parallel=body.parallel,
         strict=any(getattr(each.tool, "strict", None) for each in body.functions.values()),
+        texts=grammars(body.functions),
     )
     wanted = body.text.format if body.text else None
     form = format_of(wanted.type, wanted.schema_, settings) if wanted else None
