@@ -227,6 +227,13 @@ MUTANTS = [
     Mutant("what was lost is gained", "eval/panel.py", "difference(new, old)", "difference(old, new)", f"{U}eval_panel.py"),
     Mutant("a model is compared with itself", "recipe/graph.py", "parents[name].append(stage.beside)", "parents[name].append(start)", f"{U}eval_panel.py"),
     Mutant("the paired difference is unpaired", "eval/compare.py", "differences = [y - x for x, y in pairs]", "differences = [y for x, y in pairs]", f"{U}eval_checkers.py"),
+    Mutant("the last step is not scored", "train/loop.py", "step % spec.every and not last", "step % spec.every", f"{U}train_scores.py"),
+    Mutant("what is scored decides what a stage is", "train/spec.py", '"keep_every", "scores"}', '"keep_every"}', f"{U}train_scores.py"),
+    Mutant("a stop throws away what is not scored yet", "train/loop.py", "if scores:", "if True:", f"{U}train_scores.py"),
+    Mutant("a stop while scoring is heard a step later", "train/loop.py", "stopping = stopping or scores is None", "pass", f"{U}train_scores.py"),
+    Mutant("scoring merges the adapter that is trained", "train/scores.py", "model = deepcopy(model)", "pass", f"{U}train_scores.py"),
+    Mutant("scoring leaves its seed behind", "eval/run.py", "random.setstate(states[0])", "pass", f"{U}train_scores.py"),
+    Mutant("rows of looks are thinned", "train/metrics.py", "if not (keep or keeps(", "if not (keeps(", f"{U}train_scores.py"),
     # what comes from outside
     Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),
     Mutant("defaults count as given", "cli/fields.py", "if value not in (None, ())}", "}", f"{U}cli_fields.py"),

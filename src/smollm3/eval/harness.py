@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import platform
 import random
 import re
@@ -12,16 +11,12 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial, partialmethod
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-# Read when these are first imported: its bars and warnings would stand between ours.
-os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from smollm3.errors import UserError
 from smollm3.eval import bfcl, code, mt_bench
@@ -69,12 +64,10 @@ def run_tasks(
     model's code outside the sandbox.
     """
     with _quiet():
-        try:
+        with _needing_extra():
             from lm_eval.evaluator import evaluate
 
             from smollm3.eval.adapter import Adapter
-        except ModuleNotFoundError as e:
-            raise UserError(EXTRA.format(e.name)) from None
         adapter = Adapter(target, journal, settings, view)
         found: dict[str, Any] = {"results": {}, "samples": {}}
         skipped: dict[str, str] = {}
@@ -111,6 +104,18 @@ def run_tasks(
         "answers_at_limit": adapter.at_limit,
     }
     return found
+
+
+def check_tasks(wanted: Wanted, settings: Settings) -> None:
+    """That `run_tasks` would begin, but for RULER's prompts, which need a model."""
+    with _quiet():
+        with _needing_extra():
+            import lm_eval.evaluator  # noqa: F401
+        _bench(wanted, settings), _bfcl_questions(wanted, settings)
+        names = [n for n in wanted.tasks if not _is_own(n) and not ruler.is_ruler(n)]
+        with data_sets(wanted.data) as missing:
+            if names:
+                load_tasks(replace(wanted, tasks=names), None, settings, missing, {})
 
 
 def _is_own(name: str) -> bool:
@@ -152,14 +157,14 @@ def _bfcl_questions(
 
 def load_tasks(
     wanted: Wanted,
-    target: Target,
+    target: Target | None,
     settings: Settings,
     missing: Collection[tuple[str, str | None, str]],
     skipped: dict[str, str],
 ) -> Any:
     """What the harness's TaskManager makes of the names, with the seeds and examples that its own
-    command line sets. missing: splits that were asked for and are not there. skipped: gets the
-    tasks that are left out, with why."""
+    command line sets. target: only RULER, whose prompts it measures, needs one. missing: splits
+    that were asked for and are not there. skipped: gets the tasks that are left out, with why."""
     named = [name for name in wanted.tasks if not ruler.is_ruler(name)]
     manager = task_manager(named)
     random.seed(RANDOM_SEED)
@@ -195,10 +200,11 @@ def _load(manager: Any, name: str, specs: list[Any]) -> Any:
         raise UserError(f"{name}: cannot be loaded ({type(e).__name__}: {said})") from None
 
 
-def _specs(name: str, wanted: Wanted, target: Target, settings: Settings) -> list[Any]:
+def _specs(name: str, wanted: Wanted, target: Target | None, settings: Settings) -> list[Any]:
     """What the TaskManager is to load for a name."""
     if not ruler.is_ruler(name):
         return [name]
+    assert target is not None
     ruler.need_known(wanted.lengths, target.context)
     return list(
         ruler.configs(name, wanted.lengths, wanted.limit, target.count, wanted.files, settings.chat)
@@ -227,9 +233,10 @@ def task_manager(names: Sequence[str]) -> Any:
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
-    root = Path(lm_eval.tasks.__file__).parent
+    root, wanted = Path(lm_eval.tasks.__file__).parent, set(names)
+    files = [file for file, names_in in _names_by_file(root).items() if wanted & names_in]
     folders = [own_tasks()]
-    folders += sorted({root / file.relative_to(root).parts[0] for file in _files(root, names)})
+    folders += sorted({root / file.relative_to(root).parts[0] for file in files})
     return TaskManager(include_path=folders, include_defaults=False)
 
 
@@ -264,12 +271,11 @@ _NAMES = re.compile(r"""^["']?(?:task|group|tag)["']?:\s*["']?([\w-]+)["']?\s*$"
 _TAGS = re.compile(r"""^\s*-\s*["']?([\w-]+)["']?\s*$""", re.MULTILINE)
 
 
-def _files(root: Path, names: Sequence[str]) -> Iterator[Path]:
-    wanted = set(names)
-    for file in root.rglob("*.yaml"):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if wanted & {*_NAMES.findall(text), *_TAGS.findall(text)}:
-            yield file
+@cache
+def _names_by_file(root: Path) -> dict[Path, set[str]]:
+    """Whatever a file may be asked for by; there are some 14,000 files."""
+    texts = ((f, f.read_text(encoding="utf-8", errors="replace")) for f in root.rglob("*.yaml"))
+    return {file: {*_NAMES.findall(text), *_TAGS.findall(text)} for file, text in texts}
 
 
 def versions() -> dict[str, str]:
@@ -279,15 +285,30 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
+def _needing_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        raise UserError(EXTRA.format(e.name)) from None
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's log and its libraries' warnings: what matters we say ourselves."""
+    """Without the harness's log, its libraries' warnings and their bars, which would stand between
+    ours: what matters we say ourselves."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bar, tqdm.__init__ = tqdm.__init__, partialmethod(tqdm.__init__, disable=True)
     levels = {}
     for name in ("lm_eval", "datasets", "transformers", "absl", "evaluate", "rouge_score"):
         logger = logging.getLogger(name)
         levels[name] = logger.level
         logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.__init__ = bar
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
