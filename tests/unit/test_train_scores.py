@@ -74,10 +74,7 @@ def scores(place, to="run"):
     }
 
 
-ADAPTER = {"adapter": "adapter: {rank: 2}"}
-
-
-@pytest.mark.parametrize("manner", [{}, pytest.param(ADAPTER, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("manner", [{}, {"adapter": "adapter: {rank: 2}"}])
 def test_scores_are_a_curve_and_change_no_bit(place, manner):
     scored = run(place, SCORES, **manner)
     assert scored == run(place, to="plain", **manner)

@@ -94,8 +94,10 @@ def published_lines(found: Evaluated, against: str | None = None) -> list[Line]:
 
 def _lines(found: Evaluated, table: Published, scores: Mapping[str, float]) -> list[Line]:
     by_name: dict[str, list[Row]] = {}
-    for row in suite_of(table.suite).rows:
-        name = row.benchmark if row.language == "en" else f"{row.benchmark} {row.language}"
+    for row in (row for suite in table.suites for row in suite_of(suite).rows):
+        # A table may print the mean of all languages.
+        whole = row.language == "en" or row.benchmark in scores
+        name = row.benchmark if whole else f"{row.benchmark} {row.language}"
         by_name.setdefault(name, []).append(row)
     lines = []
     for name, rows in by_name.items():
@@ -129,7 +131,7 @@ def _differences(found: Evaluated, table: Published, rows: Sequence[Row]) -> lis
     out = []
     config = found.results.get("config", {})
     settings = config.get("settings") or {}
-    meant = suite_of(table.suite).settings
+    meant = suite_of(table.suites[0]).settings
     if settings and settings.get("chat") != meant.chat:
         out.append("without the chat template" if meant.chat else "in the chat template")
     if (

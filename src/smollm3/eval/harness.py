@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, partial, partialmethod
+from functools import cache, partialmethod
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from smollm3.errors import UserError
-from smollm3.eval import bfcl, code, mt_bench
+from smollm3.eval import code
+from smollm3.eval.apart import apart_of, is_apart
 from smollm3.eval.journal import Journal
 from smollm3.eval.local import data_sets
 from smollm3.eval.results import own_parts
@@ -29,7 +30,6 @@ from smollm3.eval.target import Settings, Target
 
 EXTRA = "evaluating on benchmarks needs {}: pip install 'smollm3[eval]'"
 RANDOM_SEED, FEW_SHOT_SEED = 0, 1234  # the harness's own, so that its examples are ours
-BFCL_TOKENS = 4096  # of an answer, reasoning included
 BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 100,000 take minutes
 
 
@@ -71,9 +71,8 @@ def run_tasks(
         adapter = Adapter(target, journal, settings, view)
         found: dict[str, Any] = {"results": {}, "samples": {}}
         skipped: dict[str, str] = {}
-        of_harness = [name for name in wanted.tasks if not _is_own(name)]
-        bench = _bench(wanted, settings)
-        asked = _bfcl_questions(wanted, settings)
+        of_harness = [name for name in wanted.tasks if not is_apart(name)]
+        apart = apart_of(wanted, settings)
         with data_sets(wanted.data) as missing:
             if of_harness:
                 tasks = load_tasks(
@@ -88,16 +87,9 @@ def run_tasks(
                     fewshot_as_multiturn=settings.chat,
                     log_samples=True,
                 )
-        for category, (questions, total) in asked.items():
-            limit = settings.max_tokens or BFCL_TOKENS
-            asks = [bfcl.ask_of(q, limit, settings.sample, settings.seed) for q in questions]
-            written = adapter.answered(asks)
-            samples = [bfcl.judged(q, w) for q, w in zip(questions, written, strict=True)]
-            _add(found, own_parts(f"bfcl_{category}", ["accuracy"], samples, total, 4.0))
-        if bench is not None and wanted.judge is not None:
-            judge = partial(adapter.judged, wanted.judge)
-            samples = mt_bench.samples(bench, settings, adapter.answered, judge)
-            _add(found, own_parts(mt_bench.NAME, mt_bench.METRICS, samples, 2 * bench.total, 1.0))
+        for task in apart:
+            samples = task.samples(adapter)
+            _add(found, own_parts(task.name, task.metrics, samples, task.total, task.version))
     found["smollm3"] = {
         "skipped": skipped,
         "answers": adapter.answers,
@@ -111,48 +103,16 @@ def check_tasks(wanted: Wanted, settings: Settings) -> None:
     with _quiet():
         with _needing_extra():
             import lm_eval.evaluator  # noqa: F401
-        _bench(wanted, settings), _bfcl_questions(wanted, settings)
-        names = [n for n in wanted.tasks if not _is_own(n) and not ruler.is_ruler(n)]
+        apart_of(wanted, settings)
+        names = [n for n in wanted.tasks if not is_apart(n) and not ruler.is_ruler(n)]
         with data_sets(wanted.data) as missing:
             if names:
                 load_tasks(replace(wanted, tasks=names), None, settings, missing, {})
 
 
-def _is_own(name: str) -> bool:
-    """Whether the harness has no part in it."""
-    return bfcl.is_bfcl(name) or name == mt_bench.NAME
-
-
 def _add(found: dict[str, Any], parts: dict[str, Any]) -> None:
     for part, value in parts.items():
         found.setdefault(part, {}).update(value)
-
-
-def _bench(wanted: Wanted, settings: Settings) -> mt_bench.Bench | None:
-    """MT-Bench, if it is wanted."""
-    if mt_bench.NAME not in wanted.tasks:
-        return None
-    if not settings.chat:
-        raise UserError(f"{mt_bench.NAME}: is of chats; add --chat")
-    if wanted.judge is None:
-        raise UserError(f"{mt_bench.NAME}: a judge rates the answers; add --judge URL")
-    return mt_bench.read(wanted.data, wanted.limit)
-
-
-def _bfcl_questions(
-    wanted: Wanted, settings: Settings
-) -> dict[str, tuple[list[bfcl.Question], int]]:
-    """category -> those that are asked, and how many there are."""
-    found = {}
-    for name in wanted.tasks:
-        if not bfcl.is_bfcl(name):
-            continue
-        if not settings.chat:
-            raise UserError(f"{name}: is of chats, with tools in the model's template; add --chat")
-        for category in bfcl.categories(name):
-            questions = bfcl.questions(category)
-            found[category] = (questions[: wanted.limit], len(questions))
-    return found
 
 
 def load_tasks(

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_BOXED = re.compile(r"\\boxed\s*\{[^A-Za-z{}]*(?:\\text\{)?\s*([A-Da-d])\b")
+_LETTER = re.compile(r"\b([A-D])\b")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _VERDICTS = frozenset(("yes", "no", "noanswer"))
@@ -71,6 +73,13 @@ def answerable(dataset: Any) -> Any:
 def with_index(dataset: Any) -> Any:
     """Global MMLU with the place of the right option instead of its letter."""
     return dataset.map(lambda doc: {"answer_index": "ABCD".index(doc["answer"])})
+
+
+def letter(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """exact_match of the letter in the last \\boxed{...}, or else of the last one that stands
+    alone."""
+    found = _BOXED.findall(results[0]) or _LETTER.findall(results[0])
+    return {"exact_match": float(bool(found) and found[-1].upper() == doc["answer"])}
 
 
 def chrf(pairs: Sequence[tuple[str, str]]) -> float:
