@@ -184,10 +184,6 @@ def test_types_become_those_of_json_schema():
     assert properties["where"]["properties"] == {"type": {"type": "string"}}
     with pytest.raises(UserError, match="simple_pythn"):
         bfcl.questions("simple_pythn")
-    assert bfcl.is_bfcl("bfcl")
-    assert bfcl.is_bfcl("bfcl_multiple")
-    assert not bfcl.is_bfcl("bfcl_x")
-    assert bfcl.categories("bfcl_multiple") == ["multiple"]
 
 
 # numbers

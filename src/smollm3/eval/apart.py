@@ -18,6 +18,14 @@ BFCL_TOKENS = 4096  # of an answer, reasoning included
 BFCL = "bfcl"
 
 
+NAMES = (
+    mt_bench.NAME,
+    mixeval.NAME,
+    BFCL,
+    *(f"{BFCL}_{category}" for category in (*bfcl.CATEGORIES, *bfcl_turns.CATEGORIES)),
+)
+
+
 class Asking(Protocol):
     """Who is asked: `Written`, as a dict, of each request."""
 
@@ -37,17 +45,13 @@ class Apart:
     samples: Callable[[Asking], list[dict[str, Any]]]
 
 
-def is_apart(name: str) -> bool:
-    return name in (BFCL, mt_bench.NAME, mixeval.NAME) or _category(name) is not None
-
-
 def apart_of(wanted: Wanted, settings: Settings) -> list[Apart]:
     """Those of `wanted`. UserError for what they need and have not."""
     return [task for name in wanted.tasks for task in _of(name, wanted, settings)]
 
 
 def _of(name: str, wanted: Wanted, settings: Settings) -> Iterator[Apart]:
-    if not is_apart(name):
+    if name not in NAMES:
         return
     if not settings.chat:
         raise UserError(f"{name}: is of chats; add --chat")
@@ -101,14 +105,9 @@ def _bfcl(category: str, limit: int | None, settings: Settings, tokens: int) -> 
     )
 
 
-def _category(name: str) -> str | None:
-    category = name.removeprefix(f"{BFCL}_")
-    return category if category in (*bfcl.CATEGORIES, *bfcl_turns.CATEGORIES) else None
-
-
 def _categories(name: str) -> list[str]:
-    category = _category(name)
-    return [*bfcl.CATEGORIES, *bfcl_turns.CATEGORIES] if category is None else [category]
+    every = [*bfcl.CATEGORIES, *bfcl_turns.CATEGORIES]
+    return every if name == BFCL else [name.removeprefix(f"{BFCL}_")]
 
 
 def _judge(name: str, wanted: Wanted) -> Target:

@@ -14,6 +14,7 @@ from typing import Any
 
 PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
 STATELESS = "MathAPI"
+GUARD = 10  # digits beyond those that are wanted
 Call = tuple[str, list[Any], dict[str, Any]]  # name, arguments by place, by name
 classes: dict[str, Any] = {}
 
@@ -102,9 +103,13 @@ def fault(item: dict[str, Any], turns: list[list[list[Call]]], right: list[list[
 
 
 def _mpmath() -> types.ModuleType:
-    """Of mpmath, which is not in the standard library, the logarithm that MathAPI asks for."""
+    """Of mpmath, which is not in the standard library, the logarithm that MathAPI asks for: to
+    as many digits, though mpmath shows a few more."""
     module = types.ModuleType("mpmath")
     module.mp = types.SimpleNamespace(dps=15)  # type: ignore[attr-defined]
+
+    def digits() -> int:
+        return max(1, min(int(module.mp.dps), 1000))
 
     class Number:
         def __init__(self, value: Decimal) -> None:
@@ -112,20 +117,19 @@ def _mpmath() -> types.ModuleType:
 
         def __truediv__(self, other: Number) -> Number:
             with localcontext() as context:
-                context.prec = _digits(module)
+                context.prec = digits() + GUARD
                 return Number(self.value / other.value)
 
         def __repr__(self) -> str:
-            return f"mpf('{self.value}')"
+            with localcontext() as context:
+                context.prec = digits()
+                shown = f"{(+self.value).normalize():f}"
+            return f"mpf('{shown if '.' in shown else shown + '.0'}')"
 
     def log(value: float) -> Number:
         with localcontext() as context:
-            context.prec = _digits(module)
+            context.prec = digits() + GUARD
             return Number(Decimal(value).ln())
 
     module.log = log  # type: ignore[attr-defined]
     return module
-
-
-def _digits(module: Any) -> int:
-    return max(1, min(int(module.mp.dps), 1000))

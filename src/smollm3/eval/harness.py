@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from smollm3.errors import UserError
-from smollm3.eval import code
-from smollm3.eval.apart import apart_of, is_apart
+from smollm3.eval import apart, code
 from smollm3.eval.journal import Journal
 from smollm3.eval.local import data_sets
 from smollm3.eval.results import own_parts
@@ -71,8 +70,8 @@ def run_tasks(
         adapter = Adapter(target, journal, settings, view)
         found: dict[str, Any] = {"results": {}, "samples": {}}
         skipped: dict[str, str] = {}
-        of_harness = [name for name in wanted.tasks if not is_apart(name)]
-        apart = apart_of(wanted, settings)
+        of_harness = [name for name in wanted.tasks if name not in apart.NAMES]
+        own = apart.apart_of(wanted, settings)
         with data_sets(wanted.data) as missing:
             if of_harness:
                 tasks = load_tasks(
@@ -87,7 +86,7 @@ def run_tasks(
                     fewshot_as_multiturn=settings.chat,
                     log_samples=True,
                 )
-        for task in apart:
+        for task in own:
             samples = task.samples(adapter)
             _add(found, own_parts(task.name, task.metrics, samples, task.total, task.version))
     found["smollm3"] = {
@@ -103,8 +102,8 @@ def check_tasks(wanted: Wanted, settings: Settings) -> None:
     with _quiet():
         with _needing_extra():
             import lm_eval.evaluator  # noqa: F401
-        apart_of(wanted, settings)
-        names = [n for n in wanted.tasks if not is_apart(n) and not ruler.is_ruler(n)]
+        apart.apart_of(wanted, settings)
+        names = [n for n in wanted.tasks if n not in apart.NAMES and not ruler.is_ruler(n)]
         with data_sets(wanted.data) as missing:
             if names:
                 load_tasks(replace(wanted, tasks=names), None, settings, missing, {})
@@ -203,7 +202,7 @@ def task_manager(names: Sequence[str]) -> Any:
 def check_name(manager: Any, name: str) -> None:
     """That a task exists and may run here. UserError with the nearest name otherwise."""
     if name not in manager.all_tasks:
-        near = difflib.get_close_matches(name, all_names(), n=1)
+        near = difflib.get_close_matches(name, [*all_names(), *apart.NAMES], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{name}: no such task{hint}")
     config = (manager.task_index[name].cfg or {}) if name in manager.task_index else {}
