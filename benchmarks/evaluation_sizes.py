@@ -5,7 +5,8 @@
 Each task is asked of a target that counts instead of answering: items, tokens read (the options of
 a question share its own, as in the engine) and tokens that its answers may have at most. Tasks
 whose data are not in the folder stand in `not_counted`. Writes results/evaluation_sizes.json, from
-which docs/write_evaluation.py makes the table of docs/evaluation.md.
+which docs/write_evaluation.py makes the table of docs/evaluation.md; what it has already is not
+counted again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from smollm3.eval.harness import Wanted, run_tasks
 from smollm3.eval.journal import Journal
 from smollm3.eval.suites import suite_of
 from smollm3.eval.target import Ask, EngineTarget, Prompt, Settings, Work, Written
-from smollm3.files import write_json
+from smollm3.files import read_json, write_json
 from smollm3.tokenizer import Tokenizer
 
 SUITES = ("base", "instruct", "multilingual", "tools")  # RULER's size follows from its lengths
@@ -91,18 +92,18 @@ def main() -> None:
     tokenizer = Tokenizer.load(chosen.tokenizer)
     harness.BOOTSTRAP = 0  # nothing is scored, nor are programs run
     code.run_tests = lambda program, tests: code.Verdict(False)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = read_json(RESULTS) if RESULTS.exists() else {}
     for name in SUITES:
         suite = suite_of(name)
+        known = found.get(name, {}).get("tasks", {})
         tasks: dict[str, Any] = {}
         without: list[str] = []
         for task in suite.tasks:
             try:
-                tasks[task] = count(task, suite.settings, chosen.data, tokenizer)
-                print(name, task, tasks[task], flush=True)
+                tasks[task] = known.get(task) or count(task, suite.settings, chosen.data, tokenizer)
             except UserError as e:
                 without.append(task)
-                print(name, task, str(e)[:200], flush=True)
+                print(f"{name}: {e}", flush=True)
         found[name] = {"tasks": tasks, "not_counted": without}
         write_json(RESULTS, found)
 

@@ -196,6 +196,7 @@ def services(package):
         ([["switch(on=True)"], ["look()"]], ""),
         ([["look()", "switch(on=True)"], ["look()"]], ""),
         ([["switch(on=True)", "look()"], ["look()"]], ""),  # it may look once more
+        ([["switch(on=True)", "look()"], ["switch(on=True)"]], ""),  # it was told before
         ([["switch(on=False)"], ["look()"]], "turn 1: GorillaFileSystem is in another state"),
         ([["switch(on=True)"], ["look('attic')"]], "turn 2: not asked for: It is light."),
         ([["switch(on=True)"], []], "turn 2: nothing was called"),

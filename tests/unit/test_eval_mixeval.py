@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.support.eval_data import Saying, Watching, fake_engine
+from tests.support.eval_data import Saying, Watching, data_folder, fake_engine
 
 from smollm3.errors import UserError
 from smollm3.eval.harness import Wanted, run_tasks
@@ -147,3 +147,17 @@ def test_what_is_missing_is_one_line(tokenizer, data, tmp_path):
     (data / "mixeval_hard/free-form.json").unlink()
     with pytest.raises(UserError, match=r"free-form\.json: no such file; it is free-form\.json in"):
         evaluated(tokenizer, data, tmp_path)
+
+
+def test_a_suite_leaves_out_what_has_no_judge(tokenizer, data, tmp_path):
+    data_folder(data)
+    engine = fake_engine(tokenizer)
+    target = Saying(engine, "fake", CHAT, lambda ask: "n0")
+    with Journal(tmp_path / "items.jsonl", {}) as journal:
+        wanted = Wanted(["mixeval_hard", "gsm8k"], data=data, few_shot=0, skip=True)
+        found = run_tasks(target, wanted, CHAT, journal, Watching())
+        assert set(found["results"]) == {"gsm8k"}
+        assert "a judge rates the answers" in found["smollm3"]["skipped"]["mixeval_hard"]
+        wanted = Wanted(["mixeval_hard"], data=data, skip=True)
+        with pytest.raises(UserError, match="nothing left to evaluate: mixeval_hard: a judge"):
+            run_tasks(target, wanted, CHAT, journal, Watching())

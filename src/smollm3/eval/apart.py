@@ -45,9 +45,18 @@ class Apart:
     samples: Callable[[Asking], list[dict[str, Any]]]
 
 
-def apart_of(wanted: Wanted, settings: Settings) -> list[Apart]:
-    """Those of `wanted`. UserError for what they need and have not."""
-    return [task for name in wanted.tasks for task in _of(name, wanted, settings)]
+def apart_of(wanted: Wanted, settings: Settings, skipped: dict[str, str]) -> list[Apart]:
+    """Those of `wanted`. UserError for what they need and have not; or `skipped` gets why they are
+    left out, where `wanted` says so."""
+    found: list[Apart] = []
+    for name in wanted.tasks:
+        try:
+            found += _of(name, wanted, settings)
+        except UserError as e:
+            if not wanted.skip:
+                raise
+            skipped[name] = str(e)
+    return found
 
 
 def _of(name: str, wanted: Wanted, settings: Settings) -> Iterator[Apart]:

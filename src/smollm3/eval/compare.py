@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smollm3.errors import UserError
+from smollm3.eval.local import rows_of_file
 from smollm3.eval.measure import Measure, difference, mean, share
 from smollm3.eval.panel import Panel
 from smollm3.eval.panel import Row as PanelRow
@@ -240,10 +240,11 @@ def _samples(found: Evaluated, task: str) -> list[dict[str, Any]]:
     file = found.path.parent / f"samples_{task}.jsonl"
     if not file.is_file():
         return []
-    try:
-        return [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
-    except ValueError as e:
-        raise UserError(f"{file}: not valid JSON ({e})") from None
+    samples = list(rows_of_file(file))
+    for number, sample in enumerate(samples, 1):
+        if not isinstance(sample.get("doc_id"), int | str):
+            raise UserError(f"{file}: sample {number}: has no doc_id")
+    return samples
 
 
 def _values(

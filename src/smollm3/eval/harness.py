@@ -71,12 +71,13 @@ def run_tasks(
         found: dict[str, Any] = {"results": {}, "samples": {}}
         skipped: dict[str, str] = {}
         of_harness = [name for name in wanted.tasks if name not in apart.NAMES]
-        own = apart.apart_of(wanted, settings)
+        own = apart.apart_of(wanted, settings, skipped)
         with data_sets(wanted.data) as missing:
-            if of_harness:
-                tasks = load_tasks(
-                    replace(wanted, tasks=of_harness), target, settings, missing, skipped
-                )
+            asked = replace(wanted, tasks=of_harness)
+            tasks = load_tasks(asked, target, settings, missing, skipped) if of_harness else {}
+            if not own and not tasks.get("tasks"):
+                raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
+            if tasks.get("tasks"):
                 found = evaluate(
                     adapter,
                     tasks,
@@ -102,7 +103,7 @@ def check_tasks(wanted: Wanted, settings: Settings) -> None:
     with _quiet():
         with _needing_extra():
             import lm_eval.evaluator  # noqa: F401
-        apart.apart_of(wanted, settings)
+        apart.apart_of(wanted, settings, {})
         names = [n for n in wanted.tasks if n not in apart.NAMES and not ruler.is_ruler(n)]
         with data_sets(wanted.data) as missing:
             if names:
@@ -143,8 +144,6 @@ def load_tasks(
             continue
         for part, entries in found.items():
             entries.update(loaded.get(part, {}))
-    if not found["tasks"]:
-        raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
     return found
 
 

@@ -36,7 +36,7 @@ def launch(
         raise UserError("give either --tasks or --suite")
     if data is not None and not data.is_dir():
         raise UserError(f"{data}: no such folder of data sets")
-    settings, names, skip = plan(suite, names_of(tasks) if tasks else [], asked)
+    settings, names, skip = plan(suite, names_of(tasks) if tasks is not None else [], asked)
     rates: Target | None = None
     if judge is not None:
         from smollm3.eval.remote import UrlTarget

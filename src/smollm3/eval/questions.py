@@ -10,6 +10,7 @@ from typing import Any
 
 _BOXED = re.compile(r"\\boxed\s*\{[^A-Za-z{}]*(?:\\text\{)?\s*([A-Da-d])\b")
 _LETTER = re.compile(r"\b([A-D])\b")
+_HAN = re.compile(r"[\u3400-\u9fff]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _VERDICTS = frozenset(("yes", "no", "noanswer"))
@@ -54,6 +55,20 @@ def musique_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, 
     return {
         "exact_match": max(exact(results[0], right) for right in rights),
         "f1": max(f1(results[0], right) for right in rights),
+    }
+
+
+def passage(doc: Mapping[str, Any]) -> str:
+    return f"{doc['context']}\n\nQuestion: {doc['question']}\nAnswer:"
+
+
+def passage_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """exact_match and f1 with the right answer that fits best. Of Chinese each character is a
+    word."""
+    answer, *rights = (_HAN.sub(r" \g<0> ", t) for t in (results[0], *doc["answers"]["text"]))
+    return {
+        "exact_match": max(exact(answer, right) for right in rights),
+        "f1": max(f1(answer, right) for right in rights),
     }
 
 

@@ -8,6 +8,8 @@ from smollm3.eval.questions import (
     letter,
     musique,
     musique_scores,
+    passage,
+    passage_scores,
     with_index,
 )
 
@@ -19,5 +21,7 @@ __all__ = [
     "letter",
     "musique",
     "musique_scores",
+    "passage",
+    "passage_scores",
     "with_index",
 ]
