@@ -30,7 +30,13 @@ from smollm3.recipe.graph import (
     tokenizer_of,
 )
 from smollm3.recipe.schema import KEPT, Recipe, Stage, TokenizerStage
-from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
+from smollm3.recipe.stages import (
+    StageInputs,
+    check_benchmarks,
+    digests,
+    file_revision,
+    run_stage,
+)
 from smollm3.recipe.trackers import Trackers
 from smollm3.report import write_report
 from smollm3.synth.spec import MANNER as ASKING
@@ -75,12 +81,21 @@ class Run:
                 self._forget(name)
             self._write_run_json()
             ranks = self.recipe.ranks(self.recipe.parallel)
+            self._check_benchmarks(only)
             with self._tracked(), WorkerGroup(ranks, self.out) as workers:
                 for name, stage in self.recipe.stages.items():
                     if only and name != only:
                         continue
                     self._stage(name, stage, workers)
             self._publish_results()
+
+    def _check_benchmarks(self, only: str | None) -> None:
+        for name, stage in self.recipe.stages.items():
+            if not self._is_done(name) and only in (None, name):
+                try:
+                    check_benchmarks(stage)
+                except UserError as e:
+                    raise type(e)(f"stages.{name}: {e}") from e
 
     @contextmanager
     def _tracked(self) -> Iterator[None]:

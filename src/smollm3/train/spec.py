@@ -97,8 +97,23 @@ class Validation(StrictModel):
     patience: int | None = Field(default=None, gt=0)
 
 
+class Scores(StrictModel):
+    """Scores on benchmarks while it trains; they change nothing of what comes out.
+
+    every: steps between two; the last step is always scored. tasks: as of `smollm3 eval`. limit:
+    items of each. data: a folder of data sets; absent: the Hub.
+    """
+
+    every: int = Field(gt=0)
+    tasks: list[str] = Field(min_length=1)
+    limit: int = Field(default=200, gt=0)
+    data: str | None = None
+
+
 # What of a stage says how it is computed and kept, not what comes out but for the last bits.
-MANNER = frozenset({"compile", "parallel", "recompute", "micro_batch", "save_every", "keep_every"})
+MANNER = frozenset(
+    {"compile", "parallel", "recompute", "micro_batch", "save_every", "keep_every", "scores"}
+)
 
 
 class TrainStage(BatchSpec):
@@ -132,6 +147,7 @@ class TrainStage(BatchSpec):
     loss_spikes: Literal["skip", "keep"] = "skip"
     adapter: Adapter | None = None
     validation: Validation | None = None
+    scores: Scores | None = None
     precision: Literal["float32", "bfloat16", "float8"] = "float32"
     compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
