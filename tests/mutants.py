@@ -47,6 +47,8 @@ MUTANTS = [
     Mutant("weights ignored", "train/losses.py", "weighted_N = -weights_N * ", "weighted_N = -1.0 * ", LOSSES),
     # the loop
     Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
+    Mutant("padding is computed", "train/forward.py", "last = int(counts_T[-1]) if len(counts_T) else 0", "last = batch.ids_BT.shape[1]", LOSSES),
+    Mutant("a slice loses its last target", "train/forward.py", "length = -(-(last + 1) // ALIGNED) * ALIGNED", "length = -(-last // ALIGNED) * ALIGNED", LOSSES),
     Mutant("weight decay on embeddings", "train/optimizer.py", '{"params": [embedding], "weight_decay": 0.0}', '{"params": [embedding], "weight_decay": spec.weight_decay}', f"{U}train_optimizer.py"),
     Mutant("no weight decay on norms", "train/optimizer.py", "list(named.values())", "[p for p in named.values() if p.ndim > 1]", f"{U}train_optimizer.py"),
     Mutant("8-bit moments go on without their scales", "train/optimizer.py", 'f"{name}.scale": moment.scale', 'f"{name}.scale": torch.ones_like(moment.scale)', f"{U}train_optimizer.py"),
