@@ -50,6 +50,8 @@ MUTANTS = [
     Mutant("inputs of blocks never leave the card", "train/recompute.py", 'if policy == "offload":', "if False:", f"{U}train_memory.py"),
     Mutant("the host's memory is endless", "recipe/finetune.py", "and memory.host <= SHARE * machine.host", "", f"{U}finetune.py"),
     Mutant("offloaded states are counted on the card", "train/memory.py", "weights = gradients = moments = 0", "pass", f"{U}train_memory.py"),
+    Mutant("a notice may take for ever", "recipe/notices.py", "thread.join(SECONDS)", "thread.join()", f"{U}recipe_notices.py"),
+    Mutant("what a notice's error says is shown", "recipe/notices.py", "problem[0] = type(e).__name__", "problem[0] = str(e)", f"{U}recipe_notices.py"),
     Mutant("padding is computed", "train/forward.py", "last = int(counts_T[-1]) if len(counts_T) else 0", "last = batch.ids_BT.shape[1]", LOSSES),
     Mutant("a slice loses its last target", "train/forward.py", "length = -(-(last + 1) // ALIGNED) * ALIGNED", "length = -(-last // ALIGNED) * ALIGNED", LOSSES),
     Mutant("weight decay on embeddings", "train/optimizer.py", '{"params": [embedding], "weight_decay": 0.0}', '{"params": [embedding], "weight_decay": spec.weight_decay}', f"{U}train_optimizer.py"),
