@@ -213,7 +213,8 @@ def test_what_a_card_has_no_room_for_waits_on_its_host(base, file, tmp_path, mon
 
     stage, said = planned_for(GPU, "full", 4096)
     assert stage.parallel == Parallel(offload=True)
-    assert "AdamW runs on the host" in said and "of the host's 68.7 GB" in said
+    assert "AdamW runs on the host" in said
+    assert "of the host's 68.7 GB" in said
     stage, said = planned_for(GPU, "lora", 32_768)
     assert (stage.recompute, stage.parallel) == ("offload", None)
     stage, _ = planned_for(replace(GPU, memory=80 << 30), "lora", 32_768)

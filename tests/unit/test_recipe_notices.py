@@ -69,7 +69,8 @@ def test_a_hook_is_told_how_a_run_ended(hook, tmp_path, error, ended, why):
     assert path == "/SECRET"
     assert (told["run"], told["ended"], told["folder"]) == ("mine", ended, str(tmp_path))
     assert told["text"] == told["content"]
-    assert told["text"].startswith(f"mine {ended} after ") and told["text"].endswith(f"s{why}")
+    assert told["text"].startswith(f"mine {ended} after ")
+    assert told["text"].endswith(f"s{why}")
 
 
 def test_one_that_fails_is_a_warning_without_its_address(hook, tmp_path, monkeypatch):
@@ -136,4 +137,5 @@ def test_a_run_tells_how_it_ended(hook, tmp_path, monkeypatch):
     run.execute()
     assert [told["ended"] for _, told in hook.told] == ["failed", "done"]
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert files and not any(b"SECRET" in path.read_bytes() for path in files)
+    assert files
+    assert not any(b"SECRET" in path.read_bytes() for path in files)

@@ -136,9 +136,9 @@ class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
     than helps: two threads at 64 hidden are slower than one). parallel: how processes share the
     model; on GPUs, where nothing is said, the planner chooses. track: programs that are told the
-    steps of training, beside the run's own files. notify: where word of the run's end goes: to this
-    desktop, or to the web hook whose address SMOLLM3_WEBHOOK holds. states: a URL that fsspec knows, where copies of
-    training checkpoints lie as long as their stage is not done."""
+    steps of training, beside the run's own files. notify: where word of the run's end goes: this
+    desktop, or the web hook whose address SMOLLM3_WEBHOOK holds. states: a URL that
+    fsspec knows, where copies of training checkpoints lie as long as their stage is not done."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)

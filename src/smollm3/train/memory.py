@@ -127,6 +127,38 @@ def _frozen_bytes(config: ModelConfig, adapter: Adapter, half: bool) -> int:
     return held + 4 * small
 
 
+def _gathered(config: ModelConfig, layout: Layout, e: int, *, elsewhere: bool) -> tuple[int, int]:
+    """Bytes while the logits are made, and in the backward pass of a block. Embedding and head stay
+    gathered, and a block is at work while the next is fetched, in e bytes a number. Gradients are
+    made whole, and summed in float32. elsewhere: shards come from the host and gradients go there.
+    """
+    head = _embeddings(config)
+    block = (config.parameters - head) // config.layers
+    at_head = e * (2 * head + 2 * block) // layout.tp
+    at_block = (e * (head + 3 * block) + 4 * max(head, block)) // layout.tp
+    if elsewhere:
+        parts = layout.shard * layout.cp * layout.tp
+        at_head += 4 * (head + 2 * block) // parts
+        at_block += 4 * (2 * block + max(head, block)) // parts
+    return at_head, at_block
+
+
+def _copies(config: ModelConfig, adapter: Adapter | None, learnt: int, *, half: bool) -> int:
+    """Bytes of what a whole model makes of its weights to compute."""
+    copies = 0
+    trains_head = adapter is None or adapter.embeddings
+    if half:  # bfloat16 copies of what is trained, and of the head
+        copies += 2 * learnt + (0 if trains_head else 2 * config.vocab_size * config.hidden)
+    if config.tied and trains_head:  # the head's waits for the embedding's
+        copies += 4 * config.vocab_size * config.hidden
+    largest = config.hidden * config.ffn
+    if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
+        copies += 12 * largest
+    if adapter is not None and adapter.kind == "dora":  # its sum with B·A, whose lengths are taken
+        copies += (8 if half else 4) * largest
+    return copies
+
+
 def training_memory(
     config: ModelConfig, stage: TrainStage, layout: Layout, *, on_gpus: bool, chunk: int
 ) -> Memory:
@@ -156,29 +188,11 @@ def training_memory(
     rows, all_rows = (n * (2 if stage.is_preference else 1) for n in (rows, all_rows))
     tokens = rows * -(-stage.context // layout.cp)
 
-    # Gathered: embedding and head stay, and a block is at work while the next is fetched. Gradients
-    # are made whole, and summed in float32.
-    at_head = at_block = 0
-    if sharded:
-        head = _embeddings(config)
-        block = (config.parameters - head) // config.layers
-        at_head = e * (2 * head + 2 * block) // layout.tp
-        at_block = (e * (head + 3 * block) + 4 * max(head, block)) // layout.tp
-        if elsewhere:
-            at_head += 4 * (head + 2 * block) // parts
-            at_block += 4 * (2 * block + max(head, block)) // parts
-    copies = 0
     autocast = half and not sharded
-    trains_head = adapter is None or adapter.embeddings
-    if autocast:  # bfloat16 copies of what is trained, and of the head
-        copies += 2 * learnt + (0 if trains_head else 2 * config.vocab_size * config.hidden)
-    if not sharded and config.tied and trains_head:  # the head's waits for the embedding's
-        copies += 4 * config.vocab_size * config.hidden
-    largest = config.hidden * config.ffn
-    if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
-        copies += 12 * largest
-    if adapter is not None and adapter.kind == "dora":  # its sum with B·A, whose lengths are taken
-        copies += (8 if half else 4) * largest
+    if sharded:
+        copies, (at_head, at_block) = 0, _gathered(config, layout, e, elsewhere=elsewhere)
+    else:
+        copies, at_head, at_block = _copies(config, adapter, learnt, half=half), 0, 0
     kept = "full" if stage.recompute == "offload" else stage.recompute
     elements, float32s = kept_elements(config, stage, kept, autocast=autocast)
     # Tensor parallelism shares products by heads and features, the rest by sequence; but what goes
