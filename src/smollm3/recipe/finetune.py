@@ -29,7 +29,7 @@ from smollm3.model import ModelConfig
 from smollm3.plan import stage_costs
 from smollm3.portable import usable_cpus
 from smollm3.recipe.edit import Path as Key
-from smollm3.recipe.edit import RecipeText
+from smollm3.recipe.edit import RecipeText, flow
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.own_data import Looked, look
 from smollm3.recipe.schema import ChatIdentity, Recipe
@@ -75,14 +75,14 @@ class Wish:
 
 @dataclass(frozen=True)
 class Decision:
-    """One line of the recipe: what, and why."""
+    """One line of the recipe: what, and why; said as it stands there."""
 
     key: Key
     value: Any
     why: str
 
     def __str__(self) -> str:
-        return f"{'.'.join(map(str, self.key))}: {self.value}: {self.why}"
+        return f"{'.'.join(map(str, self.key))}: {flow(self.value)}  # {self.why}"
 
 
 @dataclass(frozen=True)
