@@ -52,6 +52,8 @@ MUTANTS = [
     Mutant("offloaded states are counted on the card", "train/memory.py", "weights = gradients = moments = 0", "pass", f"{U}train_memory.py"),
     Mutant("a notice may take for ever", "recipe/notices.py", "thread.join(SECONDS)", "thread.join()", f"{U}recipe_notices.py"),
     Mutant("what a notice's error says is shown", "recipe/notices.py", "problem[0] = type(e).__name__", "problem[0] = str(e)", f"{U}recipe_notices.py"),
+    Mutant("tools that nobody is shown are not odd", "data/look.py", 'document.options.get("tools") and not tokenizer.shows_tools', "False", f"{U}data_look.py"),
+    Mutant("the panel asks what no template can", "eval/panel.py", "if tokenizer.shows_tools else ()", "if True else ()", f"{U}finetune.py"),
     Mutant("padding is computed", "train/forward.py", "last = int(counts_T[-1]) if len(counts_T) else 0", "last = batch.ids_BT.shape[1]", LOSSES),
     Mutant("a slice loses its last target", "train/forward.py", "length = -(-(last + 1) // ALIGNED) * ALIGNED", "length = -(-last // ALIGNED) * ALIGNED", LOSSES),
     Mutant("weight decay on embeddings", "train/optimizer.py", '{"params": [embedding], "weight_decay": 0.0}', '{"params": [embedding], "weight_decay": spec.weight_decay}', f"{U}train_optimizer.py"),

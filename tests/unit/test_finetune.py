@@ -26,6 +26,12 @@ CPU = Machine("CPU, 2 cores", 8 << 30, half=False, threads=1, is_cpu=True)
 GPU = Machine("a card", 16 << 30, half=True, threads=1, is_cpu=False, host=64 << 30)
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
     """The planner's clock stands still: what it measures is tests/unit/test_plan.py's."""
@@ -95,6 +101,27 @@ def test_each_kind_of_data_gets_a_recipe(base, file, tmp_path, form, machine):
     assert (claim.model, claim.baseline_model) == (stage, str(base))
     assert any(line.startswith(f"{source}: 40 ") for line in said)
     assert any("held-out rows" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("template", "asked"),
+    [
+        ("", []),
+        ("{{ tools }}", ["tool_json/no_think"]),
+        ("{# <think> #}", ["obeys/think", "obeys/no_think"]),
+    ],
+)
+def test_the_panel_asks_what_the_chat_template_can(
+    base, tokenizer, file, tmp_path, template, asked
+):
+    """Where nothing can be lost, nothing is asked: it would only take time, and read like a result."""
+    folder = tmp_path / "plain"
+    save_noise(folder, tokenizer.with_template(template + CHATML))
+    recipe, _, said = plan(tmp_path, CPU, str(folder), file())
+    assert recipe.stages["compare"].panel == asked
+    assert any(line.startswith("stages.compare.panel: ") for line in said)
+    _, _, said = plan(tmp_path, CPU, str(base), file())
+    assert not any("compare.panel" in line for line in said)
 
 
 def test_conversations_then_preferences(base, file, tmp_path):

@@ -22,7 +22,7 @@ from smollm3.chat import default_template
 from smollm3.checkpoint.gguf.write import architecture
 from smollm3.config.yaml import parse_yaml
 from smollm3.errors import UserError
-from smollm3.eval.panel import TASKS, missing
+from smollm3.eval.panel import TASKS, missing, questions
 from smollm3.infer.backends.memory import free_bytes
 from smollm3.machine import has_bfloat16_units
 from smollm3.model import ModelConfig
@@ -33,6 +33,7 @@ from smollm3.recipe.edit import RecipeText, flow
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.own_data import Looked, look
 from smollm3.recipe.schema import ChatIdentity, Recipe
+from smollm3.tokenizer import Tokenizer
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
@@ -141,7 +142,7 @@ class _Planner:
                 raise UserError(f"--preferences {wish.pairs}: no pairs of chosen and rejected")
         self._set(("name",), wish.name, "")
         self._set(("threads",), self.machine.threads, f"this machine: {self.machine.name}")
-        self._after(sources)
+        self._after(sources, tokenizer)
         self._override()  # what is asked for is not decided again, but decided by
         for looked, stage in (("mine", "sft"), ("pairs", "apo")):
             if looked not in [source.name for source in sources]:
@@ -301,7 +302,7 @@ class _Planner:
 
     # the whole
 
-    def _after(self, sources: Sequence[Looked]) -> None:
+    def _after(self, sources: Sequence[Looked], tokenizer: Tokenizer) -> None:
         claims = [
             {
                 "claim": "Held-out documents are likelier than before",
@@ -333,6 +334,10 @@ class _Planner:
                 ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
             )
             self._set(("stages", "compare", "answers"), 4, "written in a minute here")
+        at = ("stages", "compare", "panel")
+        if (known := questions(tokenizer)) != self._value(at):
+            why = "the model's chat template has no place for thinking, for tools, or for both"
+            self._set(at, known, why)
         self._panel()
         if find_spec("gguf") is not None and _fits_gguf(self.config):
             why = "for transformers and vLLM; for llama.cpp"
