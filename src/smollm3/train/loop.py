@@ -88,7 +88,7 @@ def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
     if stage.is_whole and not layout.whole:
         what = "optimizer: moments: 8bit" if stage.adapter is None else "adapter"
         raise UserError(
-            f"{what}: every process holds the whole model, which {layout} would split; "
+            f"parallel: {layout}: {what} needs the whole model in every process's own memory; "
             "set parallel to replicate alone"
         )
     if layout.whole and (group.device.type == "cpu" or stage.is_whole):
