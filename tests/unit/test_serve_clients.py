@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 from anthropic.types.beta import message_count_tokens_params, message_create_params
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
+from openai.types.conversations import conversation_create_params
+from openai.types.responses import (
+    input_token_count_params,
+    response_compact_params,
+    response_create_params,
+)
 from tests.clients import try_clients
 from tests.support.serving import ScriptedBackend, Settings, events, local, noted_prompts, speaking
 
@@ -21,7 +26,9 @@ from smollm3.serve.dialects import rule
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
 from smollm3.serve.dialects.openai_chat_body import ChatBody
 from smollm3.serve.dialects.openai_completions import CompletionBody
+from smollm3.serve.dialects.openai_conversations import ConversationBody
 from smollm3.serve.dialects.openai_items import ResponseBody
+from smollm3.serve.dialects.reading import EmbeddingBody
 
 ROOT = Path(__file__).parents[2]
 RECORDED = [
@@ -302,6 +309,10 @@ def test_no_field_has_two_rows():
         ("responses", ResponseBody, response_create_params.ResponseCreateParamsBase),
         ("messages", MessagesBody, message_create_params.MessageCreateParamsBase),
         ("messages", CountBody, message_count_tokens_params.MessageCountTokensParams),
+        ("responses", ResponseBody, input_token_count_params.InputTokenCountParams),
+        ("responses", ResponseBody, response_compact_params.ResponseCompactParams),
+        ("embeddings", EmbeddingBody, embedding_create_params.EmbeddingCreateParams),
+        ("conversations", ConversationBody, conversation_create_params.ConversationCreateParams),
     ],
 )
 def test_every_parameter_of_the_vendors_libraries_is_decided(place, model, params):
@@ -954,16 +965,28 @@ def test_an_answer_may_ask_for_more_than_there_is_room_for(client):
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         (CHAT, {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.tool_call_id"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
-        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0"),
+        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0: unknown role 'robot'"),
+        (CHAT, {"messages": [{"content": "a"}]}, "messages.0: has no `role`"),
+        (ITEMS, {"instructions": "a"}, "input"),
+        (TEXTS, {"prompt": ["a", ""]}, "prompt.1: string"),
+        (TEXTS, {"prompt": []}, "prompt: list should have at least 1 item"),
+        (TEXTS, {"prompt": [[1], []]}, "prompt.1: list should"),
+        (TEXTS, {"prompt": {"a": 1}}, "prompt: must be a text, a list of texts, token ids"),
+        ("/v1/embeddings", {"input": [1, "a"]}, "input.1: input should be a valid integer"),
+        (CHAT, [], "the body must be a JSON object"),
         (BLOCKS, {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages.0.content.0.tool_use_id"),
         (BLOCKS, {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "a"}]}]}, "messages.0.content.0.input"),
         (BLOCKS, {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "a"}]}, "tools.0.input_schema"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_field(client, path, body, field):
-    response = client.post(path, json=body | ({"max_tokens": 3} if path == BLOCKS else {}))
+    body = body | {"max_tokens": 3} if path == BLOCKS else body
+    response = client.post(path, json=body)
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"].startswith(f"{field}: "), response.text
+    named, message = field.partition(": ")[0], response.json()["error"]["message"]
+    assert message.startswith(field if ": " in field or " " in field else f"{field}: "), message
+    if path != BLOCKS:
+        assert response.json()["error"]["param"] == (None if " " in named else named)
 
 
 @pytest.mark.parametrize("half", [b"\\ud83d", b"\\uDE00", b"\xed\xa0\xbd"])

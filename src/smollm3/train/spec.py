@@ -166,6 +166,14 @@ class TrainStage(BatchSpec):
         """Whether every process holds the whole model, which `parallel` then can only replicate."""
         return self.adapter is not None or self.optimizer.moments == "8bit"
 
+    def problem_of(self, parallel: Parallel) -> str | None:
+        """Why this stage cannot be shared so, in one line with the fix; None: it can."""
+        split = parallel.shard > 1 or parallel.tp > 1 or parallel.cp > 1 or parallel.offload
+        if not (self.is_whole and split):
+            return None
+        what = "optimizer: moments: 8bit" if self.adapter is None else "adapter"
+        return f"{what}: every process holds the whole model; leave parallel out but for replicate"
+
     @property
     def is_half(self) -> bool:
         """Whether what is kept and sent has 16 bits a number."""
