@@ -56,7 +56,7 @@ def test_killed_twice_and_gone_on_with(smoke, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tasks", "boolq"], "super_glue/boolq"),
+        (["--tasks", "boolq"], "datasets/aps/super_glue"),
         ([], "give either --tasks or --suite"),
         (["--suite", "bse"], "'bse' is not one of base"),
         (["--tasks", "piqa", "--think", "--no-chat"], "add --chat"),

@@ -1,5 +1,6 @@
 """`smollm3 serve --engine vllm` with vLLM itself, where there is one: `make vllm`, or SMOLLM3_VLLM."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,10 @@ import pytest
 
 from smollm3 import SamplingParams, load_engine
 from smollm3.model import nope_pattern
+from tests.support.eval_data import data_folder
 from tests.support.noise import save_noise
+
+from .conftest import cli
 
 OWN = Path(__file__).parents[2] / ".venv-vllm/bin/vllm"
 PROGRAM = os.environ.get("SMOLLM3_VLLM") or shutil.which("vllm") or (OWN if OWN.exists() else None)
@@ -113,6 +117,21 @@ def test_reasoning_stands_apart(client, thinking):
     message = answer["choices"][0]["message"]
     assert bool(message["reasoning"]) == thinking
     assert bool(message["content"]) != thinking
+
+
+def test_an_evaluation_gets_the_scores_of_our_engine(model, tmp_path):
+    """Options scored by vLLM's log-probabilities of a prompt."""
+    theirs = {"SMOLLM3_VLLM": str(PROGRAM), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    data = data_folder(tmp_path / "sets")
+    scores = []
+    for engine in ("vllm", "torch"):
+        out = tmp_path / engine
+        words = ["eval", model, "--engine", engine, "--dtype", "float32", "--tasks", "hellaswag"]
+        done = cli(*words, "--data", data, "--out", out, **theirs)
+        assert done.returncode == 0, done.stderr
+        lines = (out / "samples_hellaswag.jsonl").read_text().splitlines()
+        scores.append([pair[0] for line in lines for pair in json.loads(line)["filtered_resps"]])
+    assert [float(x) for x in scores[0]] == pytest.approx([float(x) for x in scores[1]], abs=1e-3)
 
 
 def test_a_key_is_needed(client):

@@ -1,5 +1,6 @@
 """docs/: the command line's page is the program's own help; links and the index lead somewhere."""
 
+import json
 import re
 import runpy
 from importlib.metadata import version
@@ -14,6 +15,22 @@ PAGES = sorted(DOCS.glob("*.md"))
 def test_the_table_of_memory_is_what_the_planner_says():
     table = runpy.run_path(str(DOCS / "write_memory.py"))["table"]
     assert table() in (DOCS / "finetuning.md").read_text(), "docs/write_memory.py prints it"
+
+
+def test_the_table_of_evaluations_is_what_is_computed():
+    from smollm3.eval.published import tables
+
+    made = runpy.run_path(str(DOCS / "write_evaluation.py"))
+    assert made["table"]() in (DOCS / "evaluation.md").read_text(), (
+        "docs/write_evaluation.py prints it"
+    )
+    lines = made["lines"]()
+    assert {line.table.partition(",")[0] for line in lines} == {
+        table.name for table in tables() if table.name.startswith("smollm3-")
+    }
+    sizes = json.loads((made["RESULTS"] / "evaluation_sizes.json").read_text())
+    for name, counted in sizes.items():
+        assert {*counted["tasks"], *counted["not_counted"]} == set(made["suite_of"](name).tasks)
 
 
 def test_the_command_line_is_described_as_it_is():

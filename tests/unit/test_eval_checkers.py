@@ -5,12 +5,12 @@ import json
 import pytest
 
 from smollm3.errors import UserError
-from smollm3.eval import bfcl, code
+from smollm3.eval import bfcl, code, questions
 from smollm3.eval.compare import compare_on_console, mean_of, paired, published_lines
 from smollm3.eval.maths import answer_number, as_number, average, number
 from smollm3.eval.measure import Measure
 from smollm3.eval.plots import heat_map
-from smollm3.eval.published import models, name_of, win_rates
+from smollm3.eval.published import models, name_of, tables, win_rates
 from smollm3.eval.questions import hotpotqa_scores
 from smollm3.eval.results import json_of, read_results
 
@@ -184,10 +184,6 @@ def test_types_become_those_of_json_schema():
     assert properties["where"]["properties"] == {"type": {"type": "string"}}
     with pytest.raises(UserError, match="simple_pythn"):
         bfcl.questions("simple_pythn")
-    assert bfcl.is_bfcl("bfcl")
-    assert bfcl.is_bfcl("bfcl_multiple")
-    assert not bfcl.is_bfcl("bfcl_x")
-    assert bfcl.categories("bfcl_multiple") == ["multiple"]
 
 
 # numbers
@@ -366,3 +362,99 @@ def test_answers_by_the_rules_of_hotpotqa(answer, right, exact, f1):
         "exact_match": exact,
         "f1": pytest.approx(f1),
     }
+
+
+def test_calls_and_languages_stand_beside_the_report_s_one_number(tmp_path):
+    """BFCL's categories are of another suite than the table's; Global MMLU is a mean of languages."""
+    from smollm3.eval.suites import suite_of
+
+    calls = {row.task: {"accuracy": [1, 1]} for row in suite_of("tools").rows}
+    languages = ("de", "es", "fr", "it", "pt")
+    mmlu = {f"global_mmlu_chat_{x}": {"exact_match": [x != "de", 0]} for x in languages}
+    chat = {"chat": True, "think": True}
+    folder = results(tmp_path / "a", "smollm3-3b", calls | mmlu, settings=chat, n=2)
+    lines = {(x.table, x.benchmark): x for x in published_lines(read_results(folder))}
+    assert lines["smollm3-think", "BFCL"].difference == pytest.approx(100 - 88.8)
+    assert lines["smollm3-think", "Global MMLU"].value == pytest.approx(40)
+    assert "other mode of thinking" not in lines["smollm3-think", "BFCL"].why
+    assert "the other mode of thinking" in lines["smollm3-no-think", "BFCL"].why
+
+
+def test_every_published_score_of_the_3b_has_a_row_and_a_source():
+    from smollm3.eval.suites import suite_of
+
+    for table in tables():
+        assert table.source
+        assert table.protocol
+        rows = [row for suite in table.suites for row in suite_of(suite).rows]
+        made = {r.benchmark for r in rows} | {f"{r.benchmark} {r.language}" for r in rows}
+        if table.name.startswith("smollm3-"):
+            scores = {name for by_name in table.scores.values() for name in by_name}
+            assert {s for s in scores if not s.startswith("RULER ")} <= made, table.name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"results": {"piqa": 3}},
+        {"results": {"piqa": {"acc,none": "a"}}},
+        {"results": {"piqa": {"acc_norm,none": None}}, "config": None},
+        {"results": {"piqa": {"acc_norm,none": 0.5}}, "config": [1]},
+        {"results": {"piqa": {"acc_norm,none": 0.5}}, "n-samples": 3},
+        {"results": {"piqa": {"acc_norm,none": 0.5}}, "config": {"model": "smollm2-135m"}},
+        {
+            "results": {"piqa": {"acc_norm,none": 0.5}},
+            "smollm3": {"intervals": {"piqa": {"acc_norm,none": {"value": 1}}}},
+        },
+        {"results": {"piqa": {}}},
+        {"results": {}},
+        {"results": {"ruler_niah_single_1_x": {"score,none": 1.0}}},
+    ],
+)
+def test_files_of_another_form_are_one_line_or_a_table(tmp_path, value, capsys):
+    file = tmp_path / "odd.json"
+    file.write_text(json.dumps(value))
+    for paths in ([file], [file, file]):
+        try:
+            compare_on_console(paths, None, tmp_path / "a.svg")
+        except UserError as e:
+            assert str(file) in str(e)
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "3", "{", '{"doc_id": {}}', '{"filter": "none", "acc": 1}']
+)
+def test_samples_of_another_form_are_one_line(tmp_path, line):
+    a = results(tmp_path / "a", "m", {"t": {"acc": [1, 0]}})
+    (a / "samples_t.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="samples_t.jsonl"):
+        compare_on_console([a, a], None, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "rights", "f1", "exact"),
+    [
+        ("The red house.", ["red house"], 1.0, 1.0),
+        ("red", ["blue", "red house"], 2 / 3, 0.0),
+        ("紅色的", ["紅色"], 0.8, 0.0),
+        ("", ["x"], 0.0, 0.0),
+    ],
+)
+def test_answers_out_of_a_passage(answer, rights, f1, exact):
+    scores = questions.passage_scores({"answers": {"text": rights}}, [answer])
+    assert scores == {"f1": pytest.approx(f1), "exact_match": exact}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (r"So it is \boxed{B}.", True),
+        (r"A, then \boxed{\text{B}}", True),
+        (r"\boxed{B) yes}, no: \boxed{A}", False),
+        ("The answer is B", True),
+        ("Be it A or B or C", False),
+        ("b", False),
+    ],
+)
+def test_the_letter_of_an_answer(answer, right):
+    assert questions.letter({"answer": "B"}, [answer]) == {"exact_match": float(right)}

@@ -110,6 +110,10 @@ def test_another_model_or_other_settings_are_refused(whole, tmp_path):
     (tmp_path / ITEMS).write_bytes((out / ITEMS).read_bytes())
     with pytest.raises(UserError, match=r"was made with model .*choose another --out"):
         Journal(tmp_path / ITEMS, {"model": "another", "settings": Settings().to_dict()})
+    settings = {**Settings().to_dict(), "seed": 3}
+    with pytest.raises(UserError, match=r"was made with settings\.seed 0, now it is 3; choose"):
+        origin = json.loads((out / ITEMS).read_text().split("\n")[0])["origin"]
+        Journal(tmp_path / ITEMS, {**origin, "settings": settings})
     (tmp_path / "x").write_text("{}\n")
     with pytest.raises(UserError, match="x:1: not of an evaluation"):
         Journal(tmp_path / "x", {})
@@ -117,6 +121,17 @@ def test_another_model_or_other_settings_are_refused(whole, tmp_path):
     with pytest.raises(UserError, match=r"y:\d+: not of"):
         origin = json.loads((out / ITEMS).read_text().split("\n")[0])["origin"]
         Journal(tmp_path / "y", origin)
+
+
+def test_a_run_that_made_nothing_binds_nobody(tmp_path):
+    """As one that named a task which does not exist."""
+    for model in ("one", "another"):
+        with Journal(tmp_path / ITEMS, {"model": model}) as journal:
+            assert not len(journal)
+    with Journal(tmp_path / ITEMS, {"model": "another"}) as journal:
+        journal.add("a", 1)
+    with pytest.raises(UserError, match="was made with model 'another', now it is 'one'"):
+        Journal(tmp_path / ITEMS, {"model": "one"})
 
 
 def test_options_share_the_context(tokenizer, tmp_path):
@@ -307,14 +322,14 @@ def test_settings_of_chats_need_a_chat():
 
 
 def test_suites_name_tasks_that_exist():
-    from smollm3.eval import bfcl
+    from smollm3.eval.apart import NAMES
     from smollm3.eval.harness import all_names
     from smollm3.eval.ruler.harness import is_ruler
 
     there = set(all_names())
     for name in names():
         for row in suite_of(name).rows:
-            assert row.task in there or is_ruler(row.task) or bfcl.is_bfcl(row.task), row
+            assert row.task in there or is_ruler(row.task) or row.task in NAMES, row
             assert row.same or row.why
     with pytest.raises(UserError, match="not one of base, instruct"):
         suite_of("bas")

@@ -2,11 +2,13 @@
 
 import pytest
 from tests.support.eval_data import Saying, Watching, fake_engine, write
+from tests.support.serving import listening, speaking
 
 from smollm3.errors import UserError
 from smollm3.eval.harness import Wanted, run_tasks
 from smollm3.eval.journal import Journal
 from smollm3.eval.mt_bench import rating
+from smollm3.eval.remote import UrlTarget
 from smollm3.eval.results import measures
 from smollm3.eval.target import Settings
 
@@ -124,3 +126,25 @@ def test_what_is_missing_is_one_line(tokenizer, data, tmp_path):
     (data / "mt_bench/judge_prompts.jsonl").unlink()
     with pytest.raises(UserError, match=r"judge_prompts\.jsonl: no such file; .*FastChat"):
         run(data=data, judge=target)
+
+
+def test_a_judge_on_our_own_server(tokenizer, data, tmp_path, monkeypatch):
+    """Over HTTP: the judge's key, its system prompt, what it says, and that it is asked once."""
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    script = {"w1|a1": "Fine. Rating: [[7]]", "a3": "I think that is [3]", "r1": "Not good."}
+    script |= {"w1|a1|w2|a3": "[[9]] or [[8]]", "r2": "Rating: [[4.5]]"}
+    with (
+        speaking(tokenizer, script, context=4096) as engine,
+        listening(engine, keys=["a key"]) as (url, _),
+    ):
+        judge = UrlTarget(f"{url}/v1", CHAT, says_mode=False)
+        target = Saying(engine, "fake", CHAT, lambda ask: f"a{len(ask.prompt.messages)}")
+        wanted = Wanted(["mt_bench"], data=data, judge=judge)
+        runs = []
+        for _ in range(2):
+            with Journal(tmp_path / "items.jsonl", {}) as journal:
+                runs.append((run_tasks(target, wanted, CHAT, journal, Watching()), len(journal)))
+    found = runs[0][0]
+    ratings = [s.get("rating") for s in found["samples"]["mt_bench"]]
+    assert ratings == [0.7, 0.9, None, 0.45]
+    assert runs[0][1] == runs[1][1] == 8

@@ -2,12 +2,17 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tests.support.eval_data import Watching, data_folder
 
 from smollm3.errors import UserError
+from smollm3.eval.harness import Wanted
 from smollm3.eval.remote import UrlTarget
+from smollm3.eval.results import ITEMS, RESULTS
+from smollm3.eval.run import run
 from smollm3.eval.target import Ask, Prompt, Settings
 
 
@@ -160,3 +165,61 @@ def test_a_named_model_and_a_server_that_is_not_told_of_thinking(server):
     assert asked[0][1]["model"] == "judge"
     assert "chat_template_kwargs" not in asked[0][1]
     assert target.origin() == f"{url} judge"
+
+
+def test_a_server_that_fails_half_way_loses_nothing(tmp_path):
+    """What was on its way when it failed is kept too; then the same bytes as if it never had."""
+    data = data_folder(tmp_path / "sets")
+    wanted = Wanted(["gsm8k"], data=data, few_shot=0)
+    broken: set[str] = set()
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(200, {"data": [{"id": "m"}]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body["prompt"])
+            if body["prompt"] in broken:
+                self.answer(400, {"error": "broken"})
+            else:
+                time.sleep(0.2)  # others are on their way when one fails
+                text = f"#### {len(body['prompt'])}"
+                self.answer(200, {"choices": [{"text": text, "finish_reason": "stop"}]})
+
+        def answer(self, status, value):
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    def evaluated(out):
+        target = UrlTarget(url, Settings(), pause=0)
+        run(target, wanted, Settings(), out / ITEMS, None, Watching()).write(out)
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{made.server_port}/v1"
+    try:
+        evaluated(tmp_path / "whole")
+        items = len(asked)
+        broken.add(min(asked))
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"400 .*broken.*; what is finished is kept"):
+                evaluated(tmp_path / "cut")
+        broken.clear()
+        asked.clear()
+        evaluated(tmp_path / "cut")
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+    assert len(asked) == 1 < items
+    for name in (RESULTS, "samples_gsm8k.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

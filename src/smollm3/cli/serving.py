@@ -41,12 +41,6 @@ def serve(
     smollm3 serve smollm3-3b --adapter mine --adapter other=runs/other/sft/adapter
     smollm3 serve smollm3-3b --engine vllm     hands over to vLLM, installed apart
     """
-    try:
-        from smollm3.serve.run import run
-    except ModuleNotFoundError as e:
-        raise UserError(f"serving needs {e.name}: pip install 'smollm3[server]'") from None
-    from smollm3.infer import load_engine
-
     settings = read_settings(config, given)
     if engine_options.get("engine") == "vllm":
         from smollm3.checkpoint import locate
@@ -54,6 +48,12 @@ def serve(
 
         options = {key: value for key, value in engine_options.items() if key != "engine"}
         become_vllm(locate(model), Path(model).name, settings, options)
+    try:
+        from smollm3.serve.run import run
+    except ModuleNotFoundError as e:
+        raise UserError(f"serving needs {e.name}: pip install 'smollm3[server]'") from None
+    from smollm3.infer import load_engine
+
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("smollm3.serve").setLevel(logging.INFO)
     if quiet:

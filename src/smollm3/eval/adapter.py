@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from smollm3.errors import UserError
 from smollm3.eval.journal import Journal, key_of
 from smollm3.eval.target import Ask, Prompt, Settings, Target, Work
 
@@ -140,9 +141,11 @@ class Adapter(LM):  # type: ignore[misc]
     def _finished(
         self, asked: Iterable[tuple[str, Any]], start: Callable[[Any], Work], at_once: int
     ) -> Iterable[tuple[str, Any]]:
-        """What is done, as it is done, with `at_once` on their way."""
+        """What is done, as it is done, with `at_once` on their way. Where one fails no other is
+        begun, and what is on its way comes before the error."""
         waiting = iter(asked)
         running: dict[str, Work] = {}
+        failed: UserError | None = None
         more, pause = True, POLL_SECONDS[0]
         while more or running:
             while more and len(running) < at_once:
@@ -152,9 +155,16 @@ class Adapter(LM):  # type: ignore[misc]
                     running[entry[0]] = start(entry[1])
             finished = [key for key, work in running.items() if work.done()]
             for key in finished:
-                yield key, running.pop(key).result()
+                try:
+                    value = running.pop(key).result()
+                except UserError as e:
+                    failed, more = failed or e, False
+                    continue
+                yield key, value
             if finished or not running:
                 pause = POLL_SECONDS[0]
             else:  # a look costs time of the processor too
                 time.sleep(pause)
                 pause = min(2 * pause, POLL_SECONDS[1])
+        if failed is not None:
+            raise failed

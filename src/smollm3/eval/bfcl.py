@@ -16,7 +16,7 @@ from typing import Any
 
 from smollm3.errors import UserError
 from smollm3.eval.local import read_text
-from smollm3.eval.target import Ask, Prompt
+from smollm3.eval.target import Answered, Ask, Prompt, Settings
 from smollm3.files import packaged_file
 
 CATEGORIES = (
@@ -64,19 +64,20 @@ def questions(category: str) -> list[Question]:
     if category not in CATEGORIES:
         raise UserError(f"bfcl: {category!r} is not one of {', '.join(CATEGORIES)}")
     name = f"BFCL_v4_{category}.json"
-    rows = list(_rows(packaged_file("bfcl_eval", f"data/{name}")))
+    rows = list(json_rows(packaged_file("bfcl_eval", f"data/{name}")))
     relevance = "relevance" in category
     right = {}
     if not relevance:
         file = packaged_file("bfcl_eval", f"data/possible_answer/{name}")
-        right = {row["id"]: row["ground_truth"] for row in _rows(file)}
+        right = {row["id"]: row["ground_truth"] for row in json_rows(file)}
     calls = "irrelevance" not in category
     return [
         Question(r["id"], r["question"][0], r["function"], right.get(r["id"]), calls) for r in rows
     ]
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Of a file of bfcl-eval."""
     for line in read_text(file).split("\n"):
         if line.strip():
             yield json.loads(line)
@@ -226,27 +227,22 @@ def _plain_items(value: Sequence[Any]) -> list[Any]:
     return [_plain(item) for item in value]
 
 
-# as tasks
+def samples(
+    asked: Sequence[Question], settings: Settings, max_tokens: int, answer: Answered
+) -> list[dict[str, Any]]:
+    """Ask and judge: samples in the harness's form. Greedy unless the model's own sampling is
+    wanted."""
+    written = answer([_ask(question, settings, max_tokens) for question in asked])
+    return [_judged(question, w) for question, w in zip(asked, written, strict=True)]
 
 
-def is_bfcl(name: str) -> bool:
-    return name == "bfcl" or (name.startswith("bfcl_") and name[5:] in CATEGORIES)
-
-
-def categories(name: str) -> list[str]:
-    """Of a name that `is_bfcl`."""
-    return list(CATEGORIES) if name == "bfcl" else [name[5:]]
-
-
-def ask_of(question: Question, max_tokens: int, sample: bool, seed: int) -> Ask:
-    """A question with its tools; greedy unless the model's own sampling is wanted."""
+def _ask(question: Question, settings: Settings, max_tokens: int) -> Ask:
     prompt = Prompt(messages=tuple(question.messages), tools=tuple(tools(question.functions)))
-    temperature = None if sample else 0.0
-    return Ask(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    temperature = None if settings.sample else 0.0
+    return Ask(prompt, max_tokens=max_tokens, temperature=temperature, seed=settings.seed)
 
 
-def judged(question: Question, written: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample in the harness's form."""
+def _judged(question: Question, written: Mapping[str, Any]) -> dict[str, Any]:
     calls = [(call["name"], call["arguments"]) for call in written["calls"]]
     return {
         "doc_id": question.id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smollm3.errors import UserError
+from smollm3.eval.local import rows_of_file
 from smollm3.eval.measure import Measure, difference, mean, share
 from smollm3.eval.panel import Panel
 from smollm3.eval.panel import Row as PanelRow
@@ -94,8 +94,10 @@ def published_lines(found: Evaluated, against: str | None = None) -> list[Line]:
 
 def _lines(found: Evaluated, table: Published, scores: Mapping[str, float]) -> list[Line]:
     by_name: dict[str, list[Row]] = {}
-    for row in suite_of(table.suite).rows:
-        name = row.benchmark if row.language == "en" else f"{row.benchmark} {row.language}"
+    for row in (row for suite in table.suites for row in suite_of(suite).rows):
+        # A table may print the mean of all languages.
+        whole = row.language == "en" or row.benchmark in scores
+        name = row.benchmark if whole else f"{row.benchmark} {row.language}"
         by_name.setdefault(name, []).append(row)
     lines = []
     for name, rows in by_name.items():
@@ -129,7 +131,7 @@ def _differences(found: Evaluated, table: Published, rows: Sequence[Row]) -> lis
     out = []
     config = found.results.get("config", {})
     settings = config.get("settings") or {}
-    meant = suite_of(table.suite).settings
+    meant = suite_of(table.suites[0]).settings
     if settings and settings.get("chat") != meant.chat:
         out.append("without the chat template" if meant.chat else "in the chat template")
     if (
@@ -238,10 +240,11 @@ def _samples(found: Evaluated, task: str) -> list[dict[str, Any]]:
     file = found.path.parent / f"samples_{task}.jsonl"
     if not file.is_file():
         return []
-    try:
-        return [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
-    except ValueError as e:
-        raise UserError(f"{file}: not valid JSON ({e})") from None
+    samples = list(rows_of_file(file))
+    for number, sample in enumerate(samples, 1):
+        if not isinstance(sample.get("doc_id"), int | str):
+            raise UserError(f"{file}: sample {number}: has no doc_id")
+    return samples
 
 
 def _values(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import platform
 import random
 import re
@@ -12,19 +11,15 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partialmethod
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# Read when these are first imported: its bars and warnings would stand between ours.
-os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
 from smollm3.errors import UserError
-from smollm3.eval import bfcl, code, mt_bench
+from smollm3.eval import apart, code
 from smollm3.eval.journal import Journal
 from smollm3.eval.local import data_sets
 from smollm3.eval.results import own_parts
@@ -34,7 +29,6 @@ from smollm3.eval.target import Settings, Target
 
 EXTRA = "evaluating on benchmarks needs {}: pip install 'smollm3[eval]'"
 RANDOM_SEED, FEW_SHOT_SEED = 0, 1234  # the harness's own, so that its examples are ours
-BFCL_TOKENS = 4096  # of an answer, reasoning included
 BOOTSTRAP = 1000  # resamples for the error of what is no mean; the harness's 100,000 take minutes
 
 
@@ -69,23 +63,21 @@ def run_tasks(
     model's code outside the sandbox.
     """
     with _quiet():
-        try:
+        with _needing_extra():
             from lm_eval.evaluator import evaluate
 
             from smollm3.eval.adapter import Adapter
-        except ModuleNotFoundError as e:
-            raise UserError(EXTRA.format(e.name)) from None
         adapter = Adapter(target, journal, settings, view)
         found: dict[str, Any] = {"results": {}, "samples": {}}
         skipped: dict[str, str] = {}
-        of_harness = [name for name in wanted.tasks if not _is_own(name)]
-        bench = _bench(wanted, settings)
-        asked = _bfcl_questions(wanted, settings)
+        of_harness = [name for name in wanted.tasks if name not in apart.NAMES]
+        own = apart.apart_of(wanted, settings, skipped)
         with data_sets(wanted.data) as missing:
-            if of_harness:
-                tasks = load_tasks(
-                    replace(wanted, tasks=of_harness), target, settings, missing, skipped
-                )
+            asked = replace(wanted, tasks=of_harness)
+            tasks = load_tasks(asked, target, settings, missing, skipped) if of_harness else {}
+            if not own and not tasks.get("tasks"):
+                raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
+            if tasks.get("tasks"):
                 found = evaluate(
                     adapter,
                     tasks,
@@ -95,16 +87,9 @@ def run_tasks(
                     fewshot_as_multiturn=settings.chat,
                     log_samples=True,
                 )
-        for category, (questions, total) in asked.items():
-            limit = settings.max_tokens or BFCL_TOKENS
-            asks = [bfcl.ask_of(q, limit, settings.sample, settings.seed) for q in questions]
-            written = adapter.answered(asks)
-            samples = [bfcl.judged(q, w) for q, w in zip(questions, written, strict=True)]
-            _add(found, own_parts(f"bfcl_{category}", ["accuracy"], samples, total, 4.0))
-        if bench is not None and wanted.judge is not None:
-            judge = partial(adapter.judged, wanted.judge)
-            samples = mt_bench.samples(bench, settings, adapter.answered, judge)
-            _add(found, own_parts(mt_bench.NAME, mt_bench.METRICS, samples, 2 * bench.total, 1.0))
+        for task in own:
+            samples = task.samples(adapter)
+            _add(found, own_parts(task.name, task.metrics, samples, task.total, task.version))
     found["smollm3"] = {
         "skipped": skipped,
         "answers": adapter.answers,
@@ -113,9 +98,16 @@ def run_tasks(
     return found
 
 
-def _is_own(name: str) -> bool:
-    """Whether the harness has no part in it."""
-    return bfcl.is_bfcl(name) or name == mt_bench.NAME
+def check_tasks(wanted: Wanted, settings: Settings) -> None:
+    """That `run_tasks` would begin, but for RULER's prompts, which need a model."""
+    with _quiet():
+        with _needing_extra():
+            import lm_eval.evaluator  # noqa: F401
+        apart.apart_of(wanted, settings, {})
+        names = [n for n in wanted.tasks if n not in apart.NAMES and not ruler.is_ruler(n)]
+        with data_sets(wanted.data) as missing:
+            if names:
+                load_tasks(replace(wanted, tasks=names), None, settings, missing, {})
 
 
 def _add(found: dict[str, Any], parts: dict[str, Any]) -> None:
@@ -123,43 +115,16 @@ def _add(found: dict[str, Any], parts: dict[str, Any]) -> None:
         found.setdefault(part, {}).update(value)
 
 
-def _bench(wanted: Wanted, settings: Settings) -> mt_bench.Bench | None:
-    """MT-Bench, if it is wanted."""
-    if mt_bench.NAME not in wanted.tasks:
-        return None
-    if not settings.chat:
-        raise UserError(f"{mt_bench.NAME}: is of chats; add --chat")
-    if wanted.judge is None:
-        raise UserError(f"{mt_bench.NAME}: a judge rates the answers; add --judge URL")
-    return mt_bench.read(wanted.data, wanted.limit)
-
-
-def _bfcl_questions(
-    wanted: Wanted, settings: Settings
-) -> dict[str, tuple[list[bfcl.Question], int]]:
-    """category -> those that are asked, and how many there are."""
-    found = {}
-    for name in wanted.tasks:
-        if not bfcl.is_bfcl(name):
-            continue
-        if not settings.chat:
-            raise UserError(f"{name}: is of chats, with tools in the model's template; add --chat")
-        for category in bfcl.categories(name):
-            questions = bfcl.questions(category)
-            found[category] = (questions[: wanted.limit], len(questions))
-    return found
-
-
 def load_tasks(
     wanted: Wanted,
-    target: Target,
+    target: Target | None,
     settings: Settings,
     missing: Collection[tuple[str, str | None, str]],
     skipped: dict[str, str],
 ) -> Any:
     """What the harness's TaskManager makes of the names, with the seeds and examples that its own
-    command line sets. missing: splits that were asked for and are not there. skipped: gets the
-    tasks that are left out, with why."""
+    command line sets. target: only RULER, whose prompts it measures, needs one. missing: splits
+    that were asked for and are not there. skipped: gets the tasks that are left out, with why."""
     named = [name for name in wanted.tasks if not ruler.is_ruler(name)]
     manager = task_manager(named)
     random.seed(RANDOM_SEED)
@@ -179,8 +144,6 @@ def load_tasks(
             continue
         for part, entries in found.items():
             entries.update(loaded.get(part, {}))
-    if not found["tasks"]:
-        raise UserError("nothing left to evaluate: " + "; ".join(skipped.values()))
     return found
 
 
@@ -195,10 +158,11 @@ def _load(manager: Any, name: str, specs: list[Any]) -> Any:
         raise UserError(f"{name}: cannot be loaded ({type(e).__name__}: {said})") from None
 
 
-def _specs(name: str, wanted: Wanted, target: Target, settings: Settings) -> list[Any]:
+def _specs(name: str, wanted: Wanted, target: Target | None, settings: Settings) -> list[Any]:
     """What the TaskManager is to load for a name."""
     if not ruler.is_ruler(name):
         return [name]
+    assert target is not None
     ruler.need_known(wanted.lengths, target.context)
     return list(
         ruler.configs(name, wanted.lengths, wanted.limit, target.count, wanted.files, settings.chat)
@@ -227,16 +191,17 @@ def task_manager(names: Sequence[str]) -> Any:
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
-    root = Path(lm_eval.tasks.__file__).parent
+    root, wanted = Path(lm_eval.tasks.__file__).parent, set(names)
+    files = [file for file, names_in in _names_by_file(root).items() if wanted & names_in]
     folders = [own_tasks()]
-    folders += sorted({root / file.relative_to(root).parts[0] for file in _files(root, names)})
+    folders += sorted({root / file.relative_to(root).parts[0] for file in files})
     return TaskManager(include_path=folders, include_defaults=False)
 
 
 def check_name(manager: Any, name: str) -> None:
     """That a task exists and may run here. UserError with the nearest name otherwise."""
     if name not in manager.all_tasks:
-        near = difflib.get_close_matches(name, all_names(), n=1)
+        near = difflib.get_close_matches(name, [*all_names(), *apart.NAMES], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{name}: no such task{hint}")
     config = (manager.task_index[name].cfg or {}) if name in manager.task_index else {}
@@ -264,12 +229,11 @@ _NAMES = re.compile(r"""^["']?(?:task|group|tag)["']?:\s*["']?([\w-]+)["']?\s*$"
 _TAGS = re.compile(r"""^\s*-\s*["']?([\w-]+)["']?\s*$""", re.MULTILINE)
 
 
-def _files(root: Path, names: Sequence[str]) -> Iterator[Path]:
-    wanted = set(names)
-    for file in root.rglob("*.yaml"):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if wanted & {*_NAMES.findall(text), *_TAGS.findall(text)}:
-            yield file
+@cache
+def _names_by_file(root: Path) -> dict[Path, set[str]]:
+    """Whatever a file may be asked for by; there are some 14,000 files."""
+    texts = ((f, f.read_text(encoding="utf-8", errors="replace")) for f in root.rglob("*.yaml"))
+    return {file: {*_NAMES.findall(text), *_TAGS.findall(text)} for file, text in texts}
 
 
 def versions() -> dict[str, str]:
@@ -279,15 +243,30 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
+def _needing_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        raise UserError(EXTRA.format(e.name)) from None
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's log and its libraries' warnings: what matters we say ourselves."""
+    """Without the harness's log, its libraries' warnings and their bars, which would stand between
+    ours: what matters we say ourselves."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bar, tqdm.__init__ = tqdm.__init__, partialmethod(tqdm.__init__, disable=True)
     levels = {}
     for name in ("lm_eval", "datasets", "transformers", "absl", "evaluate", "rouge_score"):
         logger = logging.getLogger(name)
         levels[name] = logger.level
         logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.__init__ = bar
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

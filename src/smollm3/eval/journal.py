@@ -24,8 +24,8 @@ def key_of(*parts: Any) -> str:
 class Journal:
     """Values by key in `path`, a JSON line each behind one that says what they belong to.
 
-    origin: the model and the settings, plain JSON; another evaluation's file is refused. What is
-    found of a value whose line a kill cut off is dropped.
+    origin: the model and the settings, plain JSON; another evaluation's file is refused, unless
+    there is no value in it. What is found of a value whose line a kill cut off is dropped.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
@@ -34,11 +34,11 @@ class Journal:
         self._synced = time.monotonic()
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._file = path.open("ab", buffering=0)
         try:
             self._read(origin)
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def __enter__(self) -> Journal:
@@ -48,8 +48,8 @@ class Journal:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         with disk_errors(self.path):
-            os.fsync(self._file)
-        os.close(self._file)
+            os.fsync(self._file.fileno())
+        self._file.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -65,39 +65,44 @@ class Journal:
         self._write({"key": key, "value": value})
         if time.monotonic() - self._synced > SYNC_SECONDS:
             with disk_errors(self.path):
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def _read(self, origin: dict[str, Any]) -> None:
-        good = 0
+        good, there = 0, dict[str, Any]()
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                self._take(line, number, origin)
+                there |= self._take(line, number)
                 good += len(line)
-        os.ftruncate(self._file, good)
+        if self._values:
+            self._check(_flat(there), _flat(origin))
+        else:
+            good = 0
+        self._file.truncate(good)
         if not good:
             self._write({"format": FORMAT, "origin": origin})
-            os.fsync(self._file)
+            os.fsync(self._file.fileno())
             fsync_folder(self.path.parent)
 
-    def _take(self, line: bytes, number: int, origin: dict[str, Any]) -> None:
+    def _take(self, line: bytes, number: int) -> dict[str, Any]:
+        """Keep the value of a line; the first says what all belong to."""
         try:
             entry = json.loads(line)
             if number == 1:
                 if entry["format"] != FORMAT:
                     raise KeyError
-                self._check(entry["origin"], origin)
-            else:
-                self._values[entry["key"]] = entry["value"]
+                return dict(entry["origin"])
+            self._values[entry["key"]] = entry["value"]
+            return {}
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{self.path}:{number}: not of an evaluation of this version; choose another --out"
             ) from None
 
     def _check(self, there: dict[str, Any], ours: dict[str, Any]) -> None:
-        for name in ours.keys() | there.keys():
+        for name in sorted(ours.keys() | there.keys()):
             if there.get(name) != ours.get(name):
                 raise UserError(
                     f"{self.path}: was made with {name} {there.get(name)!r}, now it is "
@@ -108,4 +113,15 @@ class Journal:
         data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         with disk_errors(self.path):
             while data:
-                data = data[os.write(self._file, data) :]
+                data = data[self._file.write(data) :]
+
+
+def _flat(origin: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings by their own names, so that one which differs is told alone."""
+    found: dict[str, Any] = {}
+    for name, value in origin.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
+    return found

@@ -36,7 +36,7 @@ def launch(
         raise UserError("give either --tasks or --suite")
     if data is not None and not data.is_dir():
         raise UserError(f"{data}: no such folder of data sets")
-    settings, names, skip = plan(suite, names_of(tasks) if tasks else [], asked)
+    settings, names, skip = plan(suite, names_of(tasks) if tasks is not None else [], asked)
     rates: Target | None = None
     if judge is not None:
         from smollm3.eval.remote import UrlTarget
@@ -55,9 +55,15 @@ def launch(
             raise UserError(f"--{next(iter(engine_options))}: not for a server at a URL")
         eval_on_console(UrlTarget(model, settings), wanted, settings, folder, suite)
         return
+    if engine_options.get("engine") == "vllm":
+        from smollm3.eval.vllm import serving
+
+        options = {key: value for key, value in engine_options.items() if key != "engine"}
+        with serving(model, settings, options) as target:
+            eval_on_console(target, wanted, settings, folder, suite)
+        return
     with evaluated(model, **engine_options) as engine:
-        target: Target = EngineTarget(engine, model, settings)
-        eval_on_console(target, wanted, settings, folder, suite)
+        eval_on_console(EngineTarget(engine, model, settings), wanted, settings, folder, suite)
 
 
 def names_of(tasks: str) -> list[str]:

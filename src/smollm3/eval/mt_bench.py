@@ -8,14 +8,14 @@ are read from a file beside the questions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smollm3.errors import UserError
 from smollm3.eval.local import rows_of_file
-from smollm3.eval.target import Ask, Prompt, Settings
+from smollm3.eval.target import Answered, Ask, Prompt, Settings
 
 NAME = "mt_bench"
 FILES = ("question.jsonl", "reference_answer_gpt-4.jsonl", "judge_prompts.jsonl")
@@ -25,7 +25,6 @@ WITH_REFERENCE = frozenset(("math", "reasoning", "coding"))
 ANSWER_TOKENS, JUDGEMENT_TOKENS = 1024, 2048
 METRICS = ("rating", "rating_turn_1", "rating_turn_2", "unrated")
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
-Answered = Callable[[Sequence[Ask]], list[dict[str, Any]]]  # `Written`, as a dict, of each
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -21,10 +21,10 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Published:
-    """A table: benchmark scores in percent by model; `suite` has the rows to compare with."""
+    """A table: benchmark scores in percent by model; `suites` have the rows to compare with."""
 
     name: str
-    suite: str
+    suites: Sequence[str]
     source: str
     protocol: str
     scores: Mapping[str, Mapping[str, float]]

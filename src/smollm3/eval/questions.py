@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_BOXED = re.compile(r"\\boxed\s*\{[^A-Za-z{}]*(?:\\text\{)?\s*([A-Da-d])\b")
+_LETTER = re.compile(r"\b([A-D])\b")
+_HAN = re.compile(r"[\u3400-\u9fff]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _VERDICTS = frozenset(("yes", "no", "noanswer"))
@@ -55,6 +58,20 @@ def musique_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, 
     }
 
 
+def passage(doc: Mapping[str, Any]) -> str:
+    return f"{doc['context']}\n\nQuestion: {doc['question']}\nAnswer:"
+
+
+def passage_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """exact_match and f1 with the right answer that fits best. Of Chinese each character is a
+    word."""
+    answer, *rights = (_HAN.sub(r" \g<0> ", t) for t in (results[0], *doc["answers"]["text"]))
+    return {
+        "exact_match": max(exact(answer, right) for right in rights),
+        "f1": max(f1(answer, right) for right in rights),
+    }
+
+
 def _asked(passages: Iterable[tuple[str, str]], question: str) -> str:
     texts = "\n\n".join(f"{title}\n{text}" for title, text in passages)
     return (
@@ -71,6 +88,13 @@ def answerable(dataset: Any) -> Any:
 def with_index(dataset: Any) -> Any:
     """Global MMLU with the place of the right option instead of its letter."""
     return dataset.map(lambda doc: {"answer_index": "ABCD".index(doc["answer"])})
+
+
+def letter(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """exact_match of the letter in the last \\boxed{...}, or else of the last one that stands
+    alone."""
+    found = _BOXED.findall(results[0]) or _LETTER.findall(results[0])
+    return {"exact_match": float(bool(found) and found[-1].upper() == doc["answer"])}
 
 
 def chrf(pairs: Sequence[tuple[str, str]]) -> float:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, Z, mean, share
 from smollm3.files import read_json, sha256_json, write_atomic, write_json
@@ -183,12 +185,37 @@ def _with_filter(metric: str, values: Mapping[str, Any]) -> str | None:
     return next((name for name in values if name.partition(",")[0] == metric), None)
 
 
+class _Numbers(BaseModel):
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class _Ours(BaseModel):
+    intervals: dict[str, dict[str, _Numbers]] = Field(default_factory=dict)
+
+
+class _Form(BaseModel):
+    """What is read of a results.json, which others write too."""
+
+    results: dict[str, dict[str, Any]]
+    config: dict[str, Any] = Field(default_factory=dict)
+    counted: dict[str, dict[str, int]] = Field(default_factory=dict, alias="n-samples")
+    smollm3: _Ours = _Ours()
+
+
 def read_results(path: Path) -> Evaluated:
-    """From a results.json or the folder that holds one."""
+    """From a results.json or the folder that holds one. UserError for a file of another form."""
     file = path / RESULTS if path.is_dir() else path
     value = read_json(file)
-    if not isinstance(value, dict) or not isinstance(value.get("results"), dict):
-        raise UserError(f"{file}: no results of an evaluation")
+    try:
+        _Form.model_validate(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        said = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(f"{file}: no results of an evaluation ({said})") from None
     model = value.get("config", {}).get("model") or value.get("model_name") or file.parent.name
     return Evaluated(file, str(model), value)
 

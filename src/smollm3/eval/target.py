@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -78,6 +78,9 @@ class Ask:
     top_p: float | None = None
     top_k: int | None = None
     seed: int = 0
+
+
+Answered = Callable[[Sequence[Ask]], list[dict[str, Any]]]  # `Written`, as a dict, of each
 
 
 class Work(Protocol):

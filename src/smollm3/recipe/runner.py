@@ -29,8 +29,15 @@ from smollm3.recipe.graph import (
     sources_of,
     tokenizer_of,
 )
+from smollm3.recipe.notices import telling
 from smollm3.recipe.schema import KEPT, Recipe, Stage, TokenizerStage
-from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
+from smollm3.recipe.stages import (
+    StageInputs,
+    check_benchmarks,
+    digests,
+    file_revision,
+    run_stage,
+)
 from smollm3.recipe.trackers import Trackers
 from smollm3.report import write_report
 from smollm3.synth.spec import MANNER as ASKING
@@ -65,6 +72,11 @@ class Run:
 
     def execute(self, only: str | None = None, redo: Iterable[str] = ()) -> None:
         """Run what is not done. `only` one stage; `redo` these and all that is made from them."""
+        recipe = self.recipe
+        with telling(recipe.notify, recipe.name, self.out, self.events.warn):
+            self._execute(only, redo)
+
+    def _execute(self, only: str | None, redo: Iterable[str]) -> None:
         for name in [*([only] if only else []), *redo]:
             if name not in self.recipe.stages:
                 raise UserError(f"no stage '{name}'; stages: {', '.join(self.recipe.stages)}")
@@ -75,12 +87,21 @@ class Run:
                 self._forget(name)
             self._write_run_json()
             ranks = self.recipe.ranks(self.recipe.parallel)
+            self._check_benchmarks(only)
             with self._tracked(), WorkerGroup(ranks, self.out) as workers:
                 for name, stage in self.recipe.stages.items():
                     if only and name != only:
                         continue
                     self._stage(name, stage, workers)
             self._publish_results()
+
+    def _check_benchmarks(self, only: str | None) -> None:
+        for name, stage in self.recipe.stages.items():
+            if not self._is_done(name) and only in (None, name):
+                try:
+                    check_benchmarks(stage)
+                except UserError as e:
+                    raise type(e)(f"stages.{name}: {e}") from e
 
     @contextmanager
     def _tracked(self) -> Iterator[None]:

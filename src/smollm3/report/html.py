@@ -17,9 +17,10 @@ from smollm3.eval import interval, show, title
 from smollm3.files import write_atomic
 from smollm3.report.chart import Chart, Series, chart
 from smollm3.report.run import RunRecord, StageRecord, read_run
+from smollm3.train.job import HELD_OUT, SCORE
 from smollm3.units import count, duration, rate, size
 
-BY_SOURCE = "held_out_loss/"
+BY_SOURCE = f"{HELD_OUT}/"
 HUES = 8  # colours that can be told apart; further sources share a grey
 
 
@@ -122,22 +123,23 @@ def _charts(run: RunRecord) -> list[Chart]:
             found.append(Series(stage.name, [r["step"] for r in rows], [r[key] for r in rows]))
         return found
 
-    def sources(stages: list[StageRecord]) -> Iterator[tuple[str, list[Series]]]:
+    def beginning(prefix: str, stages: list[StageRecord]) -> Iterator[tuple[str, list[Series]]]:
         keys = (key for stage in stages for row in stage.steps for key in row)
-        for key in dict.fromkeys(key for key in keys if key.startswith(BY_SOURCE)):
-            yield key, series(stages, key)
+        for key in dict.fromkeys(key for key in keys if key.startswith(prefix)):
+            yield key.removeprefix(prefix), series(stages, key)
 
     number = "{:.4g}".format
     charts = [
         chart("Loss, nats per token", series(language, "loss"), number, smooth=True),
-        chart("Loss on held-out rows", series(language, "held_out_loss"), number),
+        chart("Loss on held-out rows", series(language, HELD_OUT), number),
         *(
-            chart(f"Loss on held-out rows of {key.removeprefix(BY_SOURCE)}", found, number)
-            for key, found in sources(language)
+            chart(f"Loss on held-out rows of {source}", found, number)
+            for source, found in beginning(BY_SOURCE, language)
         ),
+        *(chart(f"Score of {task}", found, _percent) for task, found in beginning(SCORE, trained)),
         chart("Learning rate", series(language, "lr"), rate, from_zero=True),
         chart("Preference loss", series(preference, "loss"), number, smooth=True),
-        chart("Preference loss on held-out pairs", series(preference, "held_out_loss"), number),
+        chart("Preference loss on held-out pairs", series(preference, HELD_OUT), number),
         chart(
             "Pairs with the chosen answer ahead",
             series(preference, "accuracy"),

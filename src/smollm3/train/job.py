@@ -26,6 +26,8 @@ from smollm3.train.adapters import initial
 from smollm3.train.parts import Read
 from smollm3.train.spec import MANNER, Parallel, TrainStage
 
+HELD_OUT, SCORE = "held_out_loss", "score/"  # what a step's metrics of a look begin with
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -119,7 +121,8 @@ class StepRecord:
 
     grad_norm: before clipping. tokens: taken by this step, all ranks together (pairs for
     preference losses). skipped: the loss-spike guard left the weights as they
-    were. metrics: means over the step that the loss adds (margin, accuracy).
+    were. metrics: means over the step that the loss adds (margin, accuracy), and what was looked at
+    after it.
     """
 
     step: int
@@ -130,6 +133,11 @@ class StepRecord:
     seconds: float
     skipped: bool
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_look(self) -> bool:
+        """Whether it has more than its own batch shows: a held-out loss, or scores."""
+        return any(name.startswith((HELD_OUT, SCORE)) for name in self.metrics)
 
     def row(self) -> dict[str, Any]:
         """For metrics.jsonl; JSON has no NaN or infinity, they become null."""

@@ -27,7 +27,7 @@ from smollm3.train import schedule, validation
 from smollm3.train import training_checkpoint as checkpoints
 from smollm3.train.adapters import merge_, trained, weights_of
 from smollm3.train.forward import slices
-from smollm3.train.job import StepRecord, TrainJob, TrainResult
+from smollm3.train.job import HELD_OUT, StepRecord, TrainJob, TrainResult
 from smollm3.train.layout import Layout
 from smollm3.train.loss_spike import PATIENCE
 from smollm3.train.losses import (
@@ -44,6 +44,7 @@ from smollm3.train.parts import fill
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import References, references
 from smollm3.train.replicated import Replicated
+from smollm3.train.scores import Score, Scorer
 from smollm3.train.spec import Parallel
 from smollm3.train.stop import Stopped, StopSignals
 from smollm3.train.validation import Validator
@@ -56,17 +57,22 @@ Warn = Callable[[str], None]
 
 
 def train(
-    job: TrainJob, group: ProcessGroup, on_step: OnStep | None = None, warn: Warn | None = None
+    job: TrainJob,
+    group: ProcessGroup,
+    on_step: OnStep | None = None,
+    warn: Warn | None = None,
+    score: Score | None = None,
 ) -> TrainResult:
     """Run `job`, or what is left of it; every rank calls this.
 
     Rank 0 writes metrics.jsonl and checkpoints/ in job.work. on_step gets each step and how many
-    there are in all; warn gets lines about what went differently than a user expects.
+    there are in all; warn gets lines about what went differently than a user expects; score, of
+    rank 0, is asked where the stage has `scores`.
     Raises Stopped after SIGINT or SIGTERM, with a training checkpoint saved; UserError for
     bad input, too many loss spikes in a row, or a rank that died.
     """
     torch.set_num_threads(job.threads)
-    trainer = Trainer(job, group, warn or logging.getLogger(__name__).warning)
+    trainer = Trainer(job, group, warn or logging.getLogger(__name__).warning, score)
     trainer.run(on_step or (lambda record, steps: None))
     return trainer.result()
 
@@ -74,17 +80,13 @@ def train(
 def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
     """How the ranks share a job: on CPUs whole models where the recipe asks for nothing else."""
     stage = job.stage
+    if problem := stage.problem_of(job.parallel):
+        raise UserError(problem)
     if group.device.type == "cuda" and job.parallel == Parallel():
         card = torch.cuda.get_device_properties(group.device).total_memory
         layout, stage = chosen(job.model, stage, group.size, card, LOGITS)
     else:
         layout = Layout.of(job.parallel, group.size)
-    if stage.is_whole and not layout.whole:
-        what = "optimizer: moments: 8bit" if stage.adapter is None else "adapter"
-        raise UserError(
-            f"{what}: every process holds the whole model, which {layout} would split; "
-            "set parallel to replicate alone"
-        )
     if layout.whole and (group.device.type == "cpu" or stage.is_whole):
         return Replicated(group, stage)
     from smollm3.train.parallel import Sharded  # its imports take seconds
@@ -96,7 +98,9 @@ def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
 class Trainer:
     """A job between its steps."""
 
-    def __init__(self, job: TrainJob, group: ProcessGroup, warn: Warn) -> None:
+    def __init__(
+        self, job: TrainJob, group: ProcessGroup, warn: Warn, score: Score | None = None
+    ) -> None:
         self.job, self.stage, self.group = job, job.stage, group
         self.folder = Path(job.work) / "checkpoints"
         shards = {name: Shard.open(Path(folder)) for name, folder in job.shards.items()}
@@ -129,6 +133,9 @@ class Trainer:
             if job.stage.validation is not None
             else None
         )
+        if job.stage.scores and group.is_main_process and score is None:
+            raise ValueError("the stage has scores: give the function that scores a model's folder")
+        self.scorer = Scorer(score, job, group, self.parallel)
         # Beside the gradients: loss, weight, stop flag, and the loss's own metrics.
         self.metric_names = PREFERENCE_METRICS if job.stage.is_preference else ()
         self.gradients = self.parallel.gradients(self.model, 3 + len(self.metric_names))
@@ -179,19 +186,21 @@ class Trainer:
     def run(self, on_step: OnStep) -> None:
         """All remaining steps, with their metrics rows and checkpoints."""
         steps, done = self.loader.steps, self.progress.step
-        log = None
-        if self.group.is_main_process:
-            log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done, steps)
-        with StopSignals() as signals, log or nullcontext():
+        with StopSignals() as signals, self._log(signals) or nullcontext() as log:
             for k in range(done, steps):
                 if self._enough:
                     break
                 record, stopping = self.step(k, stop=signals.received is not None)
                 record = self._look(record, steps)
+                last = k + 1 == steps or self._enough
+                scores = self._scores(record.step, last, signals)
+                stopping = stopping or scores is None
+                record = replace(record, metrics=record.metrics | (scores or {}))
                 on_step(record, steps)
                 if log is not None:
-                    log.write(record.row())
-                last = k + 1 == steps or self._enough
+                    log.write(record.row(), keep=record.is_look)
+                    if scores:
+                        self.scorer.forget()
                 if stopping or last or (k + 1) % self.stage.save_every == 0:
                     if log is not None:
                         log.sync()
@@ -205,6 +214,25 @@ class Trainer:
                 f"nothing was learnt: all {steps} updates were skipped, as no batch had a finite "
                 "loss on tokens to train on; look at the sources with `smollm3 data look`"
             )
+
+    def _log(self, signals: StopSignals) -> MetricsLog | None:
+        """The main process's rows, the last of them with the scores that a stop left out."""
+        done = self.progress.step
+        late = self.scorer.of(done, lambda: signals.received is not None)
+        if late is None:
+            raise Stopped(done, signals.received or signal.SIGTERM)
+        if not self.group.is_main_process:
+            return None
+        log = MetricsLog(Path(self.job.work) / "metrics.jsonl", done, self.loader.steps, late)
+        self.scorer.forget()
+        return log
+
+    def _scores(self, step: int, last: bool, signals: StopSignals) -> dict[str, float] | None:
+        """Of the tasks, where it is time; None: a signal came before they were known."""
+        spec = self.stage.scores
+        if spec is None or (step % spec.every and not last):
+            return {}
+        return self.scorer.at(step, self.model, lambda: signals.received is not None)
 
     @property
     def _enough(self) -> bool:
@@ -223,7 +251,7 @@ class Trainer:
             return record
         losses = self.validator.losses(self._held_out_loss)
         self.parallel.release(self.model)
-        better = self.progress.looks.better(losses["held_out_loss"], record.step)
+        better = self.progress.looks.better(losses[HELD_OUT], record.step)
         if better and spec.keep == "best":
             whole = self.parallel.whole(dict(self.trained))
             if self.group.is_main_process:

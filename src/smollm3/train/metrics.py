@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,12 +25,17 @@ def keeps(step: int, steps: int) -> bool:
 
 class MetricsLog:
     """Rows are readable at once, and durable when `sync` returns. Long stages have a row for some
-    of their steps (`keeps`), and for each whose update was skipped."""
+    of their steps (`keeps`), for each whose update was skipped, and for each that was looked at."""
 
-    def __init__(self, path: Path, step: int, steps: int) -> None:
-        """Keep the rows up to `step` of `steps`; later ones, or half a row, are of lost work."""
+    def __init__(
+        self, path: Path, step: int, steps: int, late: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep the rows up to `step` of `steps`; later ones, or half a row, are of lost work.
+        late: for the last row, what was not known when it was written."""
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         rows = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        if late:
+            rows[-1] = json.dumps(json.loads(rows[-1]) | late).encode() + b"\n"
         write_atomic(path, b"".join(rows))
         write_json(path.with_name(STEPS), {"steps": steps})
         self.path, self.steps = path, steps
@@ -43,8 +49,9 @@ class MetricsLog:
     ) -> None:
         self._file.close()
 
-    def write(self, row: dict[str, Any]) -> None:
-        if not (keeps(row["step"], self.steps) or row["skipped"]):
+    def write(self, row: dict[str, Any], keep: bool = False) -> None:
+        """keep: whichever step it is."""
+        if not (keep or keeps(row["step"], self.steps) or row["skipped"]):
             return
         with disk_errors(self.path):
             self._file.write(json.dumps(row) + "\n")

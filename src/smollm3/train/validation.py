@@ -17,7 +17,7 @@ from smollm3.errors import UserError
 from smollm3.files import new_folder
 from smollm3.tensors import read_tensors, write_tensors
 from smollm3.train.forward import slices
-from smollm3.train.job import TrainJob
+from smollm3.train.job import HELD_OUT, TrainJob
 from smollm3.train.losses import LossSums
 from smollm3.train.process_group import ProcessGroup
 from smollm3.train.reference import References, references
@@ -102,11 +102,11 @@ class Validator:
         total, weight = sums.sum(0).tolist()
         if not weight:
             raise UserError("validation: no held-out row has a token to answer; raise holdout")
-        losses = {"held_out_loss": total / weight}
+        losses = {HELD_OUT: total / weight}
         if len(self.parts) > 1:
             for name, (total, weight) in zip(self.parts, sums.tolist(), strict=True):
                 if weight:
-                    losses[f"held_out_loss/{name}"] = total / weight
+                    losses[f"{HELD_OUT}/{name}"] = total / weight
         return losses
 
 

@@ -14,6 +14,7 @@ from smollm3.errors import UserError
 from smollm3.train.job import StepRecord, TrainJob, TrainResult
 from smollm3.train.loop import train
 from smollm3.train.process_group import ProcessGroup, ending
+from smollm3.train.scores import Score
 from smollm3.train.stop import Stopped
 
 READY = "ready"
@@ -47,12 +48,13 @@ class WorkerGroup:
         job: TrainJob,
         on_step: Callable[[StepRecord, int], None] | None = None,
         warn: Callable[[str], None] | None = None,
+        score: Score | None = None,
     ) -> TrainResult:
         """`loop.train` on all processes; see there."""
         group = self._group = self._group or self._start()
         try:
             group.broadcast_text(job.to_json())
-            return train(job, group, on_step, warn)
+            return train(job, group, on_step, warn, score)
         except Stopped:  # by all at the same step: they wait for the next job
             raise
         except BaseException:

@@ -28,6 +28,17 @@ def category(doc: dict[str, Any]) -> str:
     return f"The following are questions about {doc['category']}.\nQuestion: {question}\nAnswer:"
 
 
+def category_with_options(doc: dict[str, Any]) -> str:
+    options = zip(letters(doc), doc["options"], strict=True)
+    question, answer = category(doc).rsplit("\n", 1)
+    return "\n".join([question, *(f"{letter}. {option}" for letter, option in options), answer])
+
+
+def letters(doc: dict[str, Any]) -> list[str]:
+    """A, B, ...: up to ten options."""
+    return [chr(ord("A") + i) for i in range(len(doc["options"]))]
+
+
 def winogrande_text(doc: dict[str, Any]) -> str:
     return str(doc["sentence"]).split("_")[0].strip()
 

@@ -5,8 +5,11 @@ from smollm3.eval.questions import (
     chrf,
     hotpotqa,
     hotpotqa_scores,
+    letter,
     musique,
     musique_scores,
+    passage,
+    passage_scores,
     with_index,
 )
 
@@ -15,7 +18,10 @@ __all__ = [
     "chrf",
     "hotpotqa",
     "hotpotqa_scores",
+    "letter",
     "musique",
     "musique_scores",
+    "passage",
+    "passage_scores",
     "with_index",
 ]
