@@ -64,6 +64,7 @@ CASES = {
         ),
         ['SELECT "a\\"b",\n-1.5e3 , a1 where b = "\t"'],
     ),
+    "taken name": ('start: spelled_0 X\nspelled_0: "a"\nX: "\\n"', r"a\n", ["a\n"]),
     "no character": ('start: /x|"[a&&b]/', r"x", ["x"]),
     "recursive": ('start: "(" start ")" | "\\""', None, ['(("))']),
     "named groups": (r'start: /(?P<a>x)?(?<b>["y]+)/', r'x?["y]+', ['xy""y']),

@@ -24,6 +24,7 @@ from smollm3.infer.backends import BLOCK
 from smollm3.infer.speculation import PromptLookup
 from smollm3.serve.dialects import rule
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
+from smollm3.serve.dialects.custom_tools import InputStream, input_of
 from smollm3.serve.dialects.openai_chat_body import ChatBody
 from smollm3.serve.dialects.openai_completions import CompletionBody
 from smollm3.serve.dialects.openai_conversations import ConversationBody
@@ -707,6 +708,32 @@ def test_a_custom_tool_that_is_cut_off_tells_the_same_whole_and_in_a_stream(clie
         whole, streamed = (answer_of(path, r, s) for r, s in zip(told, (False, True), strict=True))
         assert said_in(path, streamed) == said_in(path, whole)
     assert set(input_in(path, whole)) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        json.dumps({"input": '"\\\n\t\x01é😀' * 150}),
+        json.dumps({"input": "é" * 900}, ensure_ascii=False) + "}",
+        '{"input": "a' + "b" * 700,
+        '{"input": "a", "x": "' + "b" * 700 + '", "input": "c"}',
+        "no json" * 90,
+        '{"other": 3}',
+        "",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_an_input_is_told_in_stretches(arguments, size):
+    """Whatever the arguments are cut into; together they are the input, if that is one."""
+    stream, told = InputStream(), []
+    for i in range(0, len(arguments), size):
+        told.append(stream.feed(arguments[i : i + size]))
+    told.append(stream.end())
+    whole = input_of(arguments)
+    if arguments.count('"input"') < 2:
+        assert "".join(told) == whole
+    if len(whole) > 700 and arguments.startswith('{"input"'):
+        assert sum(map(bool, told)) > 2
 
 
 def test_custom_tools_of_chats(client):

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import count, takewhile
 
 from smollm3.errors import UserError
 from smollm3.infer.constrain.library import bytes_vocabulary, compiled
@@ -105,6 +105,7 @@ class _Grammar:
         self._terminals: dict[str, list[_Part]] = {}
         self._rules: list[_Part] = []  # and what is ignored, with the ends of lines
         self._made: dict[str, str] = {}  # terminals -> their new names
+        self._prefix = next(p for n in count() if (p := "spelled" + "_" * n) not in lark)
         self._lines: list[str] = []
         held = self._rules
         for part in self._parts(lark):
@@ -175,7 +176,7 @@ class _Grammar:
         """The terminal, defined once, by its new name."""
         if name not in self._made:
             rule = self._patterns.rule(self._node(self._terminals[name]))
-            self._made[name] = f"spelled_{len(self._made)}"
+            self._made[name] = f"{self._prefix}_{len(self._made)}"
             self._lines.append(f"{self._made[name]}: {rule}")
         return self._made[name]
 

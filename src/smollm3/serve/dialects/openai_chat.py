@@ -12,7 +12,7 @@ from smollm3 import turn
 from smollm3.chat import ArgumentsDelta, CallEnd, CallStart, ContentDelta, Event, ReasoningDelta
 from smollm3.serve.answering import Answered, Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.bodies import BodyRoute
-from smollm3.serve.dialects.custom_tools import input_of
+from smollm3.serve.dialects.custom_tools import InputStream, input_of
 from smollm3.serve.dialects.fields import left_out, with_usage
 from smollm3.serve.dialects.openai_chat_body import ChatBody, ask_of
 from smollm3.serve.dialects.replies import (
@@ -109,8 +109,7 @@ class _Teller(Tell):
         self._answering = answering
         self._with_usage = usage
         self._begun: set[int] = set()
-        # The custom tool that an answer is calling, and its arguments: they are told as a text.
-        self._custom: dict[int, tuple[int, list[str]]] = {}
+        self._custom: dict[int, tuple[int, InputStream]] = {}  # that an answer is calling
         self._head = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
@@ -155,7 +154,7 @@ class _Teller(Tell):
             case ContentDelta(text):
                 yield {"content": text}
             case CallStart(index, name) if name in self._body.custom_tools:
-                self._custom[choice] = index, []
+                self._custom[choice] = index, InputStream()
                 custom: Json = {"name": name, "input": ""}
                 call = {"index": index, "id": _call_id(), "type": "custom", "custom": custom}
                 yield {"tool_calls": [call]}
@@ -163,19 +162,19 @@ class _Teller(Tell):
                 function: Json = {"name": name, "arguments": ""}
                 call = {"index": index, "id": _call_id(), "type": "function", "function": function}
                 yield {"tool_calls": [call]}
-            case ArgumentsDelta(_, text) if choice in self._custom:
-                self._custom[choice][1].append(text)
+            case ArgumentsDelta(index, text) if choice in self._custom:
+                if more := self._custom[choice][1].feed(text):
+                    yield {"tool_calls": [{"index": index, "custom": {"input": more}}]}
             case ArgumentsDelta(index, text):
                 yield {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
             case CallEnd():
                 yield from self._rest_of_call(choice)
 
     def _rest_of_call(self, choice: int) -> Iterator[Json]:
-        """The input of a custom tool, once there is no more of it."""
+        """Of the input of a custom tool what was not told yet, once there is no more."""
         if choice in self._custom:
-            index, texts = self._custom.pop(choice)
-            custom = {"input": input_of("".join(texts))}
-            yield {"tool_calls": [{"index": index, "custom": custom}]}
+            index, given = self._custom.pop(choice)
+            yield {"tool_calls": [{"index": index, "custom": {"input": given.end()}}]}
 
     def _chunk(
         self, index: int, delta: Json, finish_reason: str | None = None, **extra: Any

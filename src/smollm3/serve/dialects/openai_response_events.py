@@ -8,7 +8,7 @@ from typing import Any, Literal
 from smollm3.infer.generation import Step
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.dialects import openai_response_replies as said
-from smollm3.serve.dialects.custom_tools import input_of
+from smollm3.serve.dialects.custom_tools import InputStream, input_of
 from smollm3.serve.dialects.openai_response_answer import Answer, Item
 from smollm3.serve.errors import ApiError
 from smollm3.serve.service import KEEP_ALIVE, Json, Tell, sse
@@ -34,6 +34,7 @@ class Teller(Tell):
         self._blocks = AnswerBlocks()
         self._count = 0
         self._end: End | None = None
+        self._input = InputStream()  # of the custom tool that is being called
 
     def event(self, event: StreamEvent) -> bytes:
         if isinstance(event, Quiet):
@@ -75,14 +76,16 @@ class Teller(Tell):
             told = self._logprobs(grown.block, [] if grown.token is None else [grown.token])
             return data + self._on_text("text", "delta", delta=grown.text, **told)
         item = self._answer.items[-1]
-        if item.container is not None or self._answer.is_custom(grown.block):
-            return data  # its code or text is told when it is complete
+        if item.container is not None:
+            return data  # its code is told when it is complete
+        if self._answer.is_custom(grown.block):
+            return data + self._on_input(item, self._input.feed(grown.text))
         return data + self._on_item(
             "response.function_call_arguments.delta", item, delta=grown.text
         )
 
     def _open(self, block: AnswerBlock) -> bytes:
-        item = self._answer.add(block)
+        item, self._input = self._answer.add(block), InputStream()
         shown = self._answer.item(item, "in_progress", empty=True)
         place = len(self._answer.items) - 1
         data = self._tell("response.output_item.added", output_index=place, item=shown)
@@ -106,8 +109,8 @@ class Teller(Tell):
             data = self._on_text("text", "done", text=block.text, **told)
             data += self._on_text("part", "done", part=self._answer.part(block))
         elif self._answer.is_custom(block):
+            data = self._on_input(item, self._input.end())
             given = input_of(block.text)
-            data = self._on_item("response.custom_tool_call_input.delta", item, delta=given)
             data += self._on_item("response.custom_tool_call_input.done", item, input=given)
         else:
             data = self._on_item(
@@ -117,6 +120,10 @@ class Teller(Tell):
                 name=self._answer.name(block),
             )
         return data + self._done(item, status)
+
+    def _on_input(self, item: Item, more: str) -> bytes:
+        kind = "response.custom_tool_call_input.delta"
+        return self._on_item(kind, item, delta=more) if more else b""
 
     def _done(self, item: Item, status: said.Progress) -> bytes:
         place, shown = self._answer.items.index(item), self._answer.item(item, status)
