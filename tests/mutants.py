@@ -208,7 +208,7 @@ MUTANTS = [
     Mutant("a newline is spelled as itself", "infer/constrain/quoted_patterns.py", 'text = f"[[{inner}]&&{_OTHERS}]"', 'text = f"[[{inner}]]"', f"{U}infer_quoted.py"),
     Mutant("what is ignored takes all it can", "infer/constrain/quoted_patterns.py", "once = node.part if isinstance(node, Repeated) else node", "once = node", f"{U}infer_quoted.py"),
     Mutant("a grammar that cannot be kept to is forgotten", "serve/dialects/fields.py", "optional = optional and not strict and not constraint.texts", "optional = optional and not strict", f"{U}serve_clients.py"),
-    Mutant("the input of a tool that is cut off is lost", "serve/dialects/openai_chat.py", "            for delta in self._rest_of_call(event.index):", "            for delta in ():", f"{U}serve_clients.py"),
+    Mutant("the end of an input is lost", "serve/dialects/openai_chat.py", "rest = self._custom.pop(choice).end()", 'self._custom.pop(choice); rest = ""', f"{U}serve_clients.py"),
     Mutant("an input is told twice", "serve/dialects/custom_tools.py", "more, self._told = text[len(self._told) :], text", "more, self._told = text, text", f"{U}serve_clients.py"),
     Mutant("HEAD is counted as nothing", "serve/app.py", 'scope.update({"route": asked["route"]} if "route" in asked else {})', "pass", f"{U}serve_guard.py"),
     Mutant("images may be asked about", "serve/dialects/messages.py", "if isinstance(part, OtherPart) and part.inner is None:", "if False:", f"{U}serve_clients.py"),

@@ -141,6 +141,7 @@ def test_a_pattern_is_one_terminal(pattern, good, bad):
         ("", "text"),
         ("start: A\n" + "".join(f"A{i or ''}: A{i + 1} A{i + 1}\n" for i in range(17)) + 'A17: "a"', "65536"),
         ("start: a\na: " + " | ".join(f"/[^{chr(0x100 + i)}]b{i}/" for i in range(250)), "too many patterns"),
+        ("start: A0\n" + "".join(f"A{i}: A{i + 1}\n" for i in range(99)) + 'A99: "a"', "deeper than 64"),
         ("start: /" + "(" * 70 + '"' + ")" * 70 + "/", "deeper than 64"),
         ("start: /" + "".join(rf"[^\x{{{i:x}}}]" for i in range(0x100, 0x500)) + "/", "too big"),
     ],

@@ -151,7 +151,8 @@ def test_head_is_get_without_the_body(client, locked):
     assert client.head("/nothing").status_code == 404
     assert locked.head("/v1/models").status_code == 401
     assert locked.head("/").status_code == 200
-    assert 'path="/api/tags",status="200"' in client.get("/metrics").text
+    assert client.head("/slots").status_code == 200
+    assert 'path="/slots",status="200"' in client.get("/metrics").text
 
 
 def test_a_key_opens(locked):

@@ -19,7 +19,7 @@ from itertools import count, takewhile
 
 from smollm3.errors import UserError
 from smollm3.infer.constrain.library import bytes_vocabulary, compiled
-from smollm3.infer.constrain.quoted_patterns import Node, Patterns, Questions, literal
+from smollm3.infer.constrain.quoted_patterns import DEEPEST, Node, Patterns, Questions, literal
 from smollm3.infer.constrain.schemas import bounded_text
 
 # Of Lark, as the library reads it. What is none of these (a token of the vocabulary, another
@@ -47,6 +47,7 @@ _COMMON = {  # the library's terminals, by what they match
     "HEXDIGIT": "[a-fA-F0-9]",
     "INT": "[0-9]+",
     "SIGNED_INT": "[+-]?[0-9]+",
+    "_EXP": "[eE][+-]?[0-9]+",
     "DECIMAL": r"[0-9]+\.[0-9]*|\.[0-9]+",
     "FLOAT": _FLOAT,
     "SIGNED_FLOAT": f"[+-]?(?:{_FLOAT})",
@@ -128,7 +129,7 @@ class _Grammar:
             yield from self._read(found)
 
     def _read(self, found: re.Match[str]) -> Iterator[_Part]:
-        kind = found.lastgroup or "first"
+        kind = str(found.lastgroup)
         if found["first"]:
             first, last = literal(_said(found["first"])), literal(_said(found["last"]))
             yield _Part("pattern", found[0], f"[{first}-{last}]")
@@ -140,6 +141,8 @@ class _Grammar:
             yield _Part("pattern", found[0], f"(?{flags}:{found['pattern']})")
         elif found["imported"]:
             for name, alias in _IMPORTED.findall(found["imported"]):
+                if name not in _COMMON:
+                    raise UserError(f"{self._where}: %import common.{name} is not supported here")
                 self._terminals[alias or name] = [_Part("pattern", name, _COMMON[name])]
         elif found["least"]:
             most = found["most"] or found["least"]
@@ -198,6 +201,8 @@ class _Grammar:
                 case "name":
                     if part.text in within or part.text not in self._terminals:
                         raise UserError(f"{self._where}: {part.text!r} is no terminal here")
+                    if len(within) == DEEPEST:
+                        raise UserError(f"{self._where}: terminals deeper than {DEEPEST}")
                     inner = self._regex(self._terminals[part.text], (*within, part.text))
                     told = f"(?:{''.join(inner)})"
                 case "mark":

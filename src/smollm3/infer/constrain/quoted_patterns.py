@@ -104,7 +104,7 @@ class Patterns:
     """Those of one grammar. where: what an error begins with."""
 
     def __init__(self, where: str, questions: Questions) -> None:
-        self._where = where
+        self.where = where
         self._questions = questions
         self._found: dict[Class, tuple[tuple[str, ...], bool]] = {}
         self._asked: dict[str, bool] = {}
@@ -114,20 +114,17 @@ class Patterns:
         on, _, off = change.partition("-")
         if wrong := set(on + off) - set("imsu"):
             raise UserError(
-                f"{self._where}: the flag {min(wrong)!r} of a pattern is not supported here"
+                f"{self.where}: the flag {min(wrong)!r} of a pattern is not supported here"
             )
         return "".join(sorted((set(held) | set(on)) - set(off)))
 
     def read(self, pattern: str) -> Node:
         """Raises UserError for what the library does not take."""
         pattern = _slashed(pattern)
-        self._questions.ask(self._where, f"start: /{pattern}/")
+        self._questions.ask(self.where, f"start: /{pattern}/")
         node = _Reader(self, pattern).all()
         self._look(node)
         return node
-
-    def deep(self) -> UserError:
-        return UserError(f"{self._where}: groups of a pattern deeper than {DEEPEST}")
 
     # what spells them
 
@@ -151,7 +148,7 @@ class Patterns:
             case Chain((*first, last)) if not self._goes_on(Chain(tuple(first))):
                 return f"( {self.terminal(Chain(tuple(first)))} {self.rule(last)} )"
         raise UserError(
-            f"{self._where}: /{self._spelled(node):.60}/ cannot be told from what follows it; "
+            f"{self.where}: /{self._spelled(node):.60}/ cannot be told from what follows it; "
             "only classes of characters may be repeated there, alone or at a pattern's end"
         )
 
@@ -160,7 +157,7 @@ class Patterns:
         once = node.part if isinstance(node, Repeated) else node
         if self._goes_on(once):
             raise UserError(
-                f"{self._where}: %ignore: /{self._spelled(node):.60}/ cannot be told from what "
+                f"{self.where}: %ignore: /{self._spelled(node):.60}/ cannot be told from what "
                 "follows it; leave it out"
             )
         return once
@@ -204,7 +201,7 @@ class Patterns:
         if not new:
             return
         ways = " | ".join(f'"{i}:" /{_scoped(each)}/' for i, each in enumerate(new))
-        matcher = self._questions.ask(self._where, f"start: {ways}")
+        matcher = self._questions.ask(self.where, f"start: {ways}")
         for i, each in enumerate(new):
             behind = matcher.deep_copy()
             behind.consume_tokens(list(f"{i}:".encode()))
@@ -223,7 +220,7 @@ class Patterns:
         if text not in self._asked:
             both = rf"X: /{text}/ & /(?:{text})\\(?s:.*)/"
             # Nothing is spelled with a zero byte, which only keeps the grammar from being empty.
-            matcher = self._questions.ask(self._where, f'start: "\\u0000" | X\n{both}')
+            matcher = self._questions.ask(self.where, f'start: "\\u0000" | X\n{both}')
             self._asked[text] = int(_first_bytes(matcher).sum()) > 1
         return self._asked[text]
 
@@ -242,7 +239,7 @@ class _Reader:
     def _either(self, flags: str, depth: int) -> Node:
         """Up to the end of the group, or of the pattern."""
         if depth > DEEPEST:
-            raise self._patterns.deep()
+            raise UserError(f"{self._patterns.where}: groups of a pattern deeper than {DEEPEST}")
         ways: list[list[Node]] = [[]]
         while self._place < len(self._pattern):
             atom = _ATOM.match(self._pattern, self._place)

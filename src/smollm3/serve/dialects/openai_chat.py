@@ -109,7 +109,7 @@ class _Teller(Tell):
         self._answering = answering
         self._with_usage = usage
         self._begun: set[int] = set()
-        self._custom: dict[int, tuple[int, InputStream]] = {}  # that an answer is calling
+        self._custom: dict[int, InputStream] = {}  # of the custom tool that an answer is calling
         self._head = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
@@ -126,8 +126,6 @@ class _Teller(Tell):
             self._begun.add(event.index)
             data = self._chunk(event.index, {"role": "assistant", "content": ""}, **extra)
         if isinstance(event, turn.End):
-            for delta in self._rest_of_call(event.index):
-                data += self._chunk(event.index, delta)
             return data + self._chunk(event.index, {}, finish_reason=event.reason)
         return data + self._part(event)
 
@@ -154,7 +152,7 @@ class _Teller(Tell):
             case ContentDelta(text):
                 yield {"content": text}
             case CallStart(index, name) if name in self._body.custom_tools:
-                self._custom[choice] = index, InputStream()
+                self._custom[choice] = InputStream()
                 custom: Json = {"name": name, "input": ""}
                 call = {"index": index, "id": _call_id(), "type": "custom", "custom": custom}
                 yield {"tool_calls": [call]}
@@ -163,18 +161,13 @@ class _Teller(Tell):
                 call = {"index": index, "id": _call_id(), "type": "function", "function": function}
                 yield {"tool_calls": [call]}
             case ArgumentsDelta(index, text) if choice in self._custom:
-                if more := self._custom[choice][1].feed(text):
+                if more := self._custom[choice].feed(text):
                     yield {"tool_calls": [{"index": index, "custom": {"input": more}}]}
             case ArgumentsDelta(index, text):
                 yield {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-            case CallEnd():
-                yield from self._rest_of_call(choice)
-
-    def _rest_of_call(self, choice: int) -> Iterator[Json]:
-        """Of the input of a custom tool what was not told yet, once there is no more."""
-        if choice in self._custom:
-            index, given = self._custom.pop(choice)
-            yield {"tool_calls": [{"index": index, "custom": {"input": given.end()}}]}
+            case CallEnd(index) if choice in self._custom:
+                rest = self._custom.pop(choice).end()
+                yield {"tool_calls": [{"index": index, "custom": {"input": rest}}]}
 
     def _chunk(
         self, index: int, delta: Json, finish_reason: str | None = None, **extra: Any
