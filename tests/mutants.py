@@ -244,6 +244,8 @@ MUTANTS = [
     Mutant("a run that made nothing binds its folder", "eval/journal.py", "        if self._values:\n", "        if True:\n", f"{U}eval_harness.py"),
     Mutant("a mean of languages has no published score", "eval/compare.py", ' or row.benchmark in scores', "", f"{U}eval_checkers.py"),
     Mutant("one task without its data ends a suite", "eval/apart.py", "if not wanted.skip:", "if True:", f"{U}eval_mixeval.py"),
+    Mutant("hidden tests are not run", "eval/code.py", 'doc.get("private_test_cases") or "[]"', '"[]"', f"{U}eval_checkers.py"),
+    Mutant("tests may name what they are made of", "eval/code.py", 'raise pickle.UnpicklingError(f"names {module}.{name}")', "return super().find_class(module, name)", f"{U}eval_checkers.py"),
     # what comes from outside
     Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),
     Mutant("defaults count as given", "cli/fields.py", "if value not in (None, ())}", "}", f"{U}cli_fields.py"),
