@@ -241,7 +241,7 @@ MUTANTS = [
     Mutant("services remember other conversations", "eval/bfcl_world.py", "scenario = copy.deepcopy(config.get(name, {}))", "scenario = {'lit': True}", f"{U}eval_bfcl_turns.py"),
     Mutant("the judge's first number counts", "eval/mixeval.py", "return numbers[-1] if numbers and numbers[-1] <= 1", "return numbers[0] if numbers and numbers[0] <= 1", f"{U}eval_mixeval.py"),
     Mutant("what is on its way is lost with what fails", "eval/adapter.py", "failed, more = failed or e, False", "raise", f"{U}eval_remote.py"),
-    Mutant("a run that made nothing binds its folder", "eval/journal.py", "        if self._values:\n", "        if True:\n", f"{U}eval_harness.py"),
+    Mutant("a run that made nothing binds its folder", "eval/journal.py", "if self._values:", "if self._values or there:", f"{U}eval_harness.py"),
     Mutant("a mean of languages has no published score", "eval/compare.py", ' or row.benchmark in scores', "", f"{U}eval_checkers.py"),
     Mutant("one task without its data ends a suite", "eval/apart.py", "if not wanted.skip:", "if True:", f"{U}eval_mixeval.py"),
     Mutant("hidden tests are not run", "eval/code.py", 'doc.get("private_test_cases") or "[]"', '"[]"', f"{U}eval_checkers.py"),

@@ -13,7 +13,7 @@ from smollm3.eval.bfcl_turns import FILES, LIMITS, Services, call_of, questions
 from smollm3.eval.harness import Wanted, run_tasks
 from smollm3.eval.journal import Journal
 from smollm3.eval.results import measures
-from smollm3.eval.target import Settings, Written
+from smollm3.eval.target import EngineTarget, Settings, Written
 
 CHAT = Settings(chat=True)
 LAMP = """
@@ -99,9 +99,13 @@ def package(tmp_path, monkeypatch):
 
 
 class Calling(Saying):
-    """Whose answer is a text, or a list of calls (name, arguments)."""
+    """Whose answer is a text, or a list of calls (name, arguments); 100 answers at most."""
+
+    left = 100
 
     def answer(self, ask):
+        self.left -= 1
+        assert self.left, "asked without an end"
         said = self.says(ask)
         calls = [] if isinstance(said, str) else [{"name": n, "arguments": a} for n, a in said]
         future = Future()
@@ -142,6 +146,15 @@ def test_a_conversation_goes_on_until_nothing_is_called(tokenizer, package, tmp_
     assert first[1][2]["content"] == '{"lit": true}'
     assert first[3][-1]["content"] == "It is light."
     assert {t["function"]["name"] for t in asked[0].prompt.tools} == {"switch", "look", "burn"}
+    target = EngineTarget(fake_engine(tokenizer), "fake", CHAT)
+    last = next(
+        a
+        for a in asked
+        if a.prompt.messages[0]["content"] == "Light!" and len(a.prompt.messages) == 7
+    )
+    seen = tokenizer.decode(target.request(last).ids(tokenizer))
+    assert '{"name": "switch", "arguments": {"on": true}}' in seen
+    assert seen.index('{"lit": true}') < seen.index("Done.") < seen.index("It is light.")
     again = []
     assert evaluated(tokenizer, tmp_path, again.append)["samples"] == (found["samples"])
     assert again == []  # what was called is called again; the model is not asked
