@@ -246,6 +246,8 @@ MUTANTS = [
     Mutant("one task without its data ends a suite", "eval/apart.py", "if not wanted.skip:", "if True:", f"{U}eval_mixeval.py"),
     Mutant("hidden tests are not run", "eval/code.py", 'doc.get("private_test_cases") or "[]"', '"[]"', f"{U}eval_checkers.py"),
     Mutant("tests may name what they are made of", "eval/code.py", 'raise pickle.UnpicklingError(f"names {module}.{name}")', "return super().find_class(module, name)", f"{U}eval_checkers.py"),
+    Mutant("a query may write", "eval/toolqa.py", "sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY", "sqlite3.SQLITE_OK", f"{U}eval_toolqa.py"),
+    Mutant("what stands around an answer belongs to it", "eval/toolqa.py", "given = (_BOXED.findall(text) or [text])[-1]", "given = text", f"{U}eval_toolqa.py"),
     # what comes from outside
     Mutant("the shallowest mistake is told", "config/problems.py", "(-len(p.path), p.kind", "(len(p.path), p.kind", f"{U}config.py"),
     Mutant("defaults count as given", "cli/fields.py", "if value not in (None, ())}", "}", f"{U}cli_fields.py"),

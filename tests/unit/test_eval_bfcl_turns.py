@@ -1,11 +1,9 @@
 """Conversations with services of our own in the form of BFCL's: what is asked, told and judged."""
 
 import json
-from concurrent.futures import Future
-from dataclasses import asdict
 
 import pytest
-from tests.support.eval_data import Saying, Watching, fake_engine, write
+from tests.support.eval_data import Calling, Watching, fake_engine, write
 
 from smollm3.errors import UserError
 from smollm3.eval import bfcl_turns
@@ -13,7 +11,7 @@ from smollm3.eval.bfcl_turns import FILES, LIMITS, Services, call_of, questions
 from smollm3.eval.harness import Wanted, run_tasks
 from smollm3.eval.journal import Journal
 from smollm3.eval.results import measures
-from smollm3.eval.target import EngineTarget, Settings, Written
+from smollm3.eval.target import EngineTarget, Settings
 
 CHAT = Settings(chat=True)
 LAMP = """
@@ -96,21 +94,6 @@ def package(tmp_path, monkeypatch):
 
     monkeypatch.setattr("smollm3.eval.bfcl_turns.packaged_file", file)
     return root
-
-
-class Calling(Saying):
-    """Whose answer is a text, or a list of calls (name, arguments); 100 answers at most."""
-
-    left = 100
-
-    def answer(self, ask):
-        self.left -= 1
-        assert self.left, "asked without an end"
-        said = self.says(ask)
-        calls = [] if isinstance(said, str) else [{"name": n, "arguments": a} for n, a in said]
-        future = Future()
-        future.set_result(asdict(Written(said if not calls else "", "stop", 1, calls)))
-        return future
 
 
 def evaluated(tokenizer, out, says, task="bfcl_multi_turn_base", settings=CHAT, **wanted):
