@@ -127,6 +127,8 @@ def test_work_and_results_are_bounded(database, monkeypatch):
     assert database.ask("SELECT lamp FROM lamps_2").endswith("[19]\n...")
     long = database.ask("SELECT hex(zeroblob(20000))")
     assert len(long) == toolqa.CHARACTERS
+    wide = ", ".join(["zeroblob(200000)"] * 201)
+    assert database.ask(f"SELECT {wide}").startswith("Error: too many columns")
 
 
 @pytest.mark.parametrize(

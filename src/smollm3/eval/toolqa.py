@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ SOURCE = "https://github.com/night-chen/ToolQA"
 STEPS = 10  # queries of a question
 ANSWER_TOKENS = 4096  # of each step
 ROWS, CHARACTERS = 20, 4000  # of a result that the model is shown
-# Of a query: texts in bytes, and instructions of SQLite's, of which some 10^7 are a second.
-LONGEST, INSTRUCTIONS = 1 << 20, 100_000_000
+# Of a query: bytes of a text, columns, and instructions of SQLite's, of which some 10^7 are a second.
+LONGEST, COLUMNS, INSTRUCTIONS = 1 << 18, 200, 100_000_000
 _BETWEEN = 100_000  # instructions between two looks
 _READING = frozenset(
     (
@@ -93,6 +94,7 @@ class Database:
         self._reading.execute("PRAGMA temp_store = FILE")
         self.schema = "\n".join(_described(self._reading))
         self._reading.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        self._reading.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, COLUMNS)
         self._reading.set_authorizer(_only_reading)
 
     def close(self) -> None:
@@ -110,15 +112,18 @@ class Database:
 
         self._reading.set_progress_handler(look, _BETWEEN)
         try:
-            cursor = self._reading.execute(query)
-            rows = cursor.fetchmany(ROWS + 1)
+            rows = self._reading.execute(query)  # one at a time is in memory
+            lines = [_shown(row) for row in islice(rows, ROWS + 1)]
         except (sqlite3.Error, sqlite3.Warning, ValueError) as e:
             return f"Error: {e}"
-        if not rows:
+        if not lines:
             return "No rows."
-        lines = [json.dumps(row, ensure_ascii=False, default=repr) for row in rows[:ROWS]]
-        text = "\n".join(lines)[:CHARACTERS]
-        return f"{text}\n..." if len(rows) > ROWS else text
+        text = "\n".join(lines[:ROWS])[:CHARACTERS]
+        return f"{text}\n..." if len(lines) > ROWS else text
+
+
+def _shown(row: Sequence[Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=repr)[:CHARACTERS]
 
 
 def _only_reading(action: int, *_: Any) -> int:
