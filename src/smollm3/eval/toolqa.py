@@ -32,7 +32,7 @@ SOURCE = "https://github.com/night-chen/ToolQA"
 STEPS = 10  # queries of a question
 ANSWER_TOKENS = 4096  # of each step
 ROWS, CHARACTERS = 20, 4000  # of a result that the model is shown
-# Of a query: bytes of a text, columns, and instructions of SQLite's, of which some 10^7 are a second.
+# Of a query: bytes of a text, columns, and instructions of SQLite's (some 10^7 are a second).
 LONGEST, COLUMNS, INSTRUCTIONS = 1 << 18, 200, 100_000_000
 _BETWEEN = 100_000  # instructions between two looks
 _READING = frozenset(
