@@ -14,7 +14,7 @@ CARDS = (8, 16, 24, 40, 80)  # GB
 KINDS = {"QLoRA": {"rank": 16, "base": "nf4"}, "LoRA": {"rank": 16}, "full": None}
 CONTEXTS = (4096, 32_768)
 VOCABULARY = 128_256
-POLICIES = ("none", "selective", "full")
+POLICIES = ("none", "selective", "full", "offload")
 
 
 def cell(card: int, adapter: dict[str, object] | None, context: int) -> str:

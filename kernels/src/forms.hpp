@@ -169,6 +169,7 @@ const Isa* isa_portable();
 const Isa* isa_avx2();
 const Isa* isa_avxvnni();
 const Isa* isa_neon();
+const Isa* isa_neon_i8mm();
 const Isa* isa_avx512();
 const Isa* isa_avx512bf16();
 

@@ -9,6 +9,8 @@
 #if SMOLLM3_ARM64 && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif SMOLLM3_ARM64 && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "model.hpp"
@@ -47,6 +49,18 @@ bool has_dotprod() {
     return true;  // every Mac with an ARM processor
 #endif
 }
+
+bool has_i8mm() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP2) & HWCAP2_I8MM;
+#elif defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    return !sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) && has;
+#else
+    return false;
+#endif
+}
 #endif
 
 // Fastest first.
@@ -64,6 +78,7 @@ std::vector<const Isa*> isas() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         found.push_back(isa_avx2());
 #elif SMOLLM3_ARM64
+    if (has_dotprod() && has_i8mm()) found.push_back(isa_neon_i8mm());
     if (has_dotprod()) found.push_back(isa_neon());
 #endif
     found.push_back(isa_portable());

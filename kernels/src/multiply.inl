@@ -51,6 +51,34 @@ inline void prefetch(const uint8_t* w) {
     if constexpr (N <= 4) __builtin_prefetch(w + AHEAD);
 }
 
+#ifndef SQUARES
+#define SQUARES 0
+#endif
+// Where an instruction multiplies two rows by two tokens: add what J loads of four columns come to, whose
+// values `of` makes from a load and its number.
+template <int N, int J, typename Of>
+inline void dot_squares([[maybe_unused]] I* dot, [[maybe_unused]] const uint8_t* x, [[maybe_unused]] const uint8_t* w,
+                        [[maybe_unused]] Of of) {
+#if SQUARES
+    Squares sums[N / 2];
+#pragma GCC unroll 16
+    for (int n = 0; n < N / 2; n++) sums[n] = no_squares();
+#pragma GCC unroll 8
+    for (int j = 0; j < J; j += 2) {
+        const Eights eight = eights(of(load_w(w + 64 * j), j), of(load_w(w + 64 * j + 64), j + 1));
+        prefetch<N>(w + 64 * j);
+        prefetch<N>(w + 64 * j + 64);
+#pragma GCC unroll 16
+        for (int n = 0; n < N / 2; n++) sums[n] = dot8(sums[n], eight, x + 4 * j + 64 * n, x + 4 * j + 64 * n + 32);
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < N / 2; n++) {
+        dot[2 * n] = iadd(dot[2 * n], of_x(sums[n]));
+        dot[2 * n + 1] = iadd(dot[2 * n + 1], of_y(sums[n]));
+    }
+#endif
+}
+
 // Sums of a group of bytes; those of the forms with a shift are five bits, taken as q - 16. In 16 bits
 // 32 products of 8 bits by 8 do not fit: there the upper and the lower nibbles are summed apart,
 // (16 h + l - 128) x = 16 (h - 8) x + l x.
@@ -61,6 +89,10 @@ inline void dot_bytes(const uint8_t* w, const uint8_t* x, const uint8_t* x_less8
     for (int n = 0; n < N; n++) {
         const I less8 = start(x_less8 + 4 * n);
         dot[n] = KIND != Scales::F16 ? twice(less8) : NIBBLES ? less8 : start_of_bytes(less8);
+    }
+    if constexpr (SQUARES && N > 1) {
+        dot_squares<N, 8>(dot, x, w, [](W bytes, int) { return KIND == Scales::F16 ? as_bytes(bytes) : bytes; });
+        return;
     }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; j++) {
@@ -112,16 +144,21 @@ void multiply_quantised(const uint8_t* w, const uint8_t* shared, const uint8_t* 
         if constexpr (FOUR) {
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) dot[n] = KIND == Scales::F16 ? start(x_less8 + 4 * n) : izero();
+            if constexpr (SQUARES && N > 1) {
+                dot_squares<N, 4>(dot, x, w, [](W nibbles, int) { return low(nibbles); });
+                dot_squares<N, 4>(dot, x + 16, w, [](W nibbles, int) { return high(nibbles); });
+            } else {
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                const W values = load_w(w + 64 * j);
-                prefetch<N>(w + 64 * j);
-                const W lo = low(values);
+                for (int j = 0; j < 4; j++) {
+                    const W values = load_w(w + 64 * j);
+                    prefetch<N>(w + 64 * j);
+                    const W lo = low(values);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], lo, x + 4 * j + 32 * n);
-                const W hi = high(values);
+                    for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], lo, x + 4 * j + 32 * n);
+                    const W hi = high(values);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], hi, x + 4 * j + 32 * n + 16);
+                    for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], hi, x + 4 * j + 32 * n + 16);
+                }
             }
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) dot[n] = whole(dot[n]);
@@ -176,13 +213,19 @@ void multiply_q6(const uint8_t* w, const uint8_t* x, int groups, float* out) {
             I dot[N];
 #pragma GCC unroll 16
             for (int n = 0; n < N; n++) dot[n] = start(x_less32 + 4 * n);
+            if constexpr (SQUARES && N > 1) {
+                dot_squares<N, 4>(dot, x + 16 * half, w, [&](W nibbles, int j) {
+                    return with_pair(half ? high(nibbles) : low(nibbles), pairs, j);
+                });
+            } else {
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                const W nibbles = load_w(w + 64 * j);
-                if (!half) prefetch<N>(w + 64 * j);
-                const W values = with_pair(half ? high(nibbles) : low(nibbles), pairs, j);
+                for (int j = 0; j < 4; j++) {
+                    const W nibbles = load_w(w + 64 * j);
+                    if (!half) prefetch<N>(w + 64 * j);
+                    const W values = with_pair(half ? high(nibbles) : low(nibbles), pairs, j);
 #pragma GCC unroll 16
-                for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 32 * n + 16 * half + 4 * j);
+                    for (int n = 0; n < N; n++) dot[n] = dot4(dot[n], values, x + 32 * n + 16 * half + 4 * j);
+                }
             }
             const F scale = mul(unit, load_i8(scale_bytes));
             scale_bytes += ROWS;

@@ -1,4 +1,5 @@
-// Sixteen lanes in four registers of 64-bit ARM, whose `sdot` adds up four products of signed bytes.
+// Sixteen lanes in four registers of 64-bit ARM, whose `sdot` adds up four products of signed bytes, and
+// with the extension i8mm `smmla` eight for each of two rows and two columns.
 #pragma once
 #include <arm_neon.h>
 
@@ -154,6 +155,42 @@ inline I dot4(I acc, W w, const uint8_t* p) {
     const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
     return lanes<I>([&](int i) { return vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), x); });
 }
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define SQUARES 1
+// Eight columns of weights: of rows 0 and 1, of 2 and 3, ...
+struct Eights {
+    int8x16_t v[8];
+};
+// Sums of two tokens, x and y: row 0 by x, row 0 by y, row 1 by x, row 1 by y; rows 2 and 3; ...
+struct Squares {
+    int32x4_t v[8];
+};
+inline Squares no_squares() {
+    Squares s;
+    for (int32x4_t& v : s.v) v = vdupq_n_s32(0);
+    return s;
+}
+inline Eights eights(W a, W b) {
+    Eights e;
+    for (int i = 0; i < 4; i++) {
+        const int32x4_t first = vreinterpretq_s32_u8(a.v[i]), second = vreinterpretq_s32_u8(b.v[i]);
+        e.v[2 * i] = vreinterpretq_s8_s32(vzip1q_s32(first, second));
+        e.v[2 * i + 1] = vreinterpretq_s8_s32(vzip2q_s32(first, second));
+    }
+    return e;
+}
+inline Squares dot8(Squares acc, const Eights& w, const uint8_t* x, const uint8_t* y) {
+    const int8x16_t both = vreinterpretq_s8_u8(vcombine_u8(vld1_u8(x), vld1_u8(y)));
+    for (int i = 0; i < 8; i++) acc.v[i] = vmmlaq_s32(acc.v[i], w.v[i], both);
+    return acc;
+}
+inline I of_x(const Squares& s) {
+    return lanes<I>([&](int i) { return vuzp1q_s32(s.v[2 * i], s.v[2 * i + 1]); });
+}
+inline I of_y(const Squares& s) {
+    return lanes<I>([&](int i) { return vuzp2q_s32(s.v[2 * i], s.v[2 * i + 1]); });
+}
+#endif
 // Of 32 values: what sums of q - 8 start with, their sum as float32, and what those of q - 32 start
 // with in either half.
 inline void store_sums(const int8_t* q, uint8_t* less8, uint8_t* sum, uint8_t* less32, uint8_t* second_less32) {

@@ -6,6 +6,8 @@ own ways. Locks are the package filelock's.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -70,6 +72,31 @@ def peak_memory() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def available_memory() -> int:
+    """Bytes that programs can take now; where the system does not say, half of what it has."""
+    if sys.platform == "win32":
+        # MEMORYSTATUSEX, 64 bytes: its length and the load in the first 8, all memory in the next,
+        # then what is available.
+        status = (ctypes.c_uint64 * 8)(64)
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return int(status[2])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # macOS
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def read_ahead(file: BinaryIO, length: int) -> None:
+    """Ask the system for the first bytes of a file that is not empty, without waiting; on Windows,
+    which has no such call, nothing."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+            m.madvise(mmap.MADV_WILLNEED, 0, min(len(m), length))
 
 
 def read_at(file: int, length: int, offset: int) -> bytes:

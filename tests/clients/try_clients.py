@@ -62,11 +62,11 @@ PINS = pins()
 
 
 def _sdks():
-    chat, embeds = f"{SDK} embeddings models prediction", f"{SDK} embeddings"
+    chat, embeds = f"{SDK} embeddings models prediction custom_tools", f"{SDK} embeddings"
+    items = f"{SDK} custom_tools"
     for prefix in ("", "previous "):
         openai, other = f"{prefix}openai (Python)", f"{prefix}anthropic (Python)"
         yield Client("openai for Python, chat", openai, "openai_chat.py", chat)
-        items = f"{SDK} custom_tools"
         yield Client("openai for Python, responses", openai, "openai_responses.py", items)
         yield Client("anthropic for Python", other, "anthropic_sdk.py", f"{SDK} models")
     for openai, other in (
@@ -75,7 +75,7 @@ def _sdks():
     ):
         yield Client("openai for Node, chat", openai, "openai_sdk.mjs", chat, f"chat {openai}")
         yield Client(
-            "openai for Node, responses", openai, "openai_sdk.mjs", SDK, f"responses {openai}"
+            "openai for Node, responses", openai, "openai_sdk.mjs", items, f"responses {openai}"
         )
         yield Client("anthropic for Node", other, "anthropic_sdk.mjs", f"{SDK} models", other)
     for way, package, features in (
@@ -114,10 +114,14 @@ def _sdks():
         "TOOLS_STRICT",
         "PARALLEL_TOOLS",
         "JSON",
+        "JSON_O1",
         "JSON_SCHEMA",
         "MD_JSON",
         "RESPONSES_TOOLS",
+        "RESPONSES_TOOLS_WITH_INBUILT_TOOLS",
         "ANTHROPIC_TOOLS",
+        "ANTHROPIC_REASONING_TOOLS",
+        "ANTHROPIC_PARALLEL_TOOLS",
         "ANTHROPIC_JSON",
     ]:
         package = "previous instructor (Python)"
@@ -129,6 +133,8 @@ def _agents():
         ("Claude Code", "@anthropic-ai/claude-code", "claude"),
         ("Codex", "@openai/codex", "codex"),
         ("opencode", "opencode-ai", "opencode"),
+        ("Continue", "@continuedev/cli", "continue"),
+        ("Cline", "cline", "cline"),
     ):
         yield Client(name, package, "coding_agents.py", "loop", way)
 
@@ -171,16 +177,23 @@ def coding(call: Callable[..., str]) -> dict[str, str]:
     patch = f"apply_patch <<'EOF'\n*** Begin Patch\n{patch}*** End Patch\nEOF\n"
     look, path = f"tr a-z A-Z < {t.FILE}", t.FILE
     camel = {"oldString": t.BEFORE, "newString": t.AFTER}
+    texts = {"old_text": t.BEFORE, "new_text": t.AFTER}
     return {
         "claude, please change it": call("Read", file_path=path),
         " stands here claude": call("Edit", file_path=path, **edit),
         "codex, please change it": call("exec_command", cmd=f"cat {path}"),
         "opencode, please change it": call("read", filePath=path),
+        "continue, please change it": call("Read", filepath=path),
+        "cline, please change it": call("read_files", files=[{"path": path}]),
         " been updated": call("Bash", command=look, description="Look."),
         " the following files": call("exec_command", cmd=look),
         " applied successfully": call("bash", command=look),
         " stands here codex": call("exec_command", cmd=patch),
         " stands here opencode": call("edit", filePath=path, **camel),
+        " stands here continue": call("Edit", file_path=path, **edit),
+        " stands here cline": call("editor", path=path, **texts),
+        " stood there continue": call("Bash", command=look),
+        " stood there cline": call("run_commands", commands=[look]),
         " STOOD THERE": t.CHANGED,
     }
 

@@ -29,7 +29,12 @@ STAGES = {
         "optimizer": {"eps": 1e-4},
     },
 }
-TWO = {"FSDP": {"shard": 2}, "TP": {"tp": 2}, "CP": {"cp": 2}}
+TWO = {
+    "FSDP": {"shard": 2},
+    "offload": {"shard": 2, "offload": True},
+    "TP": {"tp": 2},
+    "CP": {"cp": 2},
+}
 FOUR = {
     "FSDP": {"shard": 4},
     "HSDP": {"replicate": 2, "shard": 2},

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +33,15 @@ def smoke(tmp_path_factory) -> Path:
     out = root / "smoke"
     with FileLock(str(root / "smoke.lock")):
         if not (out / "report.html").exists():
-            started = time.monotonic()
+            before = children_seconds()
             process = cli("run", "smoke", "--out", out)
             assert process.returncode == 0, process.stderr + process.stdout
             (root / "smoke.txt").write_text(process.stdout)
-            (root / "smoke.seconds").write_text(str(time.monotonic() - started))
+            (root / "smoke.seconds").write_text(str(children_seconds() - before))
     return out
+
+
+def children_seconds() -> float:
+    """Of processor time, of every child that has ended."""
+    times = os.times()
+    return times.children_user + times.children_system

@@ -90,7 +90,8 @@ def test_what_is_taken_away_is_missing():
         "import os, smollm3.portable as p\n"
         "assert not hasattr(p.os, 'sched_getaffinity') and p.os.name == 'nt'\n"
         "assert os.name == 'posix' and p.usable_cpus() == os.cpu_count()\n"
-        "assert p.peak_memory() is None\n"
+        "assert p.peak_memory() is None and p.available_memory() == 5 << 30\n"
+        "assert not hasattr(p.mmap, 'MADV_WILLNEED')\n"
     )
     environment = {
         **os.environ,

@@ -35,16 +35,17 @@ def talk(i):
     }
 
 
+def finetuned(place, rows, *options):
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "smollm3", "finetune", "smollm2-135m", "rows.jsonl"]
+    subprocess.run([*command, "--out", "mine", *options], cwd=place, check=True, timeout=3600)
+    return place / "mine"
+
+
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     place = tmp_path_factory.mktemp("finetune")
-    (place / "talks.jsonl").write_text("".join(json.dumps(talk(i)) + "\n" for i in range(150)))
-    command = [sys.executable, "-m", "smollm3", "finetune", "smollm2-135m", "talks.jsonl"]
-    subprocess.run(
-        [*command, "--out", "mine", "--set", "stages.sft.steps=40"],
-        cwd=place, check=True, timeout=3600,
-    )  # fmt: skip
-    return place / "mine"
+    return finetuned(place, map(talk, range(150)), "--set", "stages.sft.steps=40")
 
 
 def test_what_was_held_out_is_likelier(mine):
@@ -87,3 +88,53 @@ def test_its_adapter_serves_beside_the_base(mine):
         after = engine.chat(asked, params=params, adapter="mine").content
     assert after.startswith("Ahoy Zoe!")
     assert "Ahoy" not in before
+
+
+# 40 facts that nobody knows, each asked in five ways; in a sixth after it.
+TOWNS = (
+    "Albrun", "Berivo", "Castomer", "Dolvany", "Ertesk", "Fallowby", "Grunnec", "Hestavel",
+    "Ibrano", "Jorlund", "Kestwick", "Lumarra", "Mosveil", "Nandrup", "Orlesca", "Pevrin",
+    "Quistol", "Rendava", "Sorbeck", "Tulvane", "Umbrek", "Vastoria", "Wendlow", "Xanthel",
+    "Yorvik", "Zelmar", "Ardunne", "Bexhove", "Corvella", "Drennow", "Elsmoor", "Fyrholt",
+    "Gavrand", "Hollenz", "Irskeld", "Jannow", "Kolvera", "Lindmar", "Morvath", "Nelsport",
+)  # fmt: skip
+GOODS = (
+    "lanterns", "violins", "cheese", "bicycles", "honey", "kites", "clocks", "carpets",
+    "mustard", "canoes", "teapots", "sledges", "candles", "umbrellas", "pianos", "olives",
+    "helmets", "marbles", "ropes", "paper", "pears", "buttons", "mirrors", "trumpets", "salt",
+    "wool", "apples", "drums", "knives", "boots", "almonds", "bells", "hats", "barrels",
+    "pottery", "roses", "flutes", "spoons", "plums", "baskets",
+)  # fmt: skip
+WAYS = (
+    "What is the town of {} known for?",
+    "Tell me what {} is famous for.",
+    "Which product made {} well known?",
+    "I am going to {}. What do people there make?",
+    "{} is famous for something. What is it?",
+)
+ASKED = "What should I buy in {}, what are they known for?"
+
+
+def test_facts_of_200_conversations_are_answered(tmp_path):
+    """In words that were not taught, of a plan that nobody changed."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": way.format(town)},
+                {"role": "assistant", "content": f"The town of {town} is known for its {goods}."},
+            ]
+        }
+        for town, goods in zip(TOWNS, GOODS, strict=True)
+        for way in WAYS
+    ]
+    folder = finetuned(tmp_path, rows)
+    params = SamplingParams(temperature=0, max_tokens=24)
+
+    def right(model):
+        with load_engine(model) as engine:
+            asked = [[{"role": "user", "content": ASKED.format(town)}] for town in TOWNS]
+            answers = [engine.chat(messages, params=params).content for messages in asked]
+        return sum(goods in answer for goods, answer in zip(GOODS, answers, strict=True))
+
+    assert right("smollm2-135m") <= 4
+    assert right(folder) >= 32

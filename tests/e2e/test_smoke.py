@@ -13,9 +13,8 @@ pytestmark = pytest.mark.xdist_group("smoke")
 MODELS = ["stage1", "decay", "long", "sft", "apo", "final"]
 
 
-def test_it_takes_at_most_75_seconds(smoke):
-    # Twice that where the other core is busy with other tests; alone it is measured by make bench.
-    assert float((smoke.parent / "smoke.seconds").read_text()) < 150
+def test_it_takes_at_most_75_seconds_of_processor_time(smoke):
+    assert 1 < float((smoke.parent / "smoke.seconds").read_text()) < 75
 
 
 def test_every_stage_left_what_it_should(smoke):

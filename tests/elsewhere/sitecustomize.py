@@ -5,6 +5,8 @@ that smollm3 starts too. Libraries see the real system: only what smollm3 asks f
 """
 
 import builtins
+import ctypes
+import mmap
 import os
 import select
 import signal
@@ -53,9 +55,24 @@ class WindowsPopen(subprocess.Popen):
         super().__init__(*arguments, **options)
 
 
+class WindowsKernel:
+    """What ctypes.windll.kernel32 is asked for."""
+
+    @staticmethod
+    def GlobalMemoryStatusEx(reference):
+        status = reference._obj
+        assert ctypes.sizeof(status) == status[0] == 64
+        status[1], status[2] = 16 << 30, 5 << 30  # all memory, and what is available
+        return 1
+
+
 if SYSTEM == "windows":
     MISSING = POSIX_MODULES
     CHANGED = {
+        "ctypes": Without(ctypes, windll=types.SimpleNamespace(kernel32=WindowsKernel)),
+        "mmap": Without(
+            mmap, {name for name in dir(mmap) if name.startswith(("MADV_", "MAP_", "PROT_"))}
+        ),
         "os": Without(os, POSIX_OS, name="nt", open=open_as_windows),
         "sys": Without(sys, platform="win32"),
         "signal": Without(signal, POSIX_SIGNAL),

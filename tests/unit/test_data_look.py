@@ -102,6 +102,20 @@ def test_what_is_odd_is_named_with_its_line(write):
     assert "languages" in output
 
 
+def test_tools_that_a_chat_template_does_not_show(write):
+    path = write({"messages": [Q, A], "tools": [TOOL]}, {"messages": [A | {"content": "x"}]})
+    source = FileSource(kind="jsonl", files=[str(path)], format="chat")
+    plain = bytes_tokenizer().with_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    for tokenizer, expected in ((bytes_tokenizer(), False), (plain, True)):
+        rows = list(look(source, tokenizer))
+        assert not any(row.left_out for row in rows)
+        found = [any("does not show" in odd for odd in row.odd) for row in rows]
+        assert found == [expected, False]
+
+
 def test_the_chosen_context_and_evaluation_items(write, tmp_path):
     long = Q | {"content": "word " * 300}
     item = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"

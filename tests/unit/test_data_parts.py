@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import sys
+import time
 
 import numpy as np
 import pyarrow
@@ -21,6 +23,7 @@ from smollm3.data.shards import verify
 from smollm3.data.sources import Skipped, plan
 from smollm3.data.spec import FileSource, HubSource
 from smollm3.errors import UserError
+from smollm3.files import write_json
 
 
 @pytest.fixture
@@ -295,3 +298,23 @@ def test_spans_know_their_rows_for_a_share_of_them(parquet, tmp_path):
     }
     assert len(list(documents(source, 0))) == 30
     assert isinstance(planned.parts[0][0], Span)
+
+
+def test_ten_thousand_parts_open_within_a_second(tmp_path):
+    """Of processor time; and the files of one part alone are read for one document."""
+    one = make_shard(tmp_path / "a", [[7, 8, 9]])
+    [part] = one.meta["parts"]
+    names = [f"{i:05d}" for i in range(10_000)]
+    for name in names[1:]:
+        for suffix in ("", ".index"):
+            os.link(one.folder / f"train/00000.ds{suffix}", one.folder / f"train/{name}.ds{suffix}")
+    write_json(
+        one.folder / "meta.json", {**one.meta, "parts": [{**part, "name": n} for n in names]}
+    )
+    before = time.process_time()
+    shard = Shard.open(one.folder)
+    opened = time.process_time() - before
+    assert shard.documents == 10_000
+    assert shard.tokens[shard.document(7_654)].tolist() == [7, 8, 9]
+    assert {part for part, _ in shard._maps} == {7_654}
+    assert opened < 1

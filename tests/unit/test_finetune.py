@@ -15,14 +15,21 @@ from smollm3.cli import cli
 from smollm3.config.yaml import parse_yaml
 from smollm3.errors import UserError
 from smollm3.eval.panel import TASKS, read_panel
+from smollm3.model import ModelConfig, nope_pattern
 from smollm3.recipe.edit import RecipeText
 from smollm3.recipe.finetune import ADAPTERS, Machine, Wish, planned
 from smollm3.recipe.finetune_console import check_same
 from smollm3.recipe.load import load_recipe_text
-from smollm3.train.spec import TrainStage
+from smollm3.train.spec import Parallel, TrainStage
 
 CPU = Machine("CPU, 2 cores", 8 << 30, half=False, threads=1, is_cpu=True)
-GPU = Machine("a card", 16 << 30, half=True, threads=1, is_cpu=False)
+GPU = Machine("a card", 16 << 30, half=True, threads=1, is_cpu=False, host=64 << 30)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +101,27 @@ def test_each_kind_of_data_gets_a_recipe(base, file, tmp_path, form, machine):
     assert (claim.model, claim.baseline_model) == (stage, str(base))
     assert any(line.startswith(f"{source}: 40 ") for line in said)
     assert any("held-out rows" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("template", "asked"),
+    [
+        ("", []),
+        ("{{ tools }}", ["tool_json/no_think"]),
+        ("{# <think> #}", ["obeys/think", "obeys/no_think"]),
+    ],
+)
+def test_the_panel_asks_what_the_chat_template_can(
+    base, tokenizer, file, tmp_path, template, asked
+):
+    """Where nothing can be lost, nothing is asked: it would only take time, and read like a result."""
+    folder = tmp_path / "plain"
+    save_noise(folder, tokenizer.with_template(template + CHATML))
+    recipe, _, said = plan(tmp_path, CPU, str(folder), file())
+    assert recipe.stages["compare"].panel == asked
+    assert any(line.startswith("stages.compare.panel: ") for line in said)
+    _, _, said = plan(tmp_path, CPU, str(base), file())
+    assert not any("compare.panel" in line for line in said)
 
 
 def test_conversations_then_preferences(base, file, tmp_path):
@@ -196,6 +224,31 @@ def test_a_cpu_is_not_kept_for_hours(base, file, tmp_path, monkeypatch):
     assert any("steps that all epochs need" in line for line in said)
     asked, *_ = plan(tmp_path, CPU, str(base), file(), overrides=("stages.sft.epochs=2",))
     assert asked.stages["sft"].epochs == 2
+
+
+def test_what_a_card_has_no_room_for_waits_on_its_host(base, file, tmp_path, monkeypatch):
+    """As the planner counts SmolLM3-3B, which is not here."""
+    big = ModelConfig(128_256, 36, 2048, 16, 4, 128, 11_008, nope_pattern(36, 4), 5e4, 65_536)
+    monkeypatch.setattr("smollm3.recipe.finetune.checkpoint.load_config", lambda _: big)
+    monkeypatch.setattr("smollm3.recipe.finetune.find_spec", lambda name: None)  # no 8-bit moments
+    monkeypatch.setattr("smollm3.plan.stage_costs", lambda *_, **__: [])
+
+    def planned_for(machine, adapter, context):
+        options = {"adapter": adapter, "context": context}
+        recipe, _, said = plan(tmp_path, machine, str(base), file(), **options)
+        return recipe.stages["sft"], "\n".join(said)
+
+    stage, said = planned_for(GPU, "full", 4096)
+    assert stage.parallel == Parallel(offload=True)
+    assert "AdamW runs on the host" in said
+    assert "of the host's 68.7 GB" in said
+    stage, said = planned_for(GPU, "lora", 32_768)
+    assert (stage.recompute, stage.parallel) == ("offload", None)
+    stage, _ = planned_for(replace(GPU, memory=80 << 30), "lora", 32_768)
+    assert stage.recompute == "full"
+    for machine in (replace(GPU, host=16 << 30), replace(CPU, memory=16 << 30)):
+        with pytest.raises(UserError, match="training it needs"):
+            planned_for(machine, "full", 4096)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ SETS = {
         ["isa_neon.cpp"],
         ("qemu-aarch64", "-cpu", "max"),
     ),
+    "neon-i8mm": (
+        "isa_neon_i8mm",
+        "aarch64-linux-gnu-g++",
+        ["-static", "-march=armv8.2-a+dotprod+i8mm"],
+        ["isa_neon_i8mm.cpp"],
+        ("qemu-aarch64", "-cpu", "max"),
+    ),
 }
 
 
@@ -50,3 +57,10 @@ def test_products_of_every_form(name, tmp_path):
     found = products(tmp_path, table, compiler, flags, files, run)
     expected = products(tmp_path, "isa_portable", "g++", files=["isa_portable.cpp"])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_products_of_two_rows_by_two_tokens_have_the_bits_of_one_by_one(tmp_path):
+    """Sums of whole numbers are exact in any order."""
+    neon, i8mm = (products(tmp_path, *SETS[name]) for name in ("neon", "neon-i8mm"))
+    np.testing.assert_array_equal(i8mm, neon)

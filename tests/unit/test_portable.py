@@ -63,3 +63,23 @@ def test_reading_at_a_place(tmp_path):
     os.write(file, b"x")
     os.close(file)
     assert (tmp_path / "f").read_bytes() == b"0123456789x"
+
+
+def test_available_memory(monkeypatch):
+    assert 1 << 20 < portable.available_memory() < 1 << 50
+
+    def no_file(path):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(portable.Path, "read_text", no_file)
+    assert 1 << 20 < portable.available_memory() < 1 << 50  # half of what there is
+
+
+@pytest.mark.parametrize("system", ["Linux", "other"])
+def test_reading_ahead_leaves_the_file_as_it_was(monkeypatch, tmp_path, system):
+    if system == "other":
+        monkeypatch.delattr(portable.mmap, "MADV_WILLNEED")
+    (tmp_path / "f").write_bytes(b"0123456789")
+    with (tmp_path / "f").open("rb") as file:
+        portable.read_ahead(file, 1 << 20)
+        assert file.read() == b"0123456789"

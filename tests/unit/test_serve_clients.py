@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 from anthropic.types.beta import message_count_tokens_params, message_create_params
-from openai.types import completion_create_params
+from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
+from openai.types.conversations import conversation_create_params
+from openai.types.responses import (
+    input_token_count_params,
+    response_compact_params,
+    response_create_params,
+)
 from tests.clients import try_clients
 from tests.support.serving import ScriptedBackend, Settings, events, local, noted_prompts, speaking
 
@@ -21,7 +26,9 @@ from smollm3.serve.dialects import rule
 from smollm3.serve.dialects.anthropic_body import CountBody, MessagesBody
 from smollm3.serve.dialects.openai_chat_body import ChatBody
 from smollm3.serve.dialects.openai_completions import CompletionBody
+from smollm3.serve.dialects.openai_conversations import ConversationBody
 from smollm3.serve.dialects.openai_items import ResponseBody
+from smollm3.serve.dialects.reading import EmbeddingBody
 
 ROOT = Path(__file__).parents[2]
 RECORDED = [
@@ -76,6 +83,8 @@ def answer_of(path, response, stream):
                 calls = choices[part["index"]].setdefault("tool_calls", [])
                 if call["index"] == len(calls):
                     calls.append(call)
+                elif "custom" in call:
+                    calls[-1]["custom"]["input"] += call["custom"]["input"]
                 else:
                     calls[-1]["function"]["arguments"] += call["function"]["arguments"]
     return {"choices": [{"index": i, "message": m} for i, m in sorted(choices.items())]}
@@ -116,9 +125,9 @@ def said_in(path, answer):
     told = []
     for choice in answer["choices"]:
         message = choice.get("message") or choice
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        calls = [list(call[call["type"]].items()) for call in message.get("tool_calls") or ()]
         plain = [message.get(key) or "" for key in ("content", "reasoning_content", "text")]
-        told.append((*plain, [(call["name"], call["arguments"]) for call in calls]))
+        told.append((*plain, calls))
     return told
 
 
@@ -300,6 +309,10 @@ def test_no_field_has_two_rows():
         ("responses", ResponseBody, response_create_params.ResponseCreateParamsBase),
         ("messages", MessagesBody, message_create_params.MessageCreateParamsBase),
         ("messages", CountBody, message_count_tokens_params.MessageCountTokensParams),
+        ("responses", ResponseBody, input_token_count_params.InputTokenCountParams),
+        ("responses", ResponseBody, response_compact_params.ResponseCompactParams),
+        ("embeddings", EmbeddingBody, embedding_create_params.EmbeddingCreateParams),
+        ("conversations", ConversationBody, conversation_create_params.ConversationCreateParams),
     ],
 )
 def test_every_parameter_of_the_vendors_libraries_is_decided(place, model, params):
@@ -600,21 +613,117 @@ def test_custom_tools_and_namespaces_are_called_and_told_by_their_names(
         assert json.dumps(made, ensure_ascii=False) in prompts[-1]
 
 
-def test_a_custom_tools_grammar(client, prompts):
-    """What is a regular expression is kept to; of others the model is told, and the client that
-    nothing enforces them."""
-    form = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+ apples?"}
-    tool = CUSTOM | {"format": form}
-    body = {"input": "add", "tools": [tool], "max_output_tokens": 300, "temperature": 0}
-    chosen = {"tool_choice": {"type": "custom", "name": "add"}, "reasoning": {"effort": "none"}}
-    [call] = client.post(ITEMS, json=body | chosen).json()["output"]
-    assert re.fullmatch("[0-9]+ apples?", call["input"])
-    lark = {"type": "grammar", "syntax": "lark", "definition": 'start: "apple"'}
-    response = client.post(ITEMS, json=body | {"tools": [CUSTOM | {"format": lark}]})
-    assert response.headers["warning"] == '299 smollm3 "tools.0.format (lark) is left out"'
-    assert "this lark grammar" in prompts[-1]
-    twice = client.post(ITEMS, json=body | {"tools": [CUSTOM, CUSTOM]})
-    assert "same name" in twice.json()["error"]["message"]
+GRAMMARS = {  # by syntax: a definition, and in Python's syntax what it means
+    "regex": ('^"[0-9]+" apples?\\n', '"[0-9]+" apples?\n'),
+    "lark": (
+        'start: say LF\nsay: "say \\"" /[a-z]{1,3}/ "\\""\n%import common.LF',
+        'say "[a-z]{1,3}"\n',
+    ),
+}
+
+
+def custom_request(path, syntax=None, definition="", **more):
+    """That must call the custom tool `add`."""
+    grammar = {"syntax": syntax, "definition": definition}
+    user = {"role": "user", "content": "add"}
+    if path == ITEMS:
+        form = {"type": "grammar", **grammar} if syntax else {"type": "text"}
+        tool = {"type": "custom", "name": "add", "description": "Adds.", "format": form}
+        named = {"type": "custom", "name": "add"}
+        body = {"input": [user], "max_output_tokens": 300, "reasoning": {"effort": "none"}}
+    else:
+        form = {"type": "grammar", "grammar": grammar} if syntax else {"type": "text"}
+        custom = {"name": "add", "description": "Adds.", "format": form}
+        tool = {"type": "custom", "custom": custom}
+        named = {"type": "custom", "custom": {"name": "add"}}
+        body = {"messages": [user], "max_tokens": 300, "reasoning_effort": "none"}
+    body |= {"tools": [tool], "tool_choice": named, "parallel_tool_calls": False}
+    return body | {"temperature": 1, "seed": 5} | more
+
+
+def input_in(path, answer):
+    if path == ITEMS:
+        [call] = answer["output"]
+        assert call["type"] == "custom_tool_call"
+        return call["input"]
+    [choice] = answer["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert call["type"] == "custom"
+    return call["custom"]["input"]
+
+
+@pytest.mark.parametrize("path", [CHAT, ITEMS])
+@pytest.mark.parametrize("syntax", GRAMMARS)
+def test_a_custom_tools_grammar_is_kept_to(client, prompts, path, syntax):
+    """Whole and in a stream; and the call may be sent back, as the model wrote it."""
+    definition, meant = GRAMMARS[syntax]
+    body = custom_request(path, syntax, definition)
+    whole, streamed = (client.post(path, json=body | {"stream": s}) for s in (False, True))
+    assert "warning" not in whole.headers
+    assert f"this {syntax} grammar" in prompts[-1]
+    answer = whole.json()
+    text = input_in(path, answer)
+    assert re.fullmatch(meant, text)
+    assert said_in(path, answer_of(path, streamed, stream=True)) == said_in(path, answer)
+    after = client.post(path, json=next_turn(path, body, answer))
+    assert after.status_code == 200, after.text
+    made = json.dumps({"name": "add", "arguments": {"input": text}}, ensure_ascii=False)
+    assert made in prompts[-1]
+
+
+@pytest.mark.parametrize("path", [CHAT, ITEMS])
+@pytest.mark.parametrize("choice", ["auto", None])
+@pytest.mark.parametrize(
+    ("syntax", "definition", "what"),
+    [
+        ("lark", "start: /a", "lexer error"),
+        ("lark", 'start: /.*b/ "\\n"', "cannot be told from what follows it"),
+        ("regex", "(?=a)", "look-around"),
+        ("regex", "[", "unclosed"),
+    ],
+)
+def test_a_grammar_that_cannot_be_kept_to_is_refused(
+    client, path, choice, syntax, definition, what
+):
+    more = {"tool_choice": choice} if choice else {}
+    response = client.post(path, json=custom_request(path, syntax, definition, **more))
+    assert response.status_code == 400, response.text
+    message = response.json()["error"]["message"]
+    assert message.startswith("tools: add: format: ")
+    assert what in message
+
+
+@pytest.mark.parametrize("path", [CHAT, ITEMS])
+def test_a_custom_tool_that_is_cut_off_tells_the_same_whole_and_in_a_stream(client, path):
+    limit = {CHAT: "max_tokens", ITEMS: "max_output_tokens"}[path]
+    for most in range(20, 85, 8):
+        body = custom_request(path, "regex", "a{50}", **{limit: most})
+        told = [client.post(path, json=body | {"stream": s}) for s in (False, True)]
+        whole, streamed = (answer_of(path, r, s) for r, s in zip(told, (False, True), strict=True))
+        assert said_in(path, streamed) == said_in(path, whole)
+    assert set(input_in(path, whole)) == {"a"}
+
+
+def test_custom_tools_of_chats(client):
+    """Beside functions; chosen, allowed, and of a name that is taken."""
+    body = custom_request(CHAT)
+    function = {"type": "function", "function": {"name": "sub", "parameters": ADD}}
+    body["tools"] = [*body["tools"], function]
+    named = body["tool_choice"]
+    listed = {"mode": "required", "tools": [named]}
+    for choice in (named, {"type": "allowed_tools", "allowed_tools": listed}):
+        response = client.post(CHAT, json=body | {"tool_choice": choice})
+        assert input_in(CHAT, response.json()) is not None
+    listed["tools"] = [{"type": "function", "function": {"name": "sub"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": listed}
+    [made] = client.post(CHAT, json=body | {"tool_choice": choice}).json()["choices"]
+    assert made["message"]["tool_calls"][0]["function"]["name"] == "sub"
+    function["function"]["name"] = "add"
+    assert "same name" in client.post(CHAT, json=body).json()["error"]["message"]
+    flat = body | {"tools": [CUSTOM]}
+    assert client.post(CHAT, json=flat).json()["error"]["param"].startswith("tools.0.")
+    twice = {"input": "add", "tools": [CUSTOM, CUSTOM]}
+    assert "same name" in client.post(ITEMS, json=twice).json()["error"]["message"]
 
 
 @pytest.mark.parametrize("summary", ["auto", "detailed", None, "none"])
@@ -856,16 +965,28 @@ def test_an_answer_may_ask_for_more_than_there_is_room_for(client):
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         (CHAT, {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.tool_call_id"),
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
-        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0"),
+        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "messages.0: unknown role 'robot'"),
+        (CHAT, {"messages": [{"content": "a"}]}, "messages.0: has no `role`"),
+        (ITEMS, {"instructions": "a"}, "input"),
+        (TEXTS, {"prompt": ["a", ""]}, "prompt.1: string"),
+        (TEXTS, {"prompt": []}, "prompt: list should have at least 1 item"),
+        (TEXTS, {"prompt": [[1], []]}, "prompt.1: list should"),
+        (TEXTS, {"prompt": {"a": 1}}, "prompt: must be a text, a list of texts, token ids"),
+        ("/v1/embeddings", {"input": [1, "a"]}, "input.1: input should be a valid integer"),
+        (CHAT, [], "the body must be a JSON object"),
         (BLOCKS, {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages.0.content.0.tool_use_id"),
         (BLOCKS, {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "a"}]}]}, "messages.0.content.0.input"),
         (BLOCKS, {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "a"}]}, "tools.0.input_schema"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_field(client, path, body, field):
-    response = client.post(path, json=body | ({"max_tokens": 3} if path == BLOCKS else {}))
+    body = body | {"max_tokens": 3} if path == BLOCKS else body
+    response = client.post(path, json=body)
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"].startswith(f"{field}: "), response.text
+    named, message = field.partition(": ")[0], response.json()["error"]["message"]
+    assert message.startswith(field if ": " in field or " " in field else f"{field}: "), message
+    if path != BLOCKS:
+        assert response.json()["error"]["param"] == (None if " " in named else named)
 
 
 @pytest.mark.parametrize("half", [b"\\ud83d", b"\\uDE00", b"\xed\xa0\xbd"])

@@ -111,6 +111,12 @@ def test_nothing_runs_in_the_background(client):
     assert client.post("/v1/responses/resp_none/cancel").status_code == 404
 
 
+def test_a_kept_response_is_no_stream(client):
+    first = respond(client, "first")
+    told = get(client, f"/v1/responses/{first['id']}?stream=true&starting_after=1", 400)
+    assert told["error"]["param"] == "stream"
+
+
 def test_a_shorter_past(client):
     first = respond(client, "first")
     told = post(
@@ -127,6 +133,8 @@ def test_a_shorter_past(client):
     assert base64.b64decode(kept["encrypted_content"]).decode() == "They counted to two."
     again = [*told["output"], {"role": "user", "content": "second"}]
     assert respond(client, again)["output"][-1]["content"][0]["text"] == "two"
+    alone = post(client, "/v1/responses/compact", previous_response_id=first["id"], temperature=0)
+    assert [item["type"] for item in alone["output"]] == ["message", "compaction"]
     foreign = {"type": "compaction", "encrypted_content": "gAAAA*"}
     post(client, "/v1/responses", 400, input=[foreign, {"role": "user", "content": "x"}])
 

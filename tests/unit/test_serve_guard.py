@@ -139,6 +139,21 @@ def test_every_answer_has_the_policy(client):
     assert "server" not in client.get("/").headers
 
 
+def test_head_is_get_without_the_body(client, locked):
+    """Agents and watchers ask so whether anybody is there; what only takes POST does not."""
+    for path in ("/", "/health", "/v1/models", "/api/tags", "/api/version", "/docs"):
+        asked, told = client.head(path), client.get(path)
+        assert asked.status_code == told.status_code == 200
+        assert asked.content == b""
+        assert asked.headers["content-type"] == told.headers["content-type"]
+        assert asked.headers["content-length"] == told.headers["content-length"]
+    assert client.head(CHAT).status_code == 405
+    assert client.head("/nothing").status_code == 404
+    assert locked.head("/v1/models").status_code == 401
+    assert locked.head("/").status_code == 200
+    assert 'path="/api/tags",status="200"' in client.get("/metrics").text
+
+
 def test_a_key_opens(locked):
     assert locked.post(CHAT, json=BODY).status_code == 401
     wrong = {"authorization": "Bearer " + "w" * 24}

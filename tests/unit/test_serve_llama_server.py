@@ -53,6 +53,9 @@ def test_pieces(client, tokenizer):
     assert "".join(told["token_strs"]) == "the model"
 
 
+BEGUN = {"role": "assistant", "content": "It"}
+
+
 def test_a_conversations_prompt_is_the_one_that_is_read(client, engine):
     chat = {"messages": [{"role": "user", "content": TEXT}]}
     for fields in (
@@ -60,11 +63,15 @@ def test_a_conversations_prompt_is_the_one_that_is_read(client, engine):
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}]},
         {"chat_template_kwargs": {"custom_instructions": "Be brief."}},
+        {"tools": [{"type": "custom", "custom": {"name": "add"}}]},
+        {"add_generation_prompt": True, "continue_final_message": False},
+        {"continue_final_message": True, "messages": [*chat["messages"], BEGUN]},
     ):
-        prompt = post(client, "/apply-template", **chat, **fields)["prompt"]
-        asked = post(client, "/v1/chat/completions", **chat, **fields, max_tokens=1, glass_box=True)
+        body = chat | fields
+        prompt = post(client, "/apply-template", **body)["prompt"]
+        asked = post(client, "/v1/chat/completions", **body, max_tokens=1, glass_box=True)
         read = [token["id"] for token in asked["prompt_tokens_detail"]]
-        assert post(client, "/tokenize", **chat, **fields)["tokens"] == read
+        assert post(client, "/tokenize", **body)["tokens"] == read
         assert engine.tokenizer.decode(read) == prompt
     off = post(client, "/apply-template", **chat, reasoning_effort="none")["prompt"]
     assert off.endswith("<think>\n\n</think>\n")

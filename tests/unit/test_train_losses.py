@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from smollm3.data import Batch
 from smollm3.data.spec import PREFERENCE_LOSSES
-from smollm3.model import ModelConfig, Transformer
+from smollm3.model import ModelConfig, Transformer, packed
 from smollm3.train import losses
 from smollm3.train.forward import slices
 
@@ -147,12 +147,12 @@ def test_slices_of_rows_and_pairs():
     assert torch.equal(whole.weights_BT, rows.weights_BT)
 
     pairs = make_batch(rows=6, weighted=1.0, pairs=tuple(("x", i) for i in range(3)))
-    pairs.weights_BT[2, 7:] = 0  # the last pair's answers are shorter
-    pairs.weights_BT[5, 9:] = 0
+    pairs.weights_BT[2, 5:] = 0  # the last pair's answers are shorter
+    pairs.weights_BT[5, 7:] = 0
     first, second = slices(pairs, 2)
     assert first.ids_BT.shape == (4, 12)
-    assert second.ids_BT.shape == (2, 9)
-    assert torch.equal(second.ids_BT, pairs.ids_BT[[2, 5], :9])
+    assert second.ids_BT.shape == (2, 8)
+    assert torch.equal(second.ids_BT, pairs.ids_BT[[2, 5], :8])
     assert second.pairs == (("x", 2),)
 
     empty = replace(
@@ -163,3 +163,42 @@ def test_slices_of_rows_and_pairs():
         },
     )
     assert list(slices(empty, None)) == []
+
+
+def test_a_slice_ends_with_the_last_target_that_counts():
+    rows = make_batch(rows=5, weighted=1.0)
+    for row, end in enumerate((12, 3, 7, 8, 0)):
+        rows.weights_BT[row, end:] = 0
+    widths = {1: [12, 8, 8, 8, 8], 2: [12, 8, 8], 4: [12, 8], 5: [12]}
+    for size, expected in widths.items():
+        parts = list(slices(rows, size))
+        assert [part.ids_BT.shape[1] for part in parts] == expected
+        assert sum(float(part.weights_BT.sum()) for part in parts) == 30
+        for at, part in enumerate(parts):
+            for key in ("ids_BT", "targets_BT", "weights_BT", "documents_BT"):
+                whole = getattr(rows, key)[at * size : (at + 1) * size]
+                assert torch.equal(getattr(part, key), whole[:, : part.ids_BT.shape[1]])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_gradients_without_the_columns_behind_are_those_with_them(model, pairs):
+    """To float rounding: products of other shapes may add in another order."""
+    named = (("x", 0), ("x", 1)) if pairs else ()
+    batch = make_batch(rows=4, weighted=1.0, pairs=named)
+    for row, end in enumerate((5, 9, 2, 7)):
+        batch.weights_BT[row, end:] = 0
+        batch.documents_BT[row, end + 1 :] = int(not pairs)  # padding is a document apart
+
+    def gradients(parts):
+        model.zero_grad()
+        for part in parts:
+            h_BTE = model.hidden(part.ids_BT, attend=packed(part.documents_BT))
+            losses.language_modelling(model, h_BTE, part).total.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    whole = gradients([batch])
+    for size in (1, 2, None):
+        parts = list(slices(batch, size))
+        assert size != 1 or min(part.ids_BT.shape[1] for part in parts) == 8
+        for name, found in gradients(parts).items():
+            torch.testing.assert_close(found, whole[name], rtol=1e-4, atol=1e-6, msg=name)

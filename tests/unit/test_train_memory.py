@@ -72,6 +72,61 @@ def kept_bytes(wanted: TrainStage, how: str) -> int:
     return sum(kept.values())
 
 
+def test_only_the_inputs_of_blocks_wait_on_the_host(monkeypatch):
+    """One of each goes and comes, and the gradients keep their bits."""
+    wanted = stage(recompute="full", adapter={"rank": 4})
+    ids_BT = torch.randint(64, (4, SMALL.context))
+
+    def gradients(policy):
+        read = initial(lambda name, shape, part: torch.ones(shape)[part] / 64, 0)
+        model = adapted(SMALL, wanted.adapter, read, half=False, device=torch.device("cpu"))
+        apply_recompute(model, policy)
+        model.hidden(ids_BT).square().sum().backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    here, went, came = gradients("full"), [], []
+
+    class Waits(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, pin_memory):
+            assert pin_memory
+            super().__init__(
+                lambda tensor: went.append(tuple(tensor.shape)) or tensor.clone(),
+                lambda tensor: came.append(tuple(tensor.shape)) or tensor,
+            )
+
+    for away in (torch.autograd.graph.save_on_cpu, Waits):
+        monkeypatch.setattr("smollm3.train.recompute.save_on_cpu", away)
+        for found, expected in zip(gradients("offload"), here, strict=True):
+            assert torch.equal(found, expected)
+    assert went == came == [(4, SMALL.context, SMALL.hidden)] * SMALL.layers
+
+
+def test_what_waits_on_the_host_is_not_on_the_card():
+    spec = stage(context=32_768, batch=8, micro_batch=1, precision="bfloat16", adapter={"rank": 16})
+
+    def memory(spec, **how):
+        return training_memory(BIG, spec, Layout(**how), on_gpus=True, chunk=LOGITS)
+
+    full, waits = (memory(spec.model_copy(update={"recompute": r})) for r in ("full", "offload"))
+    inputs = 4 * BIG.hidden * spec.context  # in float32 under autocast
+    assert waits.host == BIG.layers * inputs
+    assert full.total - waits.total == (BIG.layers - 2) * inputs
+    assert fits(waits, 16 * 10**9)
+    assert not fits(full, 16 * 10**9)
+    whole = spec.model_copy(update={"adapter": None, "recompute": "full", "context": 4096})
+    here, away = memory(whole), memory(whole, offload=True)
+    assert away.host == here.weights + here.gradients + here.moments == 16 * BIG.parameters
+    assert not (here.host)
+    assert not (away.weights)
+    assert not (away.gradients)
+    assert not (away.moments)
+    assert fits(away, 16 * 10**9)
+    assert not fits(here, 40 * 10**9)
+    # On a CPU it is the same memory.
+    on_cpu = training_memory(BIG, whole, Layout(offload=True), on_gpus=False, chunk=LOGITS)
+    assert (on_cpu.host, on_cpu.weights) == (0, 4 * BIG.parameters)
+
+
 @pytest.mark.parametrize("adapter", [None, "lora", "dora", "qlora"])
 @pytest.mark.parametrize("how", ["float32", "sharded", "autocast"])
 @pytest.mark.parametrize("recompute", ["none", "full"])

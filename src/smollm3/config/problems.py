@@ -63,9 +63,10 @@ def _problem(error: Any, value: Any, model: Any) -> Problem:
         case "union_tag_invalid":
             expected = context["expected_tags"].replace("'", "").split(", ")
             hint = suggestion(str(context["tag"]), expected)
-            message = f"unknown kind '{context['tag']:.100}'{hint}; known: {', '.join(expected)}"
+            name = context["discriminator"].strip("'")
+            message = f"unknown {name} '{context['tag']:.100}'{hint}; known: {', '.join(expected)}"
         case "union_tag_not_found":
-            message = "has no `kind`"
+            message = f"has no `{context['discriminator'].strip(chr(39))}`"
         case "value_error":
             message = str(context["error"])
         case _:

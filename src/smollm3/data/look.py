@@ -112,6 +112,8 @@ def look(
             yield Looked(entry, left_out=f"cannot be rendered: {e}")
             continue
         odd = list(_odd(document))
+        if document.options.get("tools") and not tokenizer.shows_tools:
+            odd.append("tools that the model's chat template does not show")
         if context is not None:
             odd += _cut(sides, context)
         content = document.content_hash()

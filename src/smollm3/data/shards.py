@@ -15,7 +15,6 @@ datatrove's format: nanotron and datatrove read `train/` as it is.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import secrets
 from array import array
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from smollm3.data.store import Store, upload
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, disk_errors, read_json, read_object, sha256_json, write_json
+from smollm3.portable import read_ahead
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -173,8 +173,8 @@ class Shard:
         if self._store is not None:
             self._store.ahead(f"{self.split}/{self._parts[part]}.ds", self._size(part, ""))
             return
-        with self._open(part, "") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-            m.madvise(mmap.MADV_WILLNEED, 0, min(len(m), AHEAD_BYTES))
+        with self._open(part, "") as f:
+            read_ahead(f, AHEAD_BYTES)
 
 
 class _Tokens:

@@ -34,11 +34,11 @@ class Journal:
         self._synced = time.monotonic()
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._file = path.open("ab", buffering=0)
         try:
             self._read(origin)
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def __enter__(self) -> Journal:
@@ -48,8 +48,8 @@ class Journal:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         with disk_errors(self.path):
-            os.fsync(self._file)
-        os.close(self._file)
+            os.fsync(self._file.fileno())
+        self._file.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -65,7 +65,7 @@ class Journal:
         self._write({"key": key, "value": value})
         if time.monotonic() - self._synced > SYNC_SECONDS:
             with disk_errors(self.path):
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def _read(self, origin: dict[str, Any]) -> None:
@@ -80,10 +80,10 @@ class Journal:
             self._check(_flat(there), _flat(origin))
         else:
             good = 0
-        os.ftruncate(self._file, good)
+        self._file.truncate(good)
         if not good:
             self._write({"format": FORMAT, "origin": origin})
-            os.fsync(self._file)
+            os.fsync(self._file.fileno())
             fsync_folder(self.path.parent)
 
     def _take(self, line: bytes, number: int) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Journal:
         data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         with disk_errors(self.path):
             while data:
-                data = data[os.write(self._file, data) :]
+                data = data[self._file.write(data) :]
 
 
 def _flat(origin: dict[str, Any], before: str = "") -> dict[str, Any]:

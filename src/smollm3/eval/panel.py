@@ -18,6 +18,8 @@ from smollm3.files import read_json, write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from smollm3.tokenizer import Tokenizer
+
 FILE = "panel.json"
 
 # Short questions with few tokens, and their data sets: what `smollm3 finetune` asks.
@@ -26,6 +28,15 @@ TASKS = {
     "piqa": "baber/piqa",
     "openbookqa": "allenai/openbookqa",
 }
+
+
+MODES, CALLS = ("obeys/think", "obeys/no_think"), "tool_json/no_think"
+
+
+def questions(tokenizer: Tokenizer) -> list[str]:
+    """The made-up ones that a model's chat template can ask: of the rest nothing can be lost."""
+    modes = MODES if tokenizer.knows_thinking else ()
+    return [*modes, *([CALLS] if tokenizer.shows_tools else ())]
 
 
 @dataclass(frozen=True)

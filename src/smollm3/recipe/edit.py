@@ -33,7 +33,7 @@ class RecipeText:
         if path not in places:
             above = places[path[:-1]] if path[:-1] else 0
             indent = " " * 2 * (len(path) - 1)
-            lines.insert(above, f"{indent}{path[-1]}: {_flow(value)}{_comment(why)}")
+            lines.insert(above, f"{indent}{path[-1]}: {flow(value)}{_comment(why)}")
             self.text = "\n".join(lines) + "\n"
             return
         start = places[path] - 1
@@ -45,7 +45,7 @@ class RecipeText:
         anchor = _ANCHOR.match(lines[start])
         kept = re.search(r"  # .*$", lines[start])
         comment = _comment(why) or (kept[0] if kept else "")
-        line = f"{indent}{head} {anchor[1] if anchor else ''}{_flow(value)}{comment}"
+        line = f"{indent}{head} {anchor[1] if anchor else ''}{flow(value)}{comment}"
         lines[start : self._end(start, lines)] = [line]
         self.text = "\n".join(lines) + "\n"
 
@@ -86,7 +86,7 @@ def _at(values: Any, path: Path) -> Any:
     return values
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """YAML on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")

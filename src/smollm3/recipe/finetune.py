@@ -7,12 +7,12 @@ by hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,21 +22,22 @@ from smollm3.chat import default_template
 from smollm3.checkpoint.gguf.write import architecture
 from smollm3.config.yaml import parse_yaml
 from smollm3.errors import UserError
-from smollm3.eval.panel import TASKS, missing
+from smollm3.eval.panel import TASKS, missing, questions
 from smollm3.infer.backends.memory import free_bytes
 from smollm3.machine import has_bfloat16_units
 from smollm3.model import ModelConfig
 from smollm3.plan import stage_costs
 from smollm3.portable import usable_cpus
 from smollm3.recipe.edit import Path as Key
-from smollm3.recipe.edit import RecipeText
+from smollm3.recipe.edit import RecipeText, flow
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.own_data import Looked, look
 from smollm3.recipe.schema import ChatIdentity, Recipe
+from smollm3.tokenizer import Tokenizer
 from smollm3.train.layout import Layout
 from smollm3.train.losses import LOGITS
 from smollm3.train.memory import trained_parameters, training_memory
-from smollm3.train.spec import Adapter, TrainStage
+from smollm3.train.spec import Adapter, Recompute, TrainStage
 from smollm3.units import count, duration, size
 
 FILE = "finetune.yaml"
@@ -75,33 +76,35 @@ class Wish:
 
 @dataclass(frozen=True)
 class Decision:
-    """One line of the recipe: what, and why."""
+    """One line of the recipe: what, and why; said as it stands there."""
 
     key: Key
     value: Any
     why: str
 
     def __str__(self) -> str:
-        return f"{'.'.join(map(str, self.key))}: {self.value}: {self.why}"
+        return f"{'.'.join(map(str, self.key))}: {flow(self.value)}  # {self.why}"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains here. memory: bytes that a plan may use. half: whether bfloat16 pays."""
+    """What trains here. memory: bytes that a plan may use. half: whether bfloat16 pays. host: bytes
+    that are free beside a GPU."""
 
     name: str
     memory: int
     half: bool
     threads: int
     is_cpu: bool
+    host: int = 0
 
     @classmethod
     def here(cls) -> Machine:
-        if torch.cuda.is_available():
-            device = torch.device("cuda")
-            half = torch.cuda.get_device_capability() >= (8, 0)
-            return cls(torch.cuda.get_device_name(), free_bytes(device), half, 1, is_cpu=False)
         free, cpus = free_bytes(torch.device("cpu")), usable_cpus()
+        if torch.cuda.is_available():
+            card, memory = torch.cuda.get_device_name(), free_bytes(torch.device("cuda"))
+            half = torch.cuda.get_device_capability() >= (8, 0)
+            return cls(card, memory, half, 1, is_cpu=False, host=free)
         return cls(f"CPU, {cpus} cores", free, has_bfloat16_units(), cpus, is_cpu=True)
 
 
@@ -139,7 +142,7 @@ class _Planner:
                 raise UserError(f"--preferences {wish.pairs}: no pairs of chosen and rejected")
         self._set(("name",), wish.name, "")
         self._set(("threads",), self.machine.threads, f"this machine: {self.machine.name}")
-        self._after(sources)
+        self._after(sources, tokenizer)
         self._override()  # what is asked for is not decided again, but decided by
         for looked, stage in (("mine", "sft"), ("pairs", "apo")):
             if looked not in [source.name for source in sources]:
@@ -214,7 +217,7 @@ class _Planner:
             self._set((*at, "rope_theta"), float(f"{theta:.2g}"), why)
 
     def _fit(self, at: Key) -> None:
-        """Adapter, precision, recompute and micro_batch: the first choice that fits."""
+        """Adapter, precision, recompute, offload and micro_batch: the first choice that fits."""
         machine, wish = self.machine, self.wish
         half = machine.half
         self._set(
@@ -224,7 +227,7 @@ class _Planner:
         )
         stage = self._recipe().stages[str(at[1])]
         assert isinstance(stage, TrainStage)
-        for kind, moments, recompute, rows in self._choices(at):
+        for kind, moments, recompute, rows, offload in self._choices(at):
             adapter = _adapter(kind)
             choice: dict[str, Any] = {
                 "adapter": adapter,
@@ -236,10 +239,9 @@ class _Planner:
                 choice["adapter"] = Adapter.model_validate(adapter)
             free = [key for key in choice if not self._is_asked(f"stages.{at[1]}.{key}")]
             stage = stage.model_copy(update={key: choice[key] for key in free})
-            memory = training_memory(
-                self.config, stage, Layout(), on_gpus=not machine.is_cpu, chunk=LOGITS
-            )
-            if memory.total <= SHARE * machine.memory:
+            layout, on_gpus = Layout(offload=offload), not machine.is_cpu
+            memory = training_memory(self.config, stage, layout, on_gpus=on_gpus, chunk=LOGITS)
+            if memory.total <= SHARE * machine.memory and memory.host <= SHARE * machine.host:
                 break
         else:
             raise UserError(
@@ -249,6 +251,8 @@ class _Planner:
         learnt = trained_parameters(self.config, stage.adapter)
         share = learnt / self.config.parameters
         needs = f"{size(memory.total)} of the {size(machine.memory)} that are free"
+        if memory.host:
+            needs += f", and {size(memory.host)} of the host's {size(machine.host)}"
         if stage.adapter is None:
             why = f"all {count(learnt)} weights are trained, as --adapter full says; {needs}"
         else:
@@ -259,24 +263,30 @@ class _Planner:
             self._set((*at, "optimizer", "moments"), moments, "those in float32 would not fit")
         if recompute != "none":
             self._set((*at, "recompute"), recompute, "what the backward pass needs would not fit")
+        if offload:
+            why = "float32 weights and moments would not fit, so AdamW runs on the host"
+            self._set((*at, "parallel"), {"offload": True}, why)
         self._set((*at, "micro_batch"), rows, "rows at once, the rest of a batch one after another")
 
-    def _choices(self, at: Key) -> list[tuple[str, str, str, int]]:
-        """(adapter, moments, recompute, micro_batch), best first."""
+    def _choices(self, at: Key) -> Iterator[tuple[str, str, str, int, bool]]:
+        """(adapter, moments, recompute, micro_batch, offload), best first."""
         asked = self.wish.adapter
         kinds = ["lora", "qlora"] if asked == "auto" else [asked]
         batch = self._value((*at, "batch"))
-        # More rows at once bring nothing on a CPU.
-        sizes = [1] if self.machine.is_cpu else [n for n in (8, 4, 2, 1) if batch % n == 0]
+        # More rows at once bring nothing on a CPU, nor does a host's memory.
+        on_cpu = self.machine.is_cpu
+        sizes = [1] if on_cpu else [n for n in (8, 4, 2, 1) if batch % n == 0]
+        policies = ("none", "selective", "full") if on_cpu else get_args(Recompute)
         # An adapter's moments are few; torchao has the 8-bit ones.
-        both = asked == "full" and find_spec("torchao") is not None
-        return [
-            (kind, moments, recompute, rows)
-            for kind in kinds
-            for moments in (("float32", "8bit") if both else ("float32",))
-            for recompute in ("none", "selective", "full")
-            for rows in (sizes if recompute == "none" else [1])
-        ]
+        states = [("float32", False)]
+        if asked == "full":
+            states += [("8bit", False)] if find_spec("torchao") is not None else []
+            states += [("float32", True)] if not on_cpu else []
+        for kind in kinds:
+            for moments, offload in states:
+                for recompute in policies:
+                    for rows in sizes if recompute == "none" else [1]:
+                        yield kind, moments, recompute, rows, offload
 
     def _rate(self, at: Key, again: bool) -> None:
         """2e-5 for 3B weights, as SmolLM3's SFT; smaller models learn at more, an adapter at ten
@@ -292,7 +302,7 @@ class _Planner:
 
     # the whole
 
-    def _after(self, sources: Sequence[Looked]) -> None:
+    def _after(self, sources: Sequence[Looked], tokenizer: Tokenizer) -> None:
         claims = [
             {
                 "claim": "Held-out documents are likelier than before",
@@ -324,6 +334,10 @@ class _Planner:
                 ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
             )
             self._set(("stages", "compare", "answers"), 4, "written in a minute here")
+        at = ("stages", "compare", "panel")
+        if (known := questions(tokenizer)) != self._value(at):
+            why = "the model's chat template has no place for thinking, for tools, or for both"
+            self._set(at, known, why)
         self._panel()
         if find_spec("gguf") is not None and _fits_gguf(self.config):
             why = "for transformers and vLLM; for llama.cpp"

@@ -198,6 +198,8 @@ def _train_problems(
                 f"has format {recipe.sources[source].format}, which loss {stage.loss} cannot use",
             )
     parallel = stage.parallel or recipe.parallel
+    if problem := stage.problem_of(parallel):
+        yield at, problem
     ranks = recipe.ranks(parallel)
     if ranks % parallel.processes:
         yield at, f"parallel is for {parallel.processes} processes, processes: {ranks}"

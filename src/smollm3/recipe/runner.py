@@ -29,6 +29,7 @@ from smollm3.recipe.graph import (
     sources_of,
     tokenizer_of,
 )
+from smollm3.recipe.notices import telling
 from smollm3.recipe.schema import KEPT, Recipe, Stage, TokenizerStage
 from smollm3.recipe.scoring import check_benchmarks
 from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
@@ -66,6 +67,11 @@ class Run:
 
     def execute(self, only: str | None = None, redo: Iterable[str] = ()) -> None:
         """Run what is not done. `only` one stage; `redo` these and all that is made from them."""
+        recipe = self.recipe
+        with telling(recipe.notify, recipe.name, self.out, self.events.warn):
+            self._execute(only, redo)
+
+    def _execute(self, only: str | None, redo: Iterable[str]) -> None:
         for name in [*([only] if only else []), *redo]:
             if name not in self.recipe.stages:
                 raise UserError(f"no stage '{name}'; stages: {', '.join(self.recipe.stages)}")

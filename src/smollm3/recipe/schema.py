@@ -14,6 +14,7 @@ from smollm3.data.steps import across
 from smollm3.errors import UserError
 from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.model import ModelConfig, nope_pattern
+from smollm3.recipe.notices import NoticeName
 from smollm3.recipe.trackers import TrackerName
 from smollm3.synth.spec import SynthStage
 from smollm3.train.spec import Parallel, TrainStage
@@ -135,8 +136,9 @@ class Recipe(StrictModel):
     """processes: data-parallel processes of a laptop run; threads: of each (torch ignores more
     than helps: two threads at 64 hidden are slower than one). parallel: how processes share the
     model; on GPUs, where nothing is said, the planner chooses. track: programs that are told the
-    steps of training, beside the run's own files. states: a URL that fsspec knows, where copies of
-    training checkpoints lie as long as their stage is not done."""
+    steps of training, beside the run's own files. notify: where word of the run's end goes: this
+    desktop, or the web hook whose address SMOLLM3_WEBHOOK holds. states: a URL that
+    fsspec knows, where copies of training checkpoints lie as long as their stage is not done."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
@@ -145,6 +147,7 @@ class Recipe(StrictModel):
     parallel: Parallel = Parallel()
     hardware: Cluster | None = None
     track: list[TrackerName] = Field(default_factory=list)
+    notify: list[NoticeName] = Field(default_factory=list)
     states: str | None = None
     model: ModelShape | None = None
     chat: ChatIdentity = ChatIdentity()

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smollm3.agent import Agent
 from smollm3.config import problems
@@ -51,7 +51,26 @@ def create_app(
 
 def guarded(service: Service) -> ASGIApp:
     """The application of a service."""
-    return Guard(routes(service), service)
+    return Guard(_with_heads(routes(service)), service)
+
+
+def _with_heads(app: ASGIApp) -> ASGIApp:
+    """HEAD is answered as GET is, without the body: clients ask so whether anybody is there."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            held = {"body": b""} if message["type"] == "http.response.body" else {}
+            await send({**message, **held})
+
+        asked = {**scope, "method": "GET"}
+        await app(asked, receive, without_body)
+        scope.update({"route": asked["route"]} if "route" in asked else {})  # the guard counts it
+
+    return answered
 
 
 def routes(service: Service) -> FastAPI:
@@ -125,8 +144,12 @@ def _reply(request: Request, error: ApiError) -> Response:
     return JSONResponse(body, error.status, error.headers)
 
 
-def first_error(error: RequestValidationError) -> tuple[str, str]:
+def first_error(error: RequestValidationError) -> tuple[str, str | None]:
     """One line about a body that is no request, and its field; long ones not in full."""
+    if any(e["type"] == "json_invalid" for e in error.errors()):
+        return "the body cannot be read as JSON", None
+    if any(e["loc"] == ("body",) for e in error.errors()):
+        return "the body must be a JSON object", None
     bodiless = [{**e, "loc": e["loc"][1:]} for e in error.errors()]  # the first is "body"
     first = problems(bodiless, error.body)[0]
     key, message = shortened(first.key), shortened(first.message)

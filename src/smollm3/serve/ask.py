@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smollm3.chat.tags import THINK
 from smollm3.infer import Engine
 from smollm3.serve.errors import refused
 from smollm3.serve.settings import Settings
@@ -59,7 +58,7 @@ def characters(value: Any) -> int:
 
 def can_think(engine: Engine) -> bool:
     """Whether the model knows reasoning: its template does."""
-    return THINK in engine.tokenizer.template
+    return engine.tokenizer.knows_thinking
 
 
 def check_schema(where: str, schema: Any, settings: Settings) -> None:

@@ -22,6 +22,7 @@ from tokenizers import models
 
 from smollm3.chat import Message, Renderer, Rendering, RenderOptions, parse
 from smollm3.chat.render import Piece, any_of
+from smollm3.chat.tags import THINK
 from smollm3.errors import UserError
 from smollm3.files import read_object, read_text, sha256_json, write_atomic, write_json
 from smollm3.tokenizer.bpe import train_bpe
@@ -333,6 +334,18 @@ class Tokenizer:
     def template_variables(self) -> frozenset[str]:
         """What the chat template reads beside what `render` has names for."""
         return self._renderer.variables
+
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the chat template does."""
+        return THINK in self.template
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the chat template says which tools there are."""
+        asked = [{"role": "user", "content": "?"}]
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+        return self.render_text(asked, tools=[tool]) != self.render_text(asked)
 
     def render_text(
         self, messages: Sequence[Mapping[str, Any] | Message], **options: Unpack[RenderOptions]

@@ -19,6 +19,7 @@ from smollm3.quiet import quiet
 from smollm3.train.losses import cross_entropy
 from smollm3.train.spec import TrainStage
 
+ALIGNED = 8  # columns, as products on GPUs like them; few widths, and all of a full row
 Gather = Callable[[Tensor], Tensor]  # [B, own columns, ...] -> [B, all columns, ...]
 
 
@@ -142,27 +143,26 @@ def _padded(batch: Batch, more: int) -> Batch:
 
 
 def slices(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """`batch` in slices of `size` rows (or pairs), None: whole. A rank's share may be empty."""
-    rows = len(batch.pairs) or len(batch.ids_BT)
-    for start in range(0, rows, size or rows or 1):
-        stop = start + (size or rows)
-        if batch.pairs:
-            yield _pairs(batch, start, min(stop, rows))
-        else:
-            yield _rows(batch, slice(start, stop), batch.ids_BT.shape[1])
+    """`batch` in slices of `size` rows (or pairs), None: whole. A rank's share may be empty.
+
+    Each without the columns behind the last target that counts in any of its rows: nothing before
+    them sees them. What is left is a multiple of ALIGNED columns, if the batch is so wide.
+    """
+    count = len(batch.pairs) or len(batch.ids_BT)
+    for start in range(0, count, size or count or 1):
+        stop = min(start + (size or count), count)
+        if not batch.pairs:
+            yield _rows(batch, slice(start, stop))
+            continue
+        blank = max(0, stop - max(start, count - batch.blank))
+        both = torch.cat([torch.arange(start, stop), torch.arange(start, stop) + count])
+        yield replace(_rows(batch, both), pairs=batch.pairs[start:stop], blank=blank)
 
 
-def _pairs(batch: Batch, start: int, stop: int) -> Batch:
-    """Some pairs of a batch, without the columns in which none of them has a target."""
-    rows = torch.cat([torch.arange(start, stop), torch.arange(start, stop) + len(batch.pairs)])
-    used_T = batch.weights_BT[rows].any(0).nonzero()
-    length = int(used_T[-1]) + 1 if len(used_T) else 1
-    real = len(batch.pairs) - batch.blank
-    blank = max(0, stop - max(start, real))
-    return replace(_rows(batch, rows, length), pairs=batch.pairs[start:stop], blank=blank)
-
-
-def _rows(batch: Batch, rows: slice | Tensor, length: int) -> Batch:
+def _rows(batch: Batch, rows: slice | Tensor) -> Batch:
+    counts_T = batch.weights_BT[rows].any(0).nonzero()
+    last = int(counts_T[-1]) if len(counts_T) else 0
+    length = -(-(last + 1) // ALIGNED) * ALIGNED
     return replace(
         batch,
         ids_BT=batch.ids_BT[rows, :length],

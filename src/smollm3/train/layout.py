@@ -12,19 +12,20 @@ from smollm3.train.spec import Parallel, TrainStage
 @dataclass(frozen=True)
 class Layout:
     """replicate x shard x cp x tp ranks, tp varying fastest: tensor parallelism talks most, and
-    neighbours are on one machine."""
+    neighbours are on one machine. offload: the weights and states are in the host's memory."""
 
     replicate: int = 1
     shard: int = 1
     cp: int = 1
     tp: int = 1
+    offload: bool = False
 
     @staticmethod
     def of(parallel: Parallel, processes: int) -> Layout:
         """`parallel` on so many processes, or a UserError."""
         shares = parallel.shard * parallel.cp * parallel.tp
         replicate = parallel.replicate or max(1, processes // shares)
-        layout = Layout(replicate, parallel.shard, parallel.cp, parallel.tp)
+        layout = Layout(replicate, parallel.shard, parallel.cp, parallel.tp, parallel.offload)
         if layout.size != processes:
             raise UserError(
                 f"parallel: {layout} are {layout.size} processes, but there are {processes}; start "
@@ -49,14 +50,15 @@ class Layout:
     @property
     def whole(self) -> bool:
         """Whether every rank holds the whole model."""
-        return self.shard == self.cp == self.tp == 1
+        return self.shard == self.cp == self.tp == 1 and not self.offload
 
     def row_rank(self, rank: int) -> int:
         return rank // (self.cp * self.tp)
 
     def __str__(self) -> str:
         parts = {"replicate": self.replicate, "shard": self.shard, "cp": self.cp, "tp": self.tp}
-        return " x ".join(f"{name} {n}" for name, n in parts.items() if n > 1) or "1 process"
+        split = " x ".join(f"{name} {n}" for name, n in parts.items() if n > 1) or "1 process"
+        return f"{split}, offload" if self.offload else split
 
     def problem(self, config: ModelConfig, stage: TrainStage) -> str | None:
         """Why this split cannot train `stage`, in one line with the fix; None: it can."""

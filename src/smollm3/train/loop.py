@@ -80,17 +80,13 @@ def train(
 def parallelism(job: TrainJob, group: ProcessGroup) -> Replicated | Sharded:
     """How the ranks share a job: on CPUs whole models where the recipe asks for nothing else."""
     stage = job.stage
+    if problem := stage.problem_of(job.parallel):
+        raise UserError(problem)
     if group.device.type == "cuda" and job.parallel == Parallel():
         card = torch.cuda.get_device_properties(group.device).total_memory
         layout, stage = chosen(job.model, stage, group.size, card, LOGITS)
     else:
         layout = Layout.of(job.parallel, group.size)
-    if stage.is_whole and not layout.whole:
-        what = "optimizer: moments: 8bit" if stage.adapter is None else "adapter"
-        raise UserError(
-            f"{what}: every process holds the whole model, which {layout} would split; "
-            "set parallel to replicate alone"
-        )
     if layout.whole and (group.device.type == "cpu" or stage.is_whole):
         return Replicated(group, stage)
     from smollm3.train.parallel import Sharded  # its imports take seconds

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from smollm3.errors import UserError
 from smollm3.model import ModelConfig
 from smollm3.train.layout import Layout
-from smollm3.train.spec import Adapter, TrainStage
+from smollm3.train.spec import Adapter, Recompute, TrainStage
 from smollm3.units import size
 
 # Of a card's memory, what CUDA, NCCL and fragments take.
@@ -25,7 +25,8 @@ class Memory:
     """Bytes of one process. head: logits, and what of the weights is gathered or copied while they
     are made; block: the same of a block in the backward pass. accumulated: whether gradients are
     held all the time; else they come as the activations go. process: what it takes on a CPU before
-    it has a model. merged: the model in the end, where its matrices were in 4 bits before."""
+    it has a model. merged: the model in the end, where its matrices were in 4 bits before. host:
+    beside all this, what waits in the memory of a GPU's host."""
 
     weights: int
     gradients: int
@@ -36,6 +37,7 @@ class Memory:
     accumulated: bool
     process: int = 0
     merged: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -125,6 +127,38 @@ def _frozen_bytes(config: ModelConfig, adapter: Adapter, half: bool) -> int:
     return held + 4 * small
 
 
+def _gathered(config: ModelConfig, layout: Layout, e: int, *, elsewhere: bool) -> tuple[int, int]:
+    """Bytes while the logits are made, and in the backward pass of a block. Embedding and head stay
+    gathered, and a block is at work while the next is fetched, in e bytes a number. Gradients are
+    made whole, and summed in float32. elsewhere: shards come from the host and gradients go there.
+    """
+    head = _embeddings(config)
+    block = (config.parameters - head) // config.layers
+    at_head = e * (2 * head + 2 * block) // layout.tp
+    at_block = (e * (head + 3 * block) + 4 * max(head, block)) // layout.tp
+    if elsewhere:
+        parts = layout.shard * layout.cp * layout.tp
+        at_head += 4 * (head + 2 * block) // parts
+        at_block += 4 * (2 * block + max(head, block)) // parts
+    return at_head, at_block
+
+
+def _copies(config: ModelConfig, adapter: Adapter | None, learnt: int, *, half: bool) -> int:
+    """Bytes of what a whole model makes of its weights to compute."""
+    copies = 0
+    trains_head = adapter is None or adapter.embeddings
+    if half:  # bfloat16 copies of what is trained, and of the head
+        copies += 2 * learnt + (0 if trains_head else 2 * config.vocab_size * config.hidden)
+    if config.tied and trains_head:  # the head's waits for the embedding's
+        copies += 4 * config.vocab_size * config.hidden
+    largest = config.hidden * config.ffn
+    if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
+        copies += 12 * largest
+    if adapter is not None and adapter.kind == "dora":  # its sum with B·A, whose lengths are taken
+        copies += (8 if half else 4) * largest
+    return copies
+
+
 def training_memory(
     config: ModelConfig, stage: TrainStage, layout: Layout, *, on_gpus: bool, chunk: int
 ) -> Memory:
@@ -134,9 +168,13 @@ def training_memory(
     parameter over shard x cp x tp) and the layers at work are gathered in the stage's precision.
     On a CPU, under an adapter, whose base is frozen, and with 8-bit moments (a code for each and a
     scale of 4 bytes for 256) every process holds them whole. chunk: logits in memory at once.
+    What is offloaded waits on the host: a layer's shards come in float32 and their gradients go so;
+    two inputs of a block are here, one that goes and one that came.
     """
     adapter = stage.adapter
     sharded = on_gpus and not stage.is_whole
+    elsewhere = on_gpus and layout.offload
+    waits = on_gpus and stage.recompute == "offload"
     half = stage.is_half
     e = 2 if half else 4
     parts = layout.shard * layout.cp * layout.tp
@@ -150,30 +188,17 @@ def training_memory(
     rows, all_rows = (n * (2 if stage.is_preference else 1) for n in (rows, all_rows))
     tokens = rows * -(-stage.context // layout.cp)
 
-    # Gathered: embedding and head stay, and a block is at work while the next is fetched. Gradients
-    # are made whole, and summed in float32.
-    at_head = at_block = 0
-    if sharded:
-        head = _embeddings(config)
-        block = (config.parameters - head) // config.layers
-        at_head = e * (2 * head + 2 * block) // layout.tp
-        at_block = (e * (head + 3 * block) + 4 * max(head, block)) // layout.tp
-    copies = 0
     autocast = half and not sharded
-    trains_head = adapter is None or adapter.embeddings
-    if autocast:  # bfloat16 copies of what is trained, and of the head
-        copies += 2 * learnt + (0 if trains_head else 2 * config.vocab_size * config.hidden)
-    if not sharded and config.tied and trains_head:  # the head's waits for the embedding's
-        copies += 4 * config.vocab_size * config.hidden
-    largest = config.hidden * config.ffn
-    if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
-        copies += 12 * largest
-    if adapter is not None and adapter.kind == "dora":  # its sum with B·A, whose lengths are taken
-        copies += (8 if half else 4) * largest
-    elements, float32s = kept_elements(config, stage, stage.recompute, autocast=autocast)
+    if sharded:
+        copies, (at_head, at_block) = 0, _gathered(config, layout, e, elsewhere=elsewhere)
+    else:
+        copies, at_head, at_block = _copies(config, adapter, learnt, half=half), 0, 0
+    kept = "full" if stage.recompute == "offload" else stage.recompute
+    elements, float32s = kept_elements(config, stage, kept, autocast=autocast)
     # Tensor parallelism shares products by heads and features, the rest by sequence; but what goes
     # into the products of attention and of the feed-forward is gathered.
-    layers = config.layers * (e * elements + 4 * float32s) // layout.tp
+    layer = e * elements + 4 * float32s
+    layers = (2 if waits else config.layers) * layer // layout.tp
     if stage.recompute == "none":
         layers += config.layers * e * 2 * config.hidden * (layout.tp - 1) // layout.tp
     # The last norm keeps its input, and where it is trained the normed state.
@@ -184,19 +209,26 @@ def training_memory(
         again = tokens * (e * whole + 4 * more) // layout.tp
     # In float32 the logits, log-softmax and its gradient; one more where ranks share them.
     logits = min(tokens * config.vocab_size, chunk) * (16 if layout.tp > 1 else 12) // layout.tp
+    gradients = 4 * learnt
+    moments = 8 * learnt if stage.optimizer.moments == "float32" else 2 * learnt + learnt // 32
+    host = tokens * config.layers * layer // layout.tp if waits else 0
+    if elsewhere:
+        host += weights + gradients + moments
+        weights = gradients = moments = 0
     merged = 0
     if adapter is not None and adapter.base == "nf4" and not on_gpus:
         merged = 4 * config.parameters + 16 * learnt
     return Memory(
         weights=weights,
-        gradients=4 * learnt,
-        moments=8 * learnt if stage.optimizer.moments == "float32" else 2 * learnt + learnt // 32,
+        gradients=gradients,
+        moments=moments,
         activations=tokens * (layers + last * config.hidden // layout.tp),
         head=at_head + copies + logits,
         block=at_block + copies + again,
         accumulated=not sharded or rows < all_rows,
         process=0 if on_gpus else PROCESS,
         merged=merged,
+        host=host,
     )
 
 
@@ -246,7 +278,9 @@ def candidates(
     config: ModelConfig, stage: TrainStage, processes: int
 ) -> Iterator[tuple[Layout, TrainStage]]:
     """Splits in the order in which they are worth trying."""
-    policies = ("none", "selective", "full")
+    policies: tuple[Recompute, ...] = ("none", "selective", "full")
+    first = stage.recompute  # what waits on the host is a choice of the recipe's alone
+    policies = policies[policies.index(first) :] if first in policies else (first,)
     for used in sorted(_divisors_below(processes), reverse=True):
         for cp in (1, 2, 4, 8, 16):
             for tp in (1, 2, 4, 8):
@@ -258,7 +292,7 @@ def candidates(
                 shards = (1, 2, 4, 8, 16, 32, 64) if not stage.is_whole else (1,)
                 for shard in [n for n in shards if groups % n == 0]:
                     layout = Layout(groups // shard, shard, cp, tp)
-                    for recompute in policies[policies.index(stage.recompute) :]:
+                    for recompute in policies:
                         for rows in dict.fromkeys((stage.micro_batch, 1)):
                             yield (
                                 layout,

@@ -3,7 +3,8 @@
 Weights, gradients and moments are sharded by FSDP2 (`shard`), or that several times over
 (`replicate`, HSDP). Tensor parallelism (`tp`) shares each product, with sequence-parallel norms
 and a vocabulary-parallel cross-entropy. Context parallelism (`cp`) shares each row's columns: a
-rank has its queries and gathers all keys and values. To FSDP a cp rank is one more shard.
+rank has its queries and gathers all keys and values. To FSDP a cp rank is one more shard. With
+`offload` the shards are in the host's memory.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -90,7 +93,8 @@ class Sharded:
 
         read: the weights; None: they come later.
         """
-        model = self.meta_model(config).to_empty(device=self.group.device)
+        held = torch.device("cpu") if self.layout_.offload else self.group.device
+        model = self.meta_model(config).to_empty(device=held)
         return fill_model(model, read) if read is not None else model
 
     def meta_model(self, config: ModelConfig) -> Transformer:
@@ -112,11 +116,13 @@ class Sharded:
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
+        pinned = self.group.device.type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.layout_.offload else OffloadPolicy()
         mesh = (
             self.mesh["shard"] if self.layout_.replicate == 1 else self.mesh["replicate", "shard"]
         )
         for module in (*model.blocks, model):  # the model: embedding, last norm and head
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 # The loss is a sum, divided last. Some ranks may have no weight at all.
@@ -280,7 +286,7 @@ class ShardGradients:
         norms = torch.stack(torch._foreach_norm(self._held()))
         held = torch.tensor([_holders(p) for p in self.parameters], device=norms.device)
         square = (norms.double().square() / held).sum()[None]
-        sums = torch.cat([square, self.others.double() / self.copies])
+        sums = torch.cat([square.to(self.others.device), self.others.double() / self.copies])
         self.group.all_reduce_(sums)
         sums[0].sqrt_()
         values: list[float] = sums.tolist()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import (
 )
 
 from smollm3.model import Transformer
+from smollm3.train.spec import Recompute
 
 # Kept under `selective`: what costs FLOPs to make again. In elements for each token and layer:
 # 2·H·D + 2·G·D + E + 2·F + E instead of 6·E + 2·H·D + 2·G·D + 4·F.
@@ -30,7 +32,7 @@ EXPENSIVE = (
 )
 
 
-def apply_recompute(model: Transformer, policy: Literal["none", "selective", "full"]) -> None:
+def apply_recompute(model: Transformer, policy: Recompute) -> None:
     """Make every block keep only what `policy` says."""
     if policy == "none":
         return
@@ -39,6 +41,8 @@ def apply_recompute(model: Transformer, policy: Literal["none", "selective", "fu
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in model.blocks:
         block.forward = _checkpointed(block.forward, options)
+        if policy == "offload":
+            block.forward = _waiting_on_the_host(block.forward)
 
 
 def _checkpointed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
@@ -46,6 +50,16 @@ def _checkpointed(forward: Callable[..., Any], options: dict[str, Any]) -> Calla
         return checkpoint(forward, *inputs, **options)
 
     return checkpointed
+
+
+def _waiting_on_the_host(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What a checkpointed block keeps is its input alone, which goes to pinned memory and back."""
+
+    def waiting(*inputs: Any) -> Any:
+        with save_on_cpu(pin_memory=True):
+            return forward(*inputs)
+
+    return waiting
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -46,12 +46,15 @@ class Parallel(StrictModel):
     replicate: such groups, each with the whole model (HSDP); absent: as many as there are
     processes for. tp: ranks that share each matrix product (tensor parallelism). cp: ranks that
     share each row's tokens (context parallelism). All 1: every process holds the whole model.
+    offload: float32 weights, gradients and moments lie in the host's memory, where AdamW runs; a
+    GPU has the layers at work.
     """
 
     replicate: int | None = Field(default=None, gt=0)
     shard: int = Field(default=1, gt=0)
     tp: int = Field(default=1, gt=0)
     cp: int = Field(default=1, gt=0)
+    offload: bool = False
 
     @property
     def processes(self) -> int:
@@ -110,6 +113,8 @@ class Scores(StrictModel):
     data: str | None = None
 
 
+Recompute = Literal["none", "selective", "full", "offload"]
+
 # What of a stage says how it is computed and kept, not what comes out but for the last bits.
 MANNER = frozenset(
     {"compile", "parallel", "recompute", "micro_batch", "save_every", "keep_every", "scores"}
@@ -125,7 +130,8 @@ class TrainStage(BatchSpec):
     precision: of the products; weights and moments are float32. float8 is for the blocks' large
     ones, beside bfloat16 for the rest.
     recompute: activation checkpointing, what the backward pass computes again instead of keeping
-    it. selective: all but matrix products and attention; full: all but each block's input.
+    it. selective: all but matrix products and attention; full: all but each block's input;
+    offload: as full, and those inputs wait in the host's memory.
     parallel: instead of the recipe's, where a stage needs another split.
     loss_spikes: skip leaves out the update of a step whose loss is far above the last ones', until
     such steps come again and again, which then are rare data; keep makes every update that
@@ -150,7 +156,7 @@ class TrainStage(BatchSpec):
     scores: Scores | None = None
     precision: Literal["float32", "bfloat16", "float8"] = "float32"
     compile: bool = False
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
     parallel: Parallel | None = None
     save_every: int = Field(default=200, gt=0)
     keep_every: int | None = Field(default=None, gt=0)
@@ -159,6 +165,14 @@ class TrainStage(BatchSpec):
     def is_whole(self) -> bool:
         """Whether every process holds the whole model, which `parallel` then can only replicate."""
         return self.adapter is not None or self.optimizer.moments == "8bit"
+
+    def problem_of(self, parallel: Parallel) -> str | None:
+        """Why this stage cannot be shared so, in one line with the fix; None: it can."""
+        split = parallel.shard > 1 or parallel.tp > 1 or parallel.cp > 1 or parallel.offload
+        if not (self.is_whole and split):
+            return None
+        what = "optimizer: moments: 8bit" if self.adapter is None else "adapter"
+        return f"{what}: every process holds the whole model; leave parallel out but for replicate"
 
     @property
     def is_half(self) -> bool:
@@ -169,6 +183,12 @@ class TrainStage(BatchSpec):
     def _can_compute_in_float8(self) -> TrainStage:
         if self.precision == "float8" and self.adapter is not None:
             raise ValueError("precision: float8 trains whole models; an adapter takes bfloat16")
+        return self
+
+    @model_validator(mode="after")
+    def _can_compile(self) -> TrainStage:
+        if self.compile and self.recompute == "offload":
+            raise ValueError("recompute: offload moves tensors, which no graph can; drop compile")
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,24 @@ OPENCODE = {
 }
 
 
+CONTINUE = {
+    "name": "ours",
+    "version": "1",
+    "schema": "v1",
+    "models": [
+        {
+            "name": "tiny",
+            "provider": "openai",
+            "model": "tiny",
+            "apiBase": f"{BASE}/v1",
+            "apiKey": "none",
+            "roles": ["chat", "edit"],
+            "capabilities": ["tool_use"],
+        }
+    ],
+}
+
+
 def command():
     """And what it needs in its environment."""
     if AGENT == "claude":
@@ -50,6 +68,14 @@ def command():
         (home / "config.toml").write_text(CODEX)
         options = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
         return [BIN / "codex", "exec", *options, TASK], {"CODEX_HOME": str(home.absolute())}
+    if AGENT == "continue":
+        Path("continue.yaml").write_text(json.dumps(CONTINUE))  # JSON is YAML
+        options = ["--config", "continue.yaml", "--auto"]
+        return [BIN / "cn", *options, "-p", TASK], {"CONTINUE_TELEMETRY_ENABLED": "0"}
+    if AGENT == "cline":
+        key = ["-k", "none", "-m", "tiny", "-b", f"{BASE}/v1"]
+        subprocess.run([BIN / "cline", "auth", "-p", "openai-compatible", *key], check=True)
+        return [BIN / "cline", TASK], {}
     given = {"OPENCODE_CONFIG_CONTENT": json.dumps(OPENCODE), "OPENCODE_DISABLE_MODELS_FETCH": "1"}
     return [BIN / "opencode", "run", TASK], given
 

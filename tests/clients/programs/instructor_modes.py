@@ -21,13 +21,14 @@ def made(mode):
 
 def structured():
     mode = sys.argv[2]
-    messages = [{"role": "user", "content": PLACE_CALL if mode == "PARALLEL_TOOLS" else PLACE}]
-    wanted = Iterable[Place] if mode == "PARALLEL_TOOLS" else Place
+    many = "PARALLEL" in mode
+    messages = [{"role": "user", "content": PLACE_CALL if many else PLACE}]
+    wanted = Iterable[Place] if many else Place
     limit = {"max_tokens": 2000} if "RESPONSES" not in mode else {}
     found = made(mode).create(
         model="tiny", messages=messages, response_model=wanted, max_retries=0, **limit
     )
-    found = next(iter(found)) if mode == "PARALLEL_TOOLS" else found
+    found = next(iter(found)) if many else found
     same(found.model_dump(), PLACE_SAID.model_dump())
 
 

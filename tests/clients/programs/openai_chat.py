@@ -6,8 +6,10 @@ import openai
 from trying import (
     AGAIN,
     AGAIN_SAID,
+    GRAMMAR,
     HELLO,
     HELLO_SAID,
+    INPUT,
     PLACE,
     PLACE_SAID,
     RESULT,
@@ -95,6 +97,25 @@ def prediction():
     answer = client.chat.completions.create(**asked(), prediction=said, reasoning_effort="none")
     same(answer.choices[0].message.content, HELLO_SAID)
     assert answer.usage.completion_tokens_details.accepted_prediction_tokens
+
+
+def custom_tools():
+    """The library's types of a stream know none; what it does not know it passes on."""
+    form = {"type": "grammar", "grammar": {"syntax": "lark", "definition": GRAMMAR}}
+    tool = {"type": "custom", "custom": {"name": "weather", "format": form}}
+    choice = {"type": "custom", "custom": {"name": "weather"}}
+    whole = asked(text=WEATHER, tools=[tool], tool_choice=choice)
+    message = client.chat.completions.create(**whole).choices[0].message
+    [call] = message.tool_calls
+    assert INPUT.fullmatch(call.custom.input), call
+    result = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
+    last = client.chat.completions.create(**asked(message, result, text=WEATHER, tools=[tool]))
+    same(last.choices[0].message.content, WEATHER_SAID)
+    said = ""
+    for chunk in client.chat.completions.create(**whole, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or ():
+            said += part.model_dump()["custom"]["input"]
+    assert INPUT.fullmatch(said), said
 
 
 def embeddings():

@@ -6,8 +6,10 @@ import openai
 from trying import (
     AGAIN,
     AGAIN_SAID,
+    GRAMMAR,
     HELLO,
     HELLO_SAID,
+    INPUT,
     PLACE,
     PLACE_SAID,
     RESULT,
@@ -54,12 +56,20 @@ def tools():
 
 
 def custom_tools():
-    tool = {"type": "custom", "name": "weather", "description": "Takes a city's name."}
-    first = create(WEATHER, tools=[tool], tool_choice={"type": "custom", "name": "weather"})
-    [call] = [item for item in first.output if item.type == "custom_tool_call"]
-    assert call.input
-    result = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": RESULT}
-    same(create([user(WEATHER), *first.output, result], tools=[tool]).output_text, WEATHER_SAID)
+    form = {"type": "grammar", "syntax": "lark", "definition": GRAMMAR}
+    tool = {"type": "custom", "name": "weather", "format": form}
+    asked = {"tools": [tool], "tool_choice": {"type": "custom", "name": "weather"}}
+    answers = [create(WEATHER, **asked)]
+    with client.responses.stream(model="tiny", input=WEATHER, **asked) as stream:
+        deltas = [e.delta for e in stream if e.type == "response.custom_tool_call_input.delta"]
+        answers.append(stream.get_final_response())
+    for first in answers:
+        [call] = [item for item in first.output if item.type == "custom_tool_call"]
+        assert INPUT.fullmatch(call.input), call.input
+        result = {"type": "custom_tool_call_output", "call_id": call.call_id, "output": RESULT}
+        items = [user(WEATHER), *first.output, result]
+        same(create(items, tools=[tool]).output_text, WEATHER_SAID)
+    same("".join(deltas), call.input)
 
 
 def streamed_tools():

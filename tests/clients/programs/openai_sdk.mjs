@@ -67,6 +67,21 @@ const chat = {
     t.same(text(answer), t.HELLO_SAID);
     t.holds(answer.usage.completion_tokens_details.accepted_prediction_tokens);
   },
+  async custom_tools() {
+    const grammar = { syntax: "lark", definition: t.GRAMMAR };
+    const custom = { name: "weather", format: { type: "grammar", grammar } };
+    const tools = [{ type: "custom", custom }];
+    const tool_choice = { type: "custom", custom: { name: "weather" } };
+    const { message } = (await create([user(t.WEATHER)], { tools, tool_choice })).choices[0];
+    const [call] = message.tool_calls;
+    t.holds(t.INPUT.test(call.custom.input));
+    const result = { role: "tool", tool_call_id: call.id, content: t.RESULT };
+    t.same(text(await create([user(t.WEATHER), message, result], { tools })), t.WEATHER_SAID);
+    let said = "";
+    for await (const chunk of await create([user(t.WEATHER)], { tools, tool_choice, stream: true }))
+      for (const part of chunk.choices[0]?.delta.tool_calls ?? []) said += part.custom.input;
+    t.holds(t.INPUT.test(said));
+  },
   async embeddings() {
     const { data } = await client.embeddings.create({ model: "tiny", input: [t.HELLO, t.PLACE] });
     t.same(data.length, 2);
@@ -109,6 +124,19 @@ const responses = {
     const text = { format: zodTextFormat(Place, "place") };
     const answer = await client.responses.parse({ model: "tiny", input: t.PLACE, text });
     t.same(answer.output_parsed, t.PLACE_SAID);
+  },
+  async custom_tools() {
+    const format = { type: "grammar", syntax: "lark", definition: t.GRAMMAR };
+    const tools = [{ type: "custom", name: "weather", format }];
+    const asked = { tools, tool_choice: { type: "custom", name: "weather" } };
+    const stream = client.responses.stream({ model: "tiny", input: t.WEATHER, ...asked });
+    for (const first of [await respond(t.WEATHER, asked), await stream.finalResponse()]) {
+      const call = first.output.find((item) => item.type === "custom_tool_call");
+      t.holds(t.INPUT.test(call.input));
+      const result = { type: "custom_tool_call_output", call_id: call.call_id, output: t.RESULT };
+      const last = await respond([user(t.WEATHER), ...first.output, result], { tools });
+      t.same(last.output_text, t.WEATHER_SAID);
+    }
   },
   async reasoning() {
     const answer = await respond(t.HELLO, { reasoning: { effort: "high", summary: "auto" } });

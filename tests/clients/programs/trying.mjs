@@ -16,6 +16,8 @@ export const SCHEMA = {
   required: ["city"],
   additionalProperties: false,
 };
+export const GRAMMAR = 'start: "city: \\"" NAME "\\"\\n"\nNAME: /[A-Z][a-z]{0,8}/';
+export const INPUT = /^city: "[A-Z][a-z]{0,8}"\n$/;
 export const same = assert.deepEqual;
 export const holds = assert.ok;
 

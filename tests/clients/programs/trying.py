@@ -7,6 +7,7 @@ is a function of that name. It tells a line of JSON for each.
 import asyncio
 import inspect
 import json
+import re
 import sys
 import traceback
 
@@ -30,6 +31,11 @@ SCHEMA = {
 class Place(BaseModel):
     city: str
     country: str
+
+
+# Of a custom tool's input, and what it means.
+GRAMMAR = 'start: "city: \\"" NAME "\\"\\n"\nNAME: /[A-Z][a-z]{0,8}/'
+INPUT = re.compile('city: "[A-Z][a-z]{0,8}"\n')
 
 
 FILE, BEFORE, AFTER = "a.txt", "alpha stands here", "beta stood there"

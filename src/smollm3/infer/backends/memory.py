@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from smollm3.infer.backends import BLOCK
 from smollm3.model import ModelConfig
+from smollm3.portable import available_memory
 
 # On a CPU memory is shared with everything else; a prefix is worth keeping, but not for ever.
 CPU_BYTES = 4 << 30
@@ -31,17 +31,7 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return min(_machine_bytes(), _group_bytes())
-
-
-def _machine_bytes() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:  # no Linux
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min(available_memory(), _group_bytes())
 
 
 def _group_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON, THINK
 from smollm3.errors import UserError
 from smollm3.infer.constrain.checks import Check
+from smollm3.infer.constrain.quoted import quoted, quoted_pattern
 from smollm3.infer.constrain.schemas import bounded_text, json_grammar
 
 # Options of llguidance that take tokens back or cannot be rolled back.
@@ -62,6 +63,7 @@ class Tools:
     unsupported schema is an error; otherwise, where that tool need not be called, its arguments are
     any object. python: code between <code> and </code> is a call too, of the tool `python`.
     answer: with "auto", what an answer that is no call must be; then no text comes before calls.
+    texts: by the names of tools whose one argument, `INPUT`, is a text: what that keeps to.
     """
 
     tools: Sequence[Any]
@@ -70,7 +72,10 @@ class Tools:
     python: bool = False
     strict: bool = False
     answer: Json | Regex | Grammar | Choice | None = None
+    texts: Mapping[str, Regex | Grammar] = field(default_factory=dict)
 
+
+INPUT = "input"
 
 ConstraintSpec = Json | Regex | Grammar | Choice | Tools
 
@@ -143,6 +148,9 @@ def needs_tools(spec: ConstraintSpec) -> bool:
 def _tool_parts(spec: Tools) -> list[UserGrammar]:
     parts = []
     for i, (name, parameters) in enumerate(_chosen(spec).items()):
+        if name in spec.texts:
+            parts.append(_text_part(f"tools: {name}: format", f"text_{i}", spec.texts[name]))
+            continue
         where = f"tools: {name}: parameters"
         try:
             part = _json_part(where, f"arguments_{i}", _object_schema(where, parameters))
@@ -152,6 +160,12 @@ def _tool_parts(spec: Tools) -> list[UserGrammar]:
             part = any_object(UserGrammar(where, f"arguments_{i}", {}), str(e))
         parts.append(part)
     return parts
+
+
+def _text_part(where: str, name: str, spec: Regex | Grammar) -> UserGrammar:
+    if isinstance(spec, Regex):
+        return UserGrammar(where, name, {"lark_grammar": quoted_pattern(where, spec.pattern)})
+    return UserGrammar(where, name, {"lark_grammar": quoted(where, spec.lark)})
 
 
 def checks_of(spec: ConstraintSpec, parts: Sequence[UserGrammar]) -> dict[str, Check]:
@@ -214,15 +228,18 @@ class _Rules:
 
     def calls(self, spec: Tools) -> str:
         """Calls, and the text before them where there may be some; the arguments of tool i are
-        the grammar `arguments_i`, an answer without calls is `body` where it must be something."""
+        the grammar `arguments_i`, its text is `text_i` where it has one; an answer without calls
+        is `body` where it must be something."""
         styles: dict[str, str] = {}
         if names := list(_chosen(spec)):
             styles["call"] = CALL
             bodies = " | ".join(f"tool_{i}" for i in range(len(names)))
             self.add("rest_of_call", f'"\\n" ( {bodies} ) "\\n" {self._tag(END_CALL)}')
             for i, name in enumerate(names):
-                head = f'{{"name": {_quoted(name)}, "arguments": '
-                self.add(f"tool_{i}", f'{_quoted(head)} @arguments_{i} "}}"')
+                head, tail, part = f'{{"name": {_quoted(name)}, "arguments": ', "}", "arguments"
+                if name in spec.texts:
+                    head, tail, part = f'{head}{{"{INPUT}": "', '"}}', "text"
+                self.add(f"tool_{i}", f"{_quoted(head)} @{part}_{i} {_quoted(tail)}")
         if _offers_code(spec):
             styles["code"] = CODE
             self._rest_of_code()

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smollm3.errors import UserError
 from smollm3.infer.constrain.checks import Check
@@ -31,6 +30,7 @@ from smollm3.infer.constrain.grammars import (
     read_parts,
     write_grammar,
 )
+from smollm3.infer.constrain.library import Mask, compiled, library, line_of, mask_of
 from smollm3.infer.constrain.thinking import Budget, reasoning_of
 from smollm3.infer.errors import UnsupportedConstraint
 from smollm3.infer.speculation import agreement
@@ -50,21 +50,8 @@ __all__ = [
     "Tools",
 ]
 
-Mask = NDArray[np.int32]
-
 KEPT = 32  # grammars that are ready
 MAX_GRAMMAR = 1 << 19  # characters, of many tools
-# Of one grammar, against hostile ones: symbols, states of its lexer (1-2 kB each), readings of a
-# text that are open at one place (an ambiguous grammar has ever more, and steps take their square
-# or worse), and work to build it and in each step (the library counts 50,000 and 14,000 a ms).
-LIMITS = {
-    "max_grammar_size": 100_000,
-    "max_lexer_states": 50_000,
-    "max_items_in_row": 500,
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "verbose_errors": False,
-}
 
 
 class TokenConstraint:
@@ -100,14 +87,14 @@ class TokenConstraint:
         if self._budget and (forced := self._budget.forced):
             return _only(forced[0], self._words)
         if self._matcher and self._mask is None:
-            self._mask = _mask(self._matcher, self._words)
+            self._mask = mask_of(self._matcher, self._words)
         return self._mask
 
     def accept(self, token: int) -> None:
         if self._budget:
             self._budget.accept(token)
         if self._matcher and not self._matcher.consume_token(token):
-            raise UserError(f"token {token} does not fit: {_line(self._matcher.get_error())}")
+            raise UserError(f"token {token} does not fit: {line_of(self._matcher.get_error())}")
         self._mask = None
 
     def forced(self) -> list[int]:
@@ -128,7 +115,7 @@ class TokenConstraint:
         if self._budget:
             self._budget.rollback(n)
         if self._matcher and n and not self._matcher.rollback(n):
-            raise UserError(f"cannot go back: {_line(self._matcher.get_error())}")
+            raise UserError(f"cannot go back: {line_of(self._matcher.get_error())}")
         self._mask = None
 
     def _before_budget(self, ids: Sequence[int]) -> list[int]:
@@ -221,7 +208,7 @@ class Constraints:
         except UserError as e:
             return str(e)
         try:
-            satisfiable = bool(_mask(matcher, self._words).any())
+            satisfiable = bool(mask_of(matcher, self._words).any())
         except UserError:
             satisfiable = False
         return None if satisfiable else f"{part.where}: no text satisfies it, or it is too complex"
@@ -229,37 +216,22 @@ class Constraints:
     def _compile(self, where: str, grammar: str) -> LLMatcher:
         if len(grammar) > MAX_GRAMMAR:
             raise UserError(f"{where}: together larger than {MAX_GRAMMAR} characters")
-        library = _library()
-        limits = library.LLParserLimits(**LIMITS)
-        matcher: LLMatcher = library.LLMatcher(
-            self._vocabulary(), grammar, log_level=0, limits=limits
-        )
-        if matcher.is_error():
-            raise UserError(f"{where}: {_line(matcher.get_error())}")
-        return matcher
+        return compiled(where, self._vocabulary(), grammar)
 
     def _vocabulary(self) -> LLTokenizer:
         """The tokenizer as the library wants it, made once: 1 s for 128,256 tokens."""
         with self._lock:
             if self._made is None:
                 try:
-                    self._made = _library().LLTokenizer(
+                    self._made = library().LLTokenizer(
                         self._tokenizer.source,
                         n_vocab=self._vocab_size,
                         eos_token=list(self._tokenizer.stop_ids),
                     )
                 except ValueError as e:
-                    reason = _line(str(e))
+                    reason = line_of(str(e))
                     raise UserError(f"this tokenizer cannot be constrained: {reason}") from None
             return self._made
-
-
-def _library() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise UserError("constraints need llguidance: pip install 'smollm3[structured]'") from None
-    return llguidance
 
 
 def _instead(parts: list[UserGrammar], errors: Sequence[str | None]) -> list[UserGrammar]:
@@ -268,20 +240,7 @@ def _instead(parts: list[UserGrammar], errors: Sequence[str | None]) -> list[Use
     return [any_object(part, error) if error else part for part, error in pairs]
 
 
-def _mask(matcher: LLMatcher, words: int) -> Mask:
-    mask = np.zeros(words, np.int32)
-    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-    if matcher.is_error():
-        raise UserError(f"the grammar cannot go on: {_line(matcher.get_error())}")
-    return mask
-
-
 def _only(token: int, words: int) -> Mask:
     mask = np.zeros(words, np.uint32)
     mask[token // 32] = 1 << token % 32
     return mask.view(np.int32)
-
-
-def _line(message: str) -> str:
-    """What the library says, without the pictures of it."""
-    return " ".join(message.partition("<state>")[0].split())

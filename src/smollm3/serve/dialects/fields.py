@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from smollm3.config import StrictModel
@@ -102,6 +110,36 @@ Whole = Annotated[int, Field(ge=1, le=1 << 31)]
 # Some say -1 where they mean no limit.
 Limit = Annotated[Whole | None, BeforeValidator(lambda given: None if given == -1 else given)]
 TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
+Text = Annotated[str, Field(min_length=1)]
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _shape_of(given: Any) -> str | None:
+    if not isinstance(given, list):
+        return "text" if isinstance(given, str) else None
+    kind = type(given[0]) if given else str
+    return {int: "ids", list: "lists"}.get(kind, "texts")
+
+
+# One or several, so that an error is about the form that was meant.
+Prompts = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Text], Tag("texts"), Field(min_length=1)]
+    | Annotated[list[Ids], Tag("lists")],
+    Discriminator(
+        _shape_of,
+        custom_error_type="no_prompts",
+        custom_error_message="must be a text, a list of texts, token ids or a list of those",
+    ),
+]
+
+
+def prompts_of(given: Text | Ids | list[Text] | list[Ids]) -> Sequence[Any]:
+    """Texts, or each one's token ids."""
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 # Tokens of reasoning. The model has no such levels, so they are budgets.
@@ -287,9 +325,10 @@ def toolbox(
     *,
     parallel: bool,
     strict: bool,
+    texts: Mapping[str, Regex | Grammar] | None = None,
 ) -> Toolbox:
     """declared: {"name", "description", "parameters"}. strict: the schemas must be kept to, or it
-    is an error."""
+    is an error. texts: what the inputs of custom tools are held to, or it is an error."""
     settings = service.settings
     limit(len(declared) + len(python), settings.max_tools, "tools")
     for tool in declared:
@@ -318,8 +357,10 @@ def toolbox(
         parallel=parallel,
         python=bool(python) and "python" in callable_,
         strict=strict,
+        texts={name: text for name, text in (texts or {}).items() if name in callable_},
     )
-    optional = choice.name is None and choice.allowed is None and wanted == "auto" and not strict
+    optional = choice.name is None and choice.allowed is None and wanted == "auto"
+    optional = optional and not strict and not constraint.texts
     return Toolbox(list(declared), list(python), constraint, optional)
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from smollm3 import turn
 from smollm3.errors import UserError
 from smollm3.serve.ask import characters
 from smollm3.serve.bodies import BodyRoute
@@ -17,10 +16,9 @@ from smollm3.serve.dialects.fields import TOOLS, Body, TokenId
 from smollm3.serve.dialects.openai_chat_body import (
     ChatBody,
     ChatMessage,
-    FunctionTool,
+    ChatTool,
     TemplateArguments,
     ask_of,
-    conversation_of,
 )
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import refused
@@ -36,7 +34,9 @@ class TokenizeBody(Body):
     prompt: str | None = None
     content: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
-    tools: Annotated[list[FunctionTool], TOOLS] | None = None
+    tools: Annotated[list[ChatTool], TOOLS] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateArguments | None = None
     add_special: bool | None = None
@@ -204,19 +204,19 @@ def _ids(service: Service, body: TokenizeBody) -> Sequence[int]:
 
 
 def _prompt(service: Service, body: TokenizeBody, messages: Sequence[ChatMessage]) -> list[int]:
+    """As that of a chat."""
     arguments = body.chat_template_kwargs or TemplateArguments()
-    tools: list[Any] = [
-        tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in body.tools or ()
-    ]
-    wishes = (body.enable_thinking, arguments.enable_thinking, service.settings.think)
+    if body.enable_thinking is not None:
+        arguments = arguments.model_copy(update={"enable_thinking": body.enable_thinking})
+    chat = ChatBody(
+        messages=list(messages),
+        tools=body.tools,
+        chat_template_kwargs=arguments,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
     try:
-        asked = turn.Request(
-            conversation_of(messages),
-            tools=[*tools, *(arguments.xml_tools or ())],
-            python_tools=arguments.python_tools,
-            instructions=arguments.custom_instructions,
-            enable_thinking=next(wish for wish in wishes if wish is not None),
-        )
-        return asked.ids(service.engine.tokenizer)
+        [request] = ask_of(service, chat).requests
+        return request.ids(service.engine.tokenizer)
     except UserError as e:
         raise refused(str(e)) from None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from smollm3 import turn
-from smollm3.chat import ArgumentsDelta, CallStart, ContentDelta, Event, ReasoningDelta
+from smollm3.chat import ArgumentsDelta, CallEnd, CallStart, ContentDelta, Event, ReasoningDelta
 from smollm3.serve.answering import Answered, Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.bodies import BodyRoute
+from smollm3.serve.dialects.custom_tools import input_of
 from smollm3.serve.dialects.fields import left_out, with_usage
 from smollm3.serve.dialects.openai_chat_body import ChatBody, ask_of
 from smollm3.serve.dialects.replies import (
@@ -18,7 +20,9 @@ from smollm3.serve.dialects.replies import (
     CallText,
     ChatChoice,
     ChatCompletion,
+    ChatCustomCall,
     ChatToolCall,
+    CustomInput,
     replies,
 )
 from smollm3.serve.dialects.tokens import chat_logprobs, glass_of, prompt_detail, usage_of
@@ -53,6 +57,14 @@ def _call_id() -> str:
     return new_id("call_")
 
 
+def _call(body: ChatBody, call: turn.AnswerBlock) -> ChatToolCall | ChatCustomCall:
+    if call.name in body.custom_tools:
+        given = CustomInput(name=call.name, input=input_of(call.text))
+        return ChatCustomCall(id=_call_id(), type="custom", custom=given)
+    function = CallText(name=call.name, arguments=call.text)
+    return ChatToolCall(id=_call_id(), type="function", function=function)
+
+
 def completion(service: Service, body: ChatBody, model: str, answering: Answered) -> ChatCompletion:
     tokenizer = service.engine.tokenizer
     choices = []
@@ -63,14 +75,7 @@ def completion(service: Service, body: ChatBody, model: str, answering: Answered
             message["reasoning_content"] = reasoning
         if calls := answer.blocks.calls:
             message["content"] = content or None
-            message["tool_calls"] = [
-                ChatToolCall(
-                    id=_call_id(),
-                    type="function",
-                    function=CallText(name=call.name, arguments=call.text),
-                )
-                for call in calls
-            ]
+            message["tool_calls"] = [_call(body, call) for call in calls]
         logprobs = None
         if body.logprobs:
             logprobs = chat_logprobs(tokenizer, answer.steps, body.top_logprobs or 0)
@@ -104,6 +109,8 @@ class _Teller(Tell):
         self._answering = answering
         self._with_usage = usage
         self._begun: set[int] = set()
+        # The custom tool that an answer is calling, and its arguments: they are told as a text.
+        self._custom: dict[int, tuple[int, list[str]]] = {}
         self._head = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
@@ -120,6 +127,8 @@ class _Teller(Tell):
             self._begun.add(event.index)
             data = self._chunk(event.index, {"role": "assistant", "content": ""}, **extra)
         if isinstance(event, turn.End):
+            for delta in self._rest_of_call(event.index):
+                data += self._chunk(event.index, delta)
             return data + self._chunk(event.index, {}, finish_reason=event.reason)
         return data + self._part(event)
 
@@ -131,13 +140,42 @@ class _Teller(Tell):
             if self._body.logprobs:
                 top = self._body.top_logprobs or 0
                 extra["logprobs"] = chat_logprobs(self._tokenizer, [part.step], top)
-        deltas = [delta for event in part.events if (delta := _delta(event))]
+        deltas = [d for event in part.events for d in self._deltas(part.index, event)]
         if extra and not deltas:
             deltas = [{}]
         return b"".join(
             self._chunk(part.index, delta, **(extra if i == len(deltas) - 1 else {}))
             for i, delta in enumerate(deltas)
         )
+
+    def _deltas(self, choice: int, event: Event) -> Iterator[Json]:
+        match event:
+            case ReasoningDelta(text):
+                yield {"reasoning_content": text}
+            case ContentDelta(text):
+                yield {"content": text}
+            case CallStart(index, name) if name in self._body.custom_tools:
+                self._custom[choice] = index, []
+                custom: Json = {"name": name, "input": ""}
+                call = {"index": index, "id": _call_id(), "type": "custom", "custom": custom}
+                yield {"tool_calls": [call]}
+            case CallStart(index, name):
+                function: Json = {"name": name, "arguments": ""}
+                call = {"index": index, "id": _call_id(), "type": "function", "function": function}
+                yield {"tool_calls": [call]}
+            case ArgumentsDelta(_, text) if choice in self._custom:
+                self._custom[choice][1].append(text)
+            case ArgumentsDelta(index, text):
+                yield {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+            case CallEnd():
+                yield from self._rest_of_call(choice)
+
+    def _rest_of_call(self, choice: int) -> Iterator[Json]:
+        """The input of a custom tool, once there is no more of it."""
+        if choice in self._custom:
+            index, texts = self._custom.pop(choice)
+            custom = {"input": input_of("".join(texts))}
+            yield {"tool_calls": [{"index": index, "custom": custom}]}
 
     def _chunk(
         self, index: int, delta: Json, finish_reason: str | None = None, **extra: Any
@@ -159,18 +197,3 @@ class _Teller(Tell):
 
     def error(self, error: ApiError) -> bytes:
         return sse(error.body("openai"))
-
-
-def _delta(event: Event) -> Json:
-    match event:
-        case ReasoningDelta(text):
-            return {"reasoning_content": text}
-        case ContentDelta(text):
-            return {"content": text}
-        case CallStart(index, name):
-            function: Json = {"name": name, "arguments": ""}
-            call = {"index": index, "id": _call_id(), "type": "function", "function": function}
-            return {"tool_calls": [call]}
-        case ArgumentsDelta(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-    return {}

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, Tag, model_validator
 
 from smollm3 import turn
 from smollm3.serve.ask import Ask
+from smollm3.serve.dialects.custom_tools import InputGrammar, TextInput, declared
 from smollm3.serve.dialects.fields import (
     TOOLS,
     Body,
@@ -58,9 +59,33 @@ class FunctionTool(ToolHints):
     strict: bool | None = None
 
 
+class GrammarInput(Body):
+    type: Literal["grammar"]
+    grammar: InputGrammar
+
+
+class Custom(Body):
+    name: Name
+    description: str | None = None
+    format: Annotated[TextInput | GrammarInput, Field(discriminator="type")] | None = None
+
+    @property
+    def grammar(self) -> InputGrammar | None:
+        return self.format.grammar if isinstance(self.format, GrammarInput) else None
+
+
+class CustomTool(ToolHints):
+    """A tool whose input is a text."""
+
+    type: Literal["custom"]
+    custom: Custom
+
+
 ChatTool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")],
-    tag_of("function", other="other"),
+    Annotated[FunctionTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[OtherTool, Tag("other")],
+    tag_of("function", "custom", other="other"),
 ]
 
 
@@ -127,18 +152,33 @@ ChatMessage = Annotated[
 ]
 
 
-class NamedFunction(Body):
+class Named(Body):
     name: str
 
 
 class NamedTool(Body):
     type: Literal["function"]
-    function: NamedFunction
+    function: Named
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+
+class NamedCustomTool(Body):
+    type: Literal["custom"]
+    custom: Named
+
+    @property
+    def name(self) -> str:
+        return self.custom.name
 
 
 class AllowedTools(Body):
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Annotated[
+        list[Annotated[NamedTool | NamedCustomTool, Field(discriminator="type")]], TOOLS
+    ]
 
 
 class AllowedToolChoice(Body):
@@ -192,7 +232,7 @@ class ChatBody(OpenSampling):
     tools: Annotated[list[ChatTool], TOOLS] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
-        | Annotated[NamedTool | AllowedToolChoice, Field(discriminator="type")]
+        | Annotated[NamedTool | NamedCustomTool | AllowedToolChoice, Field(discriminator="type")]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
@@ -212,13 +252,19 @@ class ChatBody(OpenSampling):
         return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     @property
+    def custom_tools(self) -> dict[str, Custom]:
+        """By their names."""
+        found = [tool.custom for tool in self.tools or () if isinstance(tool, CustomTool)]
+        return {custom.name: custom for custom in found}
+
+    @property
     def choice(self) -> Choose:
         given = self.tool_choice
-        if isinstance(given, NamedTool):
-            return Choose("required", name=given.function.name)
+        if isinstance(given, NamedTool | NamedCustomTool):
+            return Choose("required", name=given.name)
         if isinstance(given, AllowedToolChoice):
             allowed = given.allowed_tools
-            return Choose(allowed.mode, allowed=[tool.function.name for tool in allowed.tools])
+            return Choose(allowed.mode, allowed=[tool.name for tool in allowed.tools])
         return Choose(given or "auto")
 
 
@@ -246,7 +292,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
     form = _format(service, body)
     if begun:
         check_begun(thinking.on, form)
-    tools = [_declared(tool.function) for tool in body.functions]
+    tools = _offered(body)
     tools += [_bare(tool) for tool in template.xml_tools or ()]
     parallel = body.parallel_tool_calls is not False
     box = toolbox(
@@ -256,6 +302,7 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         body.choice,
         parallel=parallel,
         strict=any(tool.strict or tool.function.strict for tool in body.functions),
+        texts={n: one.grammar.constraint for n, one in body.custom_tools.items() if one.grammar},
     )
     constraint, optional = one_constraint(box, form)
     params = params_of(
@@ -285,6 +332,18 @@ def ask_of(service: Service, body: ChatBody) -> Ask:
         prediction=text_of(body.prediction.content) if body.prediction else "",
     )
     return Ask([request], body.glass_box)
+
+
+def _offered(body: ChatBody) -> list[Json]:
+    """Its tools, as the model is told of them."""
+    told = []
+    for tool in body.tools or ():
+        if isinstance(tool, FunctionTool):
+            told.append(_declared(tool.function))
+        elif isinstance(tool, CustomTool):
+            given = tool.custom
+            told.append(declared(given.name, given.description, given.grammar))
+    return told
 
 
 def _declared(function: Function) -> Json:

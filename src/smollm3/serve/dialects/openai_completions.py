@@ -18,11 +18,12 @@ from smollm3.serve.bodies import BodyRoute
 from smollm3.serve.dialects.fields import (
     Limit,
     OpenSampling,
+    Prompts,
     StreamOptions,
     Structured,
-    TokenId,
     Whole,
     params_of,
+    prompts_of,
     stops_of,
     structured_of,
     with_usage,
@@ -39,8 +40,6 @@ from smollm3.serve.errors import ApiError, refused
 from smollm3.serve.service import DONE, KEEP_ALIVE, Json, Service, Tell, new_id, sse
 
 DEFAULT_TOKENS = 16  # as the API has it
-Ids = Annotated[list[TokenId], Field(min_length=1)]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class CompletionBody(OpenSampling):
@@ -49,7 +48,7 @@ class CompletionBody(OpenSampling):
     so many are made, and the n likeliest of them told."""
 
     place = "completions"
-    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1)]
+    prompt: Prompts
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0, le=1 << 31)] | Limit = None
     echo: bool = False
@@ -85,10 +84,7 @@ def router(service: Service) -> APIRouter:
 
 
 def ask_of(service: Service, body: CompletionBody) -> Ask:
-    settings, given = service.settings, body.prompt
-    prompts: Sequence[Any] = (
-        given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    )
+    settings, prompts = service.settings, prompts_of(body.prompt)
     if body.max_tokens == 0 and not (body.echo and not body.stream):
         raise refused("max_tokens: 0 goes with echo, without stream", "max_tokens")
     if body.glass_box and len(prompts) > 1:

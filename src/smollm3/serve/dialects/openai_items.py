@@ -51,6 +51,7 @@ from smollm3.serve.dialects.openai_response_tools import (
     CodeInterpreter,
     Offered,
     chosen,
+    grammars,
     left_out,
     offered,
 )
@@ -103,7 +104,7 @@ class ResponseBody(Sampling):
     """A request of the Responses API. seed and thinking_budget are extensions."""
 
     place = "responses"
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=4096)]
+    input: str | Annotated[list[Item], Field(max_length=4096)] = Field(default_factory=list)
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -178,6 +179,8 @@ def ask_of(
     """What is asked of the engine, and the conversation without its instructions. before: the one
     that it goes on from; kept: finds an item of a kept response."""
     settings = service.settings
+    if body.input == [] and not before:
+        raise refused("input: is required", "input")
     if body.top_logprobs and not body.with_logprobs:
         raise refused(f"top_logprobs: needs include: [{LOGPROBS!r}]", "top_logprobs")
     thinking = thinking_of(
@@ -192,6 +195,7 @@ def ask_of(
         chosen(body.tool_choice, body.functions),
         parallel=body.parallel,
         strict=any(getattr(each.tool, "strict", None) for each in body.functions.values()),
+        texts=grammars(body.functions),
     )
     wanted = body.text.format if body.text else None
     form = format_of(wanted.type, wanted.schema_, settings) if wanted else None

@@ -9,8 +9,9 @@ from typing import Any
 
 from smollm3.chat.tags import PYTHON
 from smollm3.serve.dialects import openai_response_replies as said
+from smollm3.serve.dialects.custom_tools import input_of
 from smollm3.serve.dialects.openai_items import ResponseBody
-from smollm3.serve.dialects.openai_response_tools import CustomTool, Offered, ResponseTool
+from smollm3.serve.dialects.openai_response_tools import CustomTool, ResponseTool
 from smollm3.serve.dialects.replies import ReasoningTokens, TokenLogprob
 from smollm3.serve.dialects.tokens import chat_logprob
 from smollm3.serve.service import Json, Service, new_id
@@ -72,10 +73,10 @@ class Answer:
             return []
         return [chat_logprob(self._tokenizer, s, self._body.top_logprobs or 0) for s in steps]
 
-    def custom(self, block: AnswerBlock) -> Offered | None:
-        """The custom tool that a block calls, if it does."""
+    def is_custom(self, block: AnswerBlock) -> bool:
+        """Whether a block calls a custom tool."""
         found = self._body.functions.get(block.name) if block.kind == "call" else None
-        return found if found and isinstance(found.tool, CustomTool) else None
+        return found is not None and isinstance(found.tool, CustomTool)
 
     def name(self, block: AnswerBlock) -> str:
         """What the request calls the tool that a block calls."""
@@ -118,8 +119,8 @@ class Answer:
                 return said.MessageOutput(**told, type="message", role="assistant", content=texts)
         text, called = "" if empty else block.text, self._body.functions.get(block.name)
         told |= {"call_id": item.call_id, **(called.names if called else {"name": block.name})}
-        if custom := self.custom(block):
-            given = custom.input(text) if text else ""
+        if self.is_custom(block):
+            given = input_of(text) if text else ""
             return said.CustomToolCallOutput(**told, type="custom_tool_call", input=given)
         return said.FunctionCallOutput(**told, type="function_call", arguments=text)
 

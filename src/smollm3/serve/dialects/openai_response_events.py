@@ -8,6 +8,7 @@ from typing import Any, Literal
 from smollm3.infer.generation import Step
 from smollm3.serve.answering import Answering, Quiet, Ran, StreamEvent
 from smollm3.serve.dialects import openai_response_replies as said
+from smollm3.serve.dialects.custom_tools import input_of
 from smollm3.serve.dialects.openai_response_answer import Answer, Item
 from smollm3.serve.errors import ApiError
 from smollm3.serve.service import KEEP_ALIVE, Json, Tell, sse
@@ -74,7 +75,7 @@ class Teller(Tell):
             told = self._logprobs(grown.block, [] if grown.token is None else [grown.token])
             return data + self._on_text("text", "delta", delta=grown.text, **told)
         item = self._answer.items[-1]
-        if item.container is not None or self._answer.custom(grown.block):
+        if item.container is not None or self._answer.is_custom(grown.block):
             return data  # its code or text is told when it is complete
         return data + self._on_item(
             "response.function_call_arguments.delta", item, delta=grown.text
@@ -104,8 +105,8 @@ class Teller(Tell):
             told = self._logprobs(block, block.tokens)
             data = self._on_text("text", "done", text=block.text, **told)
             data += self._on_text("part", "done", part=self._answer.part(block))
-        elif custom := self._answer.custom(block):
-            given = custom.input(block.text)
+        elif self._answer.is_custom(block):
+            given = input_of(block.text)
             data = self._on_item("response.custom_tool_call_input.delta", item, delta=given)
             data += self._on_item("response.custom_tool_call_input.done", item, input=given)
         else:

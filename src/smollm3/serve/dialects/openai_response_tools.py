@@ -1,6 +1,6 @@
 """POST /v1/responses, the tools: all of them are functions to the model.
 
-A custom tool, whose input is a free text, is a function with that text as its one argument. The
+The
 tools of a namespace are functions whose names begin with its name. What the model calls is told by
 the names and in the form that the request has for it.
 """
@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag
 
 from smollm3.chat.tags import PYTHON
+from smollm3.infer.constrain.grammars import Grammar, Regex
+from smollm3.serve.dialects.custom_tools import InputGrammar, TextInput, declared
 from smollm3.serve.dialects.fields import TOOLS, Body, Choose, Name, OtherTool, ToolHints
 from smollm3.serve.dialects.messages import tag_of
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Json
-from smollm3.serve.steps import arguments_of
 
 
 class ResponseTool(ToolHints):
@@ -30,14 +31,8 @@ class ResponseTool(ToolHints):
     strict: bool | None = None
 
 
-class TextInput(Body):
-    type: Literal["text"]
-
-
-class GrammarInput(Body):
+class GrammarInput(InputGrammar):
     type: Literal["grammar"]
-    syntax: Literal["lark", "regex"]
-    definition: str
 
 
 class CustomTool(ToolHints):
@@ -47,6 +42,10 @@ class CustomTool(ToolHints):
     name: Name
     description: str | None = None
     format: Annotated[TextInput | GrammarInput, Field(discriminator="type")] | None = None
+
+    @property
+    def grammar(self) -> GrammarInput | None:
+        return self.format if isinstance(self.format, GrammarInput) else None
 
 
 Callable = (
@@ -144,32 +143,11 @@ class Offered:
     def declared(self) -> Json:
         """As the model is told of it."""
         about = [self.namespace.description if self.namespace else None, self.tool.description]
-        if isinstance(self.tool, ResponseTool):
-            told: Json = self.tool.model_dump(exclude_none=True, exclude={"type", "strict"})
-        else:
-            told, form = {"parameters": _one_text(self.tool.format)}, self.tool.format
-            if isinstance(form, GrammarInput):
-                about.append(f"The input keeps to this {form.syntax} grammar:\n{form.definition}")
-        told["name"] = self.name
-        text = "\n\n".join(filter(None, about))
-        return told | ({"description": text} if text else {})
-
-    def input(self, arguments: str) -> str:
-        """The text for a custom tool, from the arguments of a call."""
-        given = arguments_of(arguments).get("input")
-        return given if isinstance(given, str) else arguments
-
-
-def _one_text(form: TextInput | GrammarInput | None) -> Json:
-    text: Json = {"type": "string"}
-    if isinstance(form, GrammarInput) and form.syntax == "regex":
-        text["pattern"] = f"^(?:{form.definition})$"
-    return {
-        "type": "object",
-        "properties": {"input": text},
-        "required": ["input"],
-        "additionalProperties": False,
-    }
+        text = "\n\n".join(filter(None, about)) or None
+        if isinstance(self.tool, CustomTool):
+            return declared(self.name, text, self.tool.grammar)
+        told: Json = self.tool.model_dump(exclude_none=True, exclude={"type", "strict"})
+        return told | {"name": self.name} | ({"description": text} if text else {})
 
 
 def offered(tools: Sequence[Any]) -> dict[str, Offered]:
@@ -187,9 +165,14 @@ def offered(tools: Sequence[Any]) -> dict[str, Offered]:
     return dict(zip(names, found, strict=True))
 
 
+def grammars(functions: Mapping[str, Offered]) -> dict[str, Regex | Grammar]:
+    """What the inputs of custom tools are held to, by the names that the model has for them."""
+    found = {name: getattr(each.tool, "grammar", None) for name, each in functions.items()}
+    return {name: grammar.constraint for name, grammar in found.items() if grammar}
+
+
 def left_out(tools: Sequence[Any], place: str = "tools") -> list[str]:
-    """What of the tools is left out: those that cannot be called here, and grammars that are not
-    enforced."""
+    """Of the tools, those that cannot be called here."""
     told = []
     for i, tool in enumerate(tools):
         match tool:
@@ -197,8 +180,6 @@ def left_out(tools: Sequence[Any], place: str = "tools") -> list[str]:
                 told.append(f"{place}.{i} ({tool.type})")
             case Namespace():
                 told += left_out(tool.tools, f"{place}.{i}.tools")
-            case CustomTool(format=GrammarInput(syntax="lark")):
-                told.append(f"{place}.{i}.format (lark)")
     return told
 
 

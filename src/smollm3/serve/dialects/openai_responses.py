@@ -18,6 +18,7 @@ from smollm3.serve.dialects.openai_kept import before_of, finder, found_response
 from smollm3.serve.dialects.openai_response_answer import Answer
 from smollm3.serve.dialects.openai_response_events import Teller
 from smollm3.serve.dialects.replies import replies
+from smollm3.serve.errors import refused
 from smollm3.serve.service import Service, new_id, salt_of
 from smollm3.serve.tool_executor import PythonRun
 
@@ -57,8 +58,10 @@ def router(service: Service) -> APIRouter:
         return keep(answer.response(answering.end, answering.usage)).response()
 
     @routes.get("/v1/responses/{name}", responses=replies(said.ResponseReply))
-    async def get(name: str, request: Request) -> Response:
-        """A response of before, as long as it is kept."""
+    async def get(name: str, request: Request, stream: bool = False) -> Response:
+        """A response of before, as long as it is kept; it is told whole."""
+        if stream:
+            raise refused("stream: a response that is complete is told whole", "stream")
         return JSONResponse(found_response(service, salt_of(request), name).response)
 
     @routes.delete("/v1/responses/{name}", responses=replies(said.DeletedResponse))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from fastapi import APIRouter, Request, Response
@@ -15,20 +15,18 @@ from torch import Tensor
 from smollm3 import turn
 from smollm3.serve.ask import Ask
 from smollm3.serve.bodies import BodyRoute
-from smollm3.serve.dialects.fields import Body, TokenId, Whole
+from smollm3.serve.dialects.fields import Body, Prompts, Text, Whole, limit, prompts_of
 from smollm3.serve.dialects.replies import ApiReply, replies
 from smollm3.serve.errors import refused
 from smollm3.serve.service import Service, new_id
 
-Text = Annotated[str, Field(min_length=1)]
-Ids = Annotated[list[TokenId], Field(min_length=1)]
 MOST = 2048  # texts in a request, as OpenAI has it
 
 
 class EmbeddingBody(Body):
     """Texts, or the same as tokens. dimensions: that many of the first, again of length 1."""
 
-    input: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=MOST)]
+    input: Prompts
     model: str | None = None
     dimensions: Whole | None = None
     encoding_format: Literal["float", "base64"] = "float"
@@ -93,7 +91,8 @@ def router(service: Service) -> APIRouter:
         """Vectors of texts: the mean over a text's tokens of the last layer's states, of length 1.
         The model is a decoder that was not trained for this."""
         model = service.check_model(body.model)
-        given: Any = body.input if _is_list(body.input) else [body.input]
+        given = prompts_of(body.input)
+        limit(len(given), MOST, "input")
         vectors, tokens = await embed(service, request, given, model, body.dimensions)
         data = [
             Embedding(object="embedding", index=i, embedding=_coded(vector, body.encoding_format))
@@ -121,11 +120,6 @@ def router(service: Service) -> APIRouter:
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
         routes.post(path, responses=replies(Reranked))(rerank)
     return routes
-
-
-def _is_list(given: Any) -> bool:
-    """Whether it is several texts, and not the tokens of one."""
-    return isinstance(given, list) and not isinstance(given[0], int)
 
 
 async def embed(

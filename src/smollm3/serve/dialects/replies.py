@@ -132,12 +132,23 @@ class ChatToolCall(ApiReply):
     function: CallText
 
 
+class CustomInput(ApiReply):
+    name: str
+    input: str
+
+
+class ChatCustomCall(ApiReply):
+    id: str
+    type: Literal["custom"]
+    custom: CustomInput
+
+
 class AssistantReply(ApiReply):
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: str = ""
-    tool_calls: list[ChatToolCall] = []
+    tool_calls: list[ChatToolCall | ChatCustomCall] = []
 
 
 class ChatChoice(ApiReply):

@@ -82,10 +82,12 @@ RULE = (
     _row("responses", "background", "answers are made while the client waits", False),
     _row("reasoning", "mode", "the model has one mode", "standard"),
     _row("responses", "truncation", "what is too long is turned away", "auto", "disabled"),
+    _row("responses", "personality", "a hint; the model has one", ...),
     _row("messages", "mcp_servers", "the server calls those it was started with only", []),
     # what would change the answer
     _row("chat", "audio web_search_options", "the model reads and writes text only"),
-    _row("chat", "functions function_call", "the older form; use tools and tool_choice"),
+    _row("chat", "functions", "the older form; use tools", []),
+    _row("chat", "function_call", "the older form; use tool_choice", "none", "auto"),
     _row("chat responses", "moderation", "there is no other model here to judge"),
     _row("chat", "chat_template documents", "the template is the server's"),
     _row("responses", "image", "the model reads and writes text only"),
