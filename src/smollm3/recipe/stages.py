@@ -34,6 +34,7 @@ from smollm3.recipe.schema import (
     SynthSource,
     TokenizerStage,
 )
+from smollm3.recipe.scoring import scorer
 from smollm3.recipe.trackers import Trackers
 from smollm3.synth.prompts import usable_prompts
 from smollm3.synth.run import ANSWERS
@@ -43,8 +44,7 @@ from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
 from smollm3.train import TrainJob, WorkerGroup
 from smollm3.train.job import StepRecord
 from smollm3.train.metrics import keeps
-from smollm3.train.scores import Score
-from smollm3.train.spec import Scores, TrainStage
+from smollm3.train.spec import TrainStage
 
 BESIDE = "beside"  # in the folder of a benchmark stage: the same of its second model
 
@@ -111,22 +111,6 @@ def run_stage(
             return _benchmark(stage, inputs, progress)
         case ExportStage():
             return _export(stage, inputs)
-
-
-def check_benchmarks(stage: Stage) -> None:
-    """That what a stage is to be scored by exists: a run's first minute is the time to say so."""
-    found = stage if isinstance(stage, BenchmarkStage) else None
-    if isinstance(stage, TrainStage) and stage.scores is not None:
-        found = _benchmark_of(stage.scores)
-    if found is not None:
-        from smollm3.eval.run import check  # PyTorch and the engine
-
-        check(found)
-
-
-def _benchmark_of(scores: Scores) -> BenchmarkStage:
-    asked = {"tasks": scores.tasks, "limit": scores.limit, "data": scores.data}
-    return BenchmarkStage(kind="benchmark", **asked)
 
 
 def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -> StageResult:
@@ -296,7 +280,8 @@ def _train(
         if inputs.trackers is not None and (record.is_look or keeps(record.step, steps)):
             inputs.trackers.log(inputs.name, record.step, record.row())
 
-    score = _score(stage.scores, inputs, progress) if stage.scores is not None else None
+    seed = inputs.recipe.seed
+    score = scorer(stage.scores, seed, progress) if stage.scores is not None else None
     result = workers.train(job, on_step, warn, score)
 
     def save(out: Path) -> None:
@@ -312,17 +297,6 @@ def _train(
         tokens=used,
         positions=positions | {s: positions.get(s, 0) + n for s, n in used.items()},
     )
-
-
-def _score(scores: Scores, inputs: StageInputs, progress: Progress) -> Score:
-    from smollm3.eval.run import quick_scores  # PyTorch and the engine
-
-    class View:
-        def progress(self, what: str, done: int, total: int, fresh: int) -> None:
-            progress("scoring", done, total, what)
-
-    stage, seed = _benchmark_of(scores), inputs.recipe.seed
-    return lambda model, stopping: quick_scores(stage, model, seed, View(), stopping)
 
 
 def _name_of_base(inputs: StageInputs) -> str | None:
