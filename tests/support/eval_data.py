@@ -104,6 +104,21 @@ class Saying(EngineTarget):
         return future
 
 
+class Calling(Saying):
+    """Whose answer is a text, or a list of calls (name, arguments); 100 answers at most."""
+
+    left = 100
+
+    def answer(self, ask):
+        self.left -= 1
+        assert self.left, "asked without an end"
+        said = self.says(ask)
+        calls = [] if isinstance(said, str) else [{"name": n, "arguments": a} for n, a in said]
+        future = Future()
+        future.set_result(asdict(Written(said if not calls else "", "stop", 1, calls)))
+        return future
+
+
 class Watching:
     """Keeps what it is told; `stop_after` items it raises KeyboardInterrupt, as Ctrl-C does."""
 

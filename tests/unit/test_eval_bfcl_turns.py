@@ -1,11 +1,9 @@
 """Conversations with services of our own in the form of BFCL's: what is asked, told and judged."""
 
 import json
-from concurrent.futures import Future
-from dataclasses import asdict
 
 import pytest
-from tests.support.eval_data import Saying, Watching, fake_engine, write
+from tests.support.eval_data import Calling, Watching, fake_engine, write
 
 from smollm3.errors import UserError
 from smollm3.eval import bfcl_turns
@@ -13,7 +11,7 @@ from smollm3.eval.bfcl_turns import FILES, LIMITS, Services, call_of, questions
 from smollm3.eval.harness import Wanted, run_tasks
 from smollm3.eval.journal import Journal
 from smollm3.eval.results import measures
-from smollm3.eval.target import Settings, Written
+from smollm3.eval.target import EngineTarget, Settings
 
 CHAT = Settings(chat=True)
 LAMP = """
@@ -98,17 +96,6 @@ def package(tmp_path, monkeypatch):
     return root
 
 
-class Calling(Saying):
-    """Whose answer is a text, or a list of calls (name, arguments)."""
-
-    def answer(self, ask):
-        said = self.says(ask)
-        calls = [] if isinstance(said, str) else [{"name": n, "arguments": a} for n, a in said]
-        future = Future()
-        future.set_result(asdict(Written(said if not calls else "", "stop", 1, calls)))
-        return future
-
-
 def evaluated(tokenizer, out, says, task="bfcl_multi_turn_base", settings=CHAT, **wanted):
     target = Calling(fake_engine(tokenizer), "fake", settings, says)
     with Journal(out / "items.jsonl", {}) as journal:
@@ -142,6 +129,15 @@ def test_a_conversation_goes_on_until_nothing_is_called(tokenizer, package, tmp_
     assert first[1][2]["content"] == '{"lit": true}'
     assert first[3][-1]["content"] == "It is light."
     assert {t["function"]["name"] for t in asked[0].prompt.tools} == {"switch", "look", "burn"}
+    target = EngineTarget(fake_engine(tokenizer), "fake", CHAT)
+    last = next(
+        a
+        for a in asked
+        if a.prompt.messages[0]["content"] == "Light!" and len(a.prompt.messages) == 7
+    )
+    seen = tokenizer.decode(target.request(last).ids(tokenizer))
+    assert '{"name": "switch", "arguments": {"on": true}}' in seen
+    assert seen.index('{"lit": true}') < seen.index("Done.") < seen.index("It is light.")
     again = []
     assert evaluated(tokenizer, tmp_path, again.append)["samples"] == (found["samples"])
     assert again == []  # what was called is called again; the model is not asked

@@ -1,6 +1,9 @@
 """What judges answers: programs in the sandbox, calls by BFCL's rules, numbers, comparisons."""
 
+import base64
 import json
+import pickle
+import zlib
 
 import pytest
 
@@ -84,6 +87,49 @@ def test_programs_that_read_and_methods_that_are_called():
     }
     assert code.livecodebench(item, [starter + "        return sum(a)"]) == {"pass@1": 1.0}
     assert code.livecodebench({**item, "public_test_cases": "[]"}, ["x"]) == {"pass@1": 0.0}
+
+
+def packed(value):
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
+def test_hidden_tests_count_too():
+    """As the lighter files of LiveCodeBench have them, ten items of our own."""
+    cases = [{"input": f"{n}\n", "output": f"{n * n}\n", "testtype": "stdin"} for n in range(10)]
+    for n in range(10):
+        item = {
+            "starter_code": "",
+            "public_test_cases": json.dumps(cases[:1]),
+            "private_test_cases": packed(json.dumps(cases[: n + 1])),
+        }
+        assert code.cases_in(item["private_test_cases"])[n] == {
+            "input": f"{n}\n",
+            "output": f"{n * n}\n",
+        }
+    assert code.livecodebench(item, ["print(int(input()) ** 2)"]) == {"pass@1": 1.0}
+    only_public = ["n = int(input())\nprint(n * n if n < 9 else 0)"]
+    assert code.livecodebench(item, only_public) == {"pass@1": 0.0}
+    assert code.livecodebench({**item, "private_test_cases": "[]"}, only_public) == {"pass@1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[{}]", "'input'"),
+        ("[1", "tests that cannot be read"),
+        ("no base64!", "tests that cannot be read"),
+        (base64.b64encode(b"not packed").decode(), "incorrect header"),
+        (packed(pytest.raises), "names "),
+        (packed([1]), "tests that cannot be read"),
+        (packed("[]")[:-8], "more than 1 MiB, or cut off"),
+        (packed(" " * (2 << 20)), "more than 1 MiB"),
+    ],
+    ids=range(8),
+)
+def test_hidden_tests_of_another_form_are_one_line(text, said, monkeypatch):
+    monkeypatch.setattr(code, "MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError, match=said):
+        code.cases_in(text)
 
 
 def test_without_a_sandbox_nothing_is_run(monkeypatch):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smollm3.errors import UserError
-from smollm3.eval import bfcl, bfcl_turns, mixeval, mt_bench
+from smollm3.eval import bfcl, bfcl_turns, mixeval, mt_bench, toolqa
 from smollm3.eval.target import Ask, Settings, Target
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ BFCL = "bfcl"
 NAMES = (
     mt_bench.NAME,
     mixeval.NAME,
+    *toolqa.NAMES,
     BFCL,
     *(f"{BFCL}_{category}" for category in (*bfcl.CATEGORIES, *bfcl_turns.CATEGORIES)),
 )
@@ -88,9 +89,27 @@ def _of(name: str, wanted: Wanted, settings: Settings) -> Iterator[Apart]:
                 items, settings, asking.answered, partial(asking.judged, rates)
             ),
         )
+    elif name in toolqa.NAMES:
+        for level in toolqa.LEVELS:
+            if name in (toolqa.NAMES[0], f"toolqa_{level}"):
+                yield _toolqa(level, wanted, settings)
     else:
         for category in _categories(name):
             yield _bfcl(category, wanted.limit, settings, limit)
+
+
+def _toolqa(level: str, wanted: Wanted, settings: Settings) -> Apart:
+    asked = toolqa.read(wanted.data, level)
+    assert wanted.data is not None  # or there were no questions
+    files, tokens = toolqa.tables(wanted.data), settings.max_tokens or toolqa.ANSWER_TOKENS
+    chosen = asked[: wanted.limit]
+    return Apart(
+        f"toolqa_{level}",
+        toolqa.METRICS,
+        len(asked),
+        1.0,
+        lambda asking: toolqa.samples(chosen, files, settings, tokens, asking.answered),
+    )
 
 
 def _bfcl(category: str, limit: int | None, settings: Settings, tokens: int) -> Apart:

@@ -103,6 +103,27 @@ def tools(functions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def tool_messages(
+    text: str, calls: Sequence[tuple[str, Any]], results: Sequence[str], step: int
+) -> list[dict[str, Any]]:
+    """An answer's calls (name as shown, arguments) and what they gave, as OpenAI's API spells it.
+    step: of the conversation, from 1: the calls' ids are of it."""
+    ids = [f"call_{step}_{i}" for i in range(len(calls))]
+    made = [
+        {
+            "id": id_,
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
+        for id_, (name, arguments) in zip(ids, calls, strict=True)
+    ]
+    told = [
+        {"role": "tool", "tool_call_id": id_, "name": name, "content": result}
+        for id_, (name, _), result in zip(ids, calls, results, strict=True)
+    ]
+    return [{"role": "assistant", "content": text, "tool_calls": made}, *told]
+
+
 def json_schema(schema: Any) -> Any:
     """BFCL's types by their names in JSON Schema, at any depth."""
     if isinstance(schema, list):

@@ -20,7 +20,7 @@ from typing import Any
 
 from smollm3.agent.sandbox import Interpreter, Limits, StartError, find_sandbox
 from smollm3.errors import UserError
-from smollm3.eval.bfcl import json_rows, tool_name, tools
+from smollm3.eval.bfcl import json_rows, tool_messages, tool_name, tools
 from smollm3.eval.code import need_sandbox
 from smollm3.eval.target import Answered, Ask, Prompt, Settings
 from smollm3.files import packaged_file
@@ -199,23 +199,8 @@ class Conversation:
         if results is None or len(self.turns[-1]) > STEPS:
             self.over = self.forced = True
             return
-        self._tell(written["text"], calls, results, len(steps))
-
-    def _tell(self, text: str, calls: Sequence[Call], results: Sequence[str], step: int) -> None:
-        ids = [f"call_{step}_{i}" for i in range(len(calls))]
-        made = [
-            {
-                "id": id_,
-                "type": "function",
-                "function": {"name": tool_name(name), "arguments": json.dumps(arguments)},
-            }
-            for id_, (name, _, arguments) in zip(ids, calls, strict=True)
-        ]
-        self.messages.append({"role": "assistant", "content": text, "tool_calls": made})
-        self.messages += [
-            {"role": "tool", "tool_call_id": id_, "name": tool_name(call[0]), "content": result}
-            for id_, call, result in zip(ids, calls, results, strict=True)
-        ]
+        made = [(tool_name(name), arguments) for name, _, arguments in calls]
+        self.messages += tool_messages(written["text"], made, results, len(steps))
 
 
 def _plain_name(question: Question, name: str) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import pickle
 import re
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +18,7 @@ from smollm3.errors import UserError
 
 # The clock's limit is wide, so that on a busy computer the processor's decides.
 LIMITS = Limits(seconds=240.0, cpu_seconds=120, memory=4 << 30, threads=1, calls=0)
+MOST_BYTES = 256 << 20  # of an item's hidden tests
 _BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 # The sandbox has the standard library alone, and this is all that the tests of HumanEval+ and
 # MBPP+ want of NumPy: comparing numbers, also nested and in sets, as allclose does.
@@ -123,16 +128,40 @@ def mbpp_tests(doc: Mapping[str, Any]) -> str:
 
 
 def livecodebench(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """pass@1 of an item of LiveCodeBench: all of its public tests, by input and output or by calls
-    of a method of Solution."""
+    """pass@1 of an item of LiveCodeBench: all of its tests, the hidden ones too where the file has
+    them, by input and output or by calls of a method of Solution."""
     program = code_of(results[0], "", "")
-    cases = json.loads(doc["public_test_cases"])
+    cases = cases_in(doc["public_test_cases"]) + cases_in(doc.get("private_test_cases") or "[]")
     if not cases:
         return {"pass@1": 0.0}
     name = _method(doc["starter_code"])
     tests = _CALLS if name else _STREAMS
     program = f"PROGRAM = {program!r}\nCASES = {[(c['input'], c['output']) for c in cases]!r}\n"
     return {"pass@1": float(run_tests(program, f"NAME = {name!r}\n{tests}").passed)}
+
+
+def cases_in(text: str) -> list[dict[str, Any]]:
+    """Tests as the file has them: JSON; or the same as a pickled text, packed and in base64, of
+    which nothing but a text is read. UserError for anything else."""
+    try:
+        if text.lstrip()[:1] == "[":
+            found = json.loads(text)
+        else:
+            packed = zlib.decompressobj()
+            data = packed.decompress(base64.b64decode(text, validate=True), MOST_BYTES)
+            if not packed.eof:
+                raise ValueError(f"more than {MOST_BYTES >> 20} MiB, or cut off")
+            found = json.loads(_Text(io.BytesIO(data)).load())
+        return [{"input": case["input"], "output": case["output"]} for case in found]
+    except (ValueError, KeyError, TypeError, zlib.error, pickle.UnpicklingError, EOFError) as e:
+        raise UserError(f"livecodebench: tests that cannot be read ({e})") from None
+
+
+class _Text(pickle.Unpickler):
+    """Of a pickle without any class or function: nothing in it can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"names {module}.{name}")
 
 
 def _method(starter: str) -> str | None:

@@ -31,13 +31,8 @@ from smollm3.recipe.graph import (
 )
 from smollm3.recipe.notices import telling
 from smollm3.recipe.schema import KEPT, Recipe, Stage, TokenizerStage
-from smollm3.recipe.stages import (
-    StageInputs,
-    check_benchmarks,
-    digests,
-    file_revision,
-    run_stage,
-)
+from smollm3.recipe.scoring import check_benchmarks
+from smollm3.recipe.stages import StageInputs, digests, file_revision, run_stage
 from smollm3.recipe.trackers import Trackers
 from smollm3.report import write_report
 from smollm3.synth.spec import MANNER as ASKING

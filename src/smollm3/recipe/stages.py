@@ -18,12 +18,12 @@ from smollm3.data.sources import fingerprint, raw_rows
 from smollm3.data.spec import FileSource, Source
 from smollm3.errors import UserError
 from smollm3.eval import evaluate
-from smollm3.eval.panel import panels_in
-from smollm3.eval.results import ITEMS, RESULTS, read_results, rows_in
+from smollm3.eval.results import ITEMS, read_results
 from smollm3.eval.spec import BenchmarkStage, EvalStage
 from smollm3.files import read_json, sha256_json, write_json
 from smollm3.model import ModelConfig
-from smollm3.recipe.graph import model_parents, sources_of
+from smollm3.recipe.card import card_of
+from smollm3.recipe.graph import sources_of
 from smollm3.recipe.identity import load_tokenizer
 from smollm3.recipe.schema import (
     KEPT,
@@ -34,8 +34,8 @@ from smollm3.recipe.schema import (
     SynthSource,
     TokenizerStage,
 )
+from smollm3.recipe.scoring import scorer
 from smollm3.recipe.trackers import Trackers
-from smollm3.report import model_card
 from smollm3.synth.prompts import usable_prompts
 from smollm3.synth.run import ANSWERS
 from smollm3.synth.run import Run as Synthesis
@@ -44,8 +44,7 @@ from smollm3.tokenizer import CONTROL, CONTROL_SPLIT, Tokenizer
 from smollm3.train import TrainJob, WorkerGroup
 from smollm3.train.job import StepRecord
 from smollm3.train.metrics import keeps
-from smollm3.train.scores import Score
-from smollm3.train.spec import Scores, TrainStage
+from smollm3.train.spec import TrainStage
 
 BESIDE = "beside"  # in the folder of a benchmark stage: the same of its second model
 
@@ -112,22 +111,6 @@ def run_stage(
             return _benchmark(stage, inputs, progress)
         case ExportStage():
             return _export(stage, inputs)
-
-
-def check_benchmarks(stage: Stage) -> None:
-    """That what a stage is to be scored by exists: a run's first minute is the time to say so."""
-    found = stage if isinstance(stage, BenchmarkStage) else None
-    if isinstance(stage, TrainStage) and stage.scores is not None:
-        found = _benchmark_of(stage.scores)
-    if found is not None:
-        from smollm3.eval.run import check  # PyTorch and the engine
-
-        check(found)
-
-
-def _benchmark_of(scores: Scores) -> BenchmarkStage:
-    asked = {"tasks": scores.tasks, "limit": scores.limit, "data": scores.data}
-    return BenchmarkStage(kind="benchmark", **asked)
 
 
 def _tokenizer(stage: TokenizerStage, inputs: StageInputs, progress: Progress) -> StageResult:
@@ -297,7 +280,8 @@ def _train(
         if inputs.trackers is not None and (record.is_look or keeps(record.step, steps)):
             inputs.trackers.log(inputs.name, record.step, record.row())
 
-    score = _score(stage.scores, inputs, progress) if stage.scores is not None else None
+    seed = inputs.recipe.seed
+    score = scorer(stage.scores, seed, progress) if stage.scores is not None else None
     result = workers.train(job, on_step, warn, score)
 
     def save(out: Path) -> None:
@@ -313,17 +297,6 @@ def _train(
         tokens=used,
         positions=positions | {s: positions.get(s, 0) + n for s, n in used.items()},
     )
-
-
-def _score(scores: Scores, inputs: StageInputs, progress: Progress) -> Score:
-    from smollm3.eval.run import quick_scores  # PyTorch and the engine
-
-    class View:
-        def progress(self, what: str, done: int, total: int, fresh: int) -> None:
-            progress("scoring", done, total, what)
-
-    stage, seed = _benchmark_of(scores), inputs.recipe.seed
-    return lambda model, stopping: quick_scores(stage, model, seed, View(), stopping)
 
 
 def _name_of_base(inputs: StageInputs) -> str | None:
@@ -416,58 +389,10 @@ def _benchmark(stage: BenchmarkStage, inputs: StageInputs, progress: Progress) -
     return StageResult(save, metrics={"tasks": len(outcomes[0].found["results"])})
 
 
-def _base_of(inputs: StageInputs) -> str | None:
-    """The model on the Hub that the first ancestor is."""
-    first = inputs.lineage[0]["stage"] if inputs.lineage else ""
-    if first in inputs.recipe.stages or Path(first).exists():
-        return None
-    return checkpoint.SHORT_NAMES.get(first, first)
-
-
-def _trained_on(inputs: StageInputs) -> dict[str, Source]:
-    """The sources of the ancestors that are train stages."""
-    ancestors = {step["stage"] for step in inputs.lineage}
-    return {
-        source: inputs.source(source)
-        for name, stage in inputs.recipe.stages.items()
-        if isinstance(stage, TrainStage) and name in ancestors
-        for source in stage.mixture
-    }
-
-
-def _claims(inputs: StageInputs) -> list[dict[str, Any]]:
-    """What the run's finished eval stages have found."""
-    folders = [inputs.data.parent / name for name in inputs.recipe.stages]
-    cards = [f / "scorecard.json" for f in folders if (f / "scorecard.json").exists()]
-    return [claim for card in cards for claim in read_json(card)["claims"]]
-
-
-def _benchmarks(inputs: StageInputs) -> list[tuple[str, ...]]:
-    """Rows of the scores of this model, from the run's benchmark stages."""
-    parents = model_parents(inputs.recipe)
-    mine = parents[inputs.name]
-    return [
-        row
-        for name, stage in inputs.recipe.stages.items()
-        if isinstance(stage, BenchmarkStage) and parents[name][:1] == mine
-        if (file := inputs.data.parent / name / RESULTS).exists()
-        for row in rows_in(read_json(file))
-    ]
-
-
 def _export(stage: ExportStage, inputs: StageInputs) -> StageResult:
     parent = inputs.parent
     assert parent is not None
-    card = model_card(
-        inputs.recipe.name,
-        inputs.lineage,
-        license=stage.license,
-        base=_base_of(inputs),
-        sources=_trained_on(inputs),
-        claims=_claims(inputs),
-        panels=panels_in(inputs.data.parent, inputs.recipe.stages),
-        benchmarks=_benchmarks(inputs),
-    )
+    card = card_of(inputs, stage.license)
 
     def save(out: Path) -> None:
         for to in stage.to:
