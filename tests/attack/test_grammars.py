@@ -8,7 +8,7 @@ import time
 import pytest
 
 from smollm3.errors import UserError
-from smollm3.infer.constrain.grammars import Grammar, Json, Regex
+from smollm3.infer.constrain.grammars import Grammar, Json, Regex, Tools
 from smollm3.infer.constrain.masks import Constraints
 
 pytestmark = pytest.mark.xdist_group("attack")
@@ -30,11 +30,24 @@ HOSTILE = {
     "states": (Regex("|".join(f"(a|b)*a(a|b){{{i}}}" for i in range(12, 17))), "ab" * 200),
     "any": (doubled("anyOf", {"type": "string"}), '"aa'),
     "all": (doubled("allOf", {"type": "string"}), '"aa'),
+    "quoted": (
+        Tools(
+            [{"name": f"t{i}"} for i in range(60)],
+            texts={
+                f"t{i}": Grammar(
+                    "start: a\na: "
+                    + " | ".join(f'/(.*{chr(97 + j)}.{{{i + 9}}}"){{4}}/' for j in range(26))
+                )
+                for i in range(60)
+            },
+        ),
+        "a",
+    ),
     "long": (Json({"type": "string", "minLength": 99_999, "maxLength": 100_000}), '"' + "a" * 200),
 }
 
 
-QUICK = ("three", "all")
+QUICK = ("three", "all", "quoted")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from smollm3.errors import UserError
 from smollm3.infer.constrain.library import bytes_vocabulary, compiled
 from smollm3.infer.constrain.quoted import quoted, quoted_pattern
+from smollm3.infer.constrain.quoted_patterns import Questions
 
 PATCH = r"""
 start: begin_patch hunk+ end_patch
@@ -63,6 +64,7 @@ CASES = {
         ),
         ['SELECT "a\\"b",\n-1.5e3 , a1 where b = "\t"'],
     ),
+    "no character": ('start: /x|"[a&&b]/', r"x", ["x"]),
     "recursive": ('start: "(" start ")" | "\\""', None, ['(("))']),
     "named groups": (r'start: /(?P<a>x)?(?<b>["y]+)/', r'x?["y]+', ['xy""y']),
 }  # fmt: skip
@@ -93,7 +95,7 @@ def changed(rng, text):
 def test_what_is_spelled_is_what_the_grammar_means(case):
     """And a text that is no spelling, such as a quote by itself, is none of the grammar."""
     grammar, pattern, good = CASES[case]
-    told, rng = quoted("grammar", grammar), random.Random(case)
+    told, rng = quoted("grammar", grammar, Questions()), random.Random(case)
     texts = {changed(rng, text) for text in good for _ in range(60)}
     for text in good:
         assert accepts(told, spelled(text)), text
@@ -113,7 +115,7 @@ def test_what_is_spelled_is_what_the_grammar_means(case):
 )
 def test_a_pattern_is_one_terminal(pattern, good, bad):
     """Whatever is in it, since only the closing quote follows."""
-    told = quoted_pattern("pattern", pattern)
+    told = quoted_pattern("pattern", pattern, Questions())
     for text in good:
         assert accepts(told, spelled(text)), text
     for text in bad:
@@ -137,13 +139,14 @@ def test_a_pattern_is_one_terminal(pattern, good, bad):
         ("start: b", "b"),
         ("", "text"),
         ("start: A\n" + "".join(f"A{i or ''}: A{i + 1} A{i + 1}\n" for i in range(17)) + 'A17: "a"', "65536"),
+        ("start: a\na: " + " | ".join(f"/[^{chr(0x100 + i)}]b{i}/" for i in range(250)), "too many patterns"),
         ("start: /" + "(" * 70 + '"' + ")" * 70 + "/", "deeper than 64"),
-        ("start: /" + "".join(rf"[^\x{{{i:x}}}]" for i in range(0x100, 0x500)) + "/", "1000 different"),
+        ("start: /" + "".join(rf"[^\x{{{i:x}}}]" for i in range(0x100, 0x500)) + "/", "too big"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_held_to_is_one_line(grammar, what):
     with pytest.raises(UserError) as raised:
-        quoted("tools: add: format", grammar)
+        quoted("tools: add: format", grammar, Questions())
     assert str(raised.value).startswith("tools: add: format: ")
     assert what in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -365,6 +365,8 @@ def union_of_fields():
         "response_format": [None, {"type": "text"}, {"type": "json_object"}],
         "continue_final_message": [True, False],
     }
+    for path in (CHAT, ITEMS):
+        found[path]["tools"] += [custom_request(path, *grammar)["tools"] for grammar in ASKED]
     found[TEXTS] |= {"best_of": [1, 2], "n": [1, 2], "logprobs": [None, 1], "stop": [None, ""]}
     found[BLOCKS] |= {"output_format": [None, {"type": "json_schema", "schema": ADD}]}
     found[BLOCKS] |= {"stop_sequences": [[], [""], ["wer"]]}
@@ -620,6 +622,9 @@ GRAMMARS = {  # by syntax: a definition, and in Python's syntax what it means
         'say "[a-z]{1,3}"\n',
     ),
 }
+
+
+ASKED = [(), *((syntax, definition) for syntax, (definition, _) in GRAMMARS.items())]
 
 
 def custom_request(path, syntax=None, definition="", **more):

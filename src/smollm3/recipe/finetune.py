@@ -196,7 +196,7 @@ class _Planner:
         self._set(
             (*at, "batch"),
             batch,
-            f"{epochs:g} epochs are about {epochs * rows // batch:,.0f} steps",
+            f"{epochs:g} x the data is about {epochs * rows // batch:,.0f} steps",
         )
         self._fit(at)
         self._rate(at, first is not source)

@@ -16,6 +16,7 @@ from smollm3.chat.tags import CALL, CODE, END_CALL, END_CODE, END_THINK, PYTHON,
 from smollm3.errors import UserError
 from smollm3.infer.constrain.checks import Check
 from smollm3.infer.constrain.quoted import quoted, quoted_pattern
+from smollm3.infer.constrain.quoted_patterns import Questions
 from smollm3.infer.constrain.schemas import bounded_text, json_grammar
 
 # Options of llguidance that take tokens back or cannot be rolled back.
@@ -146,10 +147,11 @@ def needs_tools(spec: ConstraintSpec) -> bool:
 
 
 def _tool_parts(spec: Tools) -> list[UserGrammar]:
-    parts = []
+    parts, questions = [], Questions()
     for i, (name, parameters) in enumerate(_chosen(spec).items()):
         if name in spec.texts:
-            parts.append(_text_part(f"tools: {name}: format", f"text_{i}", spec.texts[name]))
+            told = _spelled(f"tools: {name}: format", spec.texts[name], questions)
+            parts.append(UserGrammar(f"tools: {name}: format", f"text_{i}", told))
             continue
         where = f"tools: {name}: parameters"
         try:
@@ -162,10 +164,11 @@ def _tool_parts(spec: Tools) -> list[UserGrammar]:
     return parts
 
 
-def _text_part(where: str, name: str, spec: Regex | Grammar) -> UserGrammar:
+def _spelled(where: str, spec: Regex | Grammar, questions: Questions) -> dict[str, str]:
+    """A grammar of what spells a text between quotes, in llguidance's form."""
     if isinstance(spec, Regex):
-        return UserGrammar(where, name, {"lark_grammar": quoted_pattern(where, spec.pattern)})
-    return UserGrammar(where, name, {"lark_grammar": quoted(where, spec.lark)})
+        return {"lark_grammar": quoted_pattern(where, spec.pattern, questions)}
+    return {"lark_grammar": quoted(where, spec.lark, questions)}
 
 
 def checks_of(spec: ConstraintSpec, parts: Sequence[UserGrammar]) -> dict[str, Check]:

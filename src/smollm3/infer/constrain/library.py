@@ -43,10 +43,11 @@ def bytes_vocabulary() -> LLTokenizer:
     return made
 
 
-def compiled(where: str, vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
-    """The matcher of a grammar in the library's form. Raises UserError that begins with `where`."""
-    limits = library().LLParserLimits(**LIMITS)
-    matcher: LLMatcher = library().LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+def compiled(where: str, vocabulary: LLTokenizer, grammar: str, **limits: int) -> LLMatcher:
+    """The matcher of a grammar in the library's form. limits: instead of those of `LIMITS`. Raises
+    UserError that begins with `where`."""
+    bounds = library().LLParserLimits(**{**LIMITS, **limits})
+    matcher: LLMatcher = library().LLMatcher(vocabulary, grammar, log_level=0, limits=bounds)
     if matcher.is_error():
         raise UserError(f"{where}: {line_of(matcher.get_error())}")
     return matcher

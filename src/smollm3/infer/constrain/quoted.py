@@ -19,7 +19,7 @@ from itertools import takewhile
 
 from smollm3.errors import UserError
 from smollm3.infer.constrain.library import bytes_vocabulary, compiled
-from smollm3.infer.constrain.quoted_patterns import Node, Patterns, literal
+from smollm3.infer.constrain.quoted_patterns import Node, Patterns, Questions, literal
 from smollm3.infer.constrain.schemas import bounded_text
 
 # Of Lark, as the library reads it. What is none of these (a token of the vocabulary, another
@@ -71,20 +71,20 @@ _COMMON = {  # the library's terminals, by what they match
 MOST_PATTERN = 1 << 16  # characters of a terminal with those that it is made of
 
 
-def quoted_pattern(where: str, pattern: str) -> str:
+def quoted_pattern(where: str, pattern: str, questions: Questions) -> str:
     """A Lark grammar of what spells the texts that the pattern matches as a whole. Raises
     UserError, which begins with `where`."""
-    patterns = Patterns(where)
+    patterns = Patterns(where, questions)
     node = patterns.read(bounded_text(where, pattern))
     return f"start: {patterns.terminal(node)}"
 
 
-def quoted(where: str, lark: str) -> str:
+def quoted(where: str, lark: str, questions: Questions) -> str:
     """A grammar of what spells the texts of the grammar `lark` between the quotes of a JSON string.
     Raises UserError, which begins with `where`, for what is no grammar or cannot be held to."""
     bounded_text(where, lark)
     compiled(where, bytes_vocabulary(), json.dumps({"grammars": [{"lark_grammar": lark}]}))
-    return _Grammar(where, lark).spelled()
+    return _Grammar(where, lark, questions).spelled()
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class _Part:
 class _Grammar:
     """terminals: the parts of each one's definition."""
 
-    def __init__(self, where: str, lark: str) -> None:
+    def __init__(self, where: str, lark: str, questions: Questions) -> None:
         self._where = where
-        self._patterns = Patterns(where)
+        self._patterns = Patterns(where, questions)
         self._terminals: dict[str, list[_Part]] = {}
         self._rules: list[_Part] = []  # and what is ignored, with the ends of lines
         self._made: dict[str, str] = {}  # terminals -> their new names

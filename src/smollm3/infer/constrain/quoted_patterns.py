@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 # Characters that a JSON string spells with an escape.
 ESCAPED = '"\\' + "".join(map(chr, range(32)))
 _OTHERS = r'[^"\\\x00-\x1f]'  # all but those
-MOST_CLASSES = 1000  # different ones of a grammar: what each matches is asked of the library
-MOST_QUESTIONS = 500  # whether a pattern may go on where it ends
+_NOTHING = "[a&&b]"  # matches no text
+# What the library is asked of patterns in all grammars of a request, and its work on each (2 ms).
+MOST_QUESTIONS = 400
+FUEL = 100_000
 DEEPEST = 64  # groups in each other
 
 _ATOM = re.compile(
@@ -83,11 +85,27 @@ def literal(text: str) -> str:
     return re.sub(r"[^\w ]", lambda m: rf"\x{{{ord(m[0]):x}}}", text)
 
 
+class Questions:
+    """What the library is asked of the patterns of a request."""
+
+    def __init__(self) -> None:
+        self._left = MOST_QUESTIONS
+
+    def ask(self, where: str, lark: str) -> LLMatcher:
+        """A matcher of this grammar of bytes. Raises UserError where there are too many."""
+        if not self._left:
+            raise UserError(f"{where}: too many patterns in the grammars of these tools")
+        self._left -= 1
+        grammar = json.dumps({"grammars": [{"lark_grammar": lark}]})
+        return compiled(where, bytes_vocabulary(), grammar, initial_lexer_fuel=FUEL)
+
+
 class Patterns:
     """Those of one grammar. where: what an error begins with."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, questions: Questions) -> None:
         self._where = where
+        self._questions = questions
         self._found: dict[Class, tuple[tuple[str, ...], bool]] = {}
         self._asked: dict[str, bool] = {}
 
@@ -103,8 +121,7 @@ class Patterns:
     def read(self, pattern: str) -> Node:
         """Raises UserError for what the library does not take."""
         pattern = _slashed(pattern)
-        grammar = json.dumps({"grammars": [{"lark_grammar": f"start: /{pattern}/"}]})
-        compiled(self._where, bytes_vocabulary(), grammar)
+        self._questions.ask(self._where, f"start: /{pattern}/")
         node = _Reader(self, pattern).all()
         self._look(node)
         return node
@@ -151,7 +168,7 @@ class Patterns:
     def _spelled(self, node: Node) -> str:
         match node:
             case One():
-                told = [part for part in self._apart(node) if part]
+                told = [part for part in self._apart(node) if part] or [_NOTHING]
                 return told[0] if len(told) == 1 else f"(?:{'|'.join(told)})"
             case Chain(parts):
                 return "".join(map(self._spelled, parts))
@@ -184,17 +201,17 @@ class Patterns:
         """What the classes of a pattern match."""
         new = [each for each in dict.fromkeys(_classes(node)) if each not in self._found]
         new = [each for each in new if each.text in ESCAPED or not _is_itself(each.text)]
-        if len(self._found) + len(new) > MOST_CLASSES:
-            raise UserError(f"{self._where}: more than {MOST_CLASSES} different classes")
         if not new:
             return
         ways = " | ".join(f'"{i}:" /{_scoped(each)}/' for i, each in enumerate(new))
-        grammar = json.dumps({"grammars": [{"lark_grammar": f"start: {ways}"}]})
-        matcher = compiled(self._where, bytes_vocabulary(), grammar)
+        matcher = self._questions.ask(self._where, f"start: {ways}")
         for i, each in enumerate(new):
             behind = matcher.deep_copy()
             behind.consume_tokens(list(f"{i}:".encode()))
-            allowed = _first_bytes(behind)
+            try:
+                allowed = _first_bytes(behind)
+            except UserError:  # nothing follows: the class is empty
+                allowed = np.zeros(256, np.uint8)
             found = tuple(json.dumps(c)[2:-1] for c in ESCAPED if allowed[ord(c)])
             self._found[each] = found, int(allowed.sum()) > len(found)
 
@@ -204,12 +221,9 @@ class Patterns:
             return False
         text = self._spelled(node)
         if text not in self._asked:
-            if len(self._asked) == MOST_QUESTIONS:
-                raise UserError(f"{self._where}: more than {MOST_QUESTIONS} different patterns")
             both = rf"X: /{text}/ & /(?:{text})\\(?s:.*)/"
             # Nothing is spelled with a zero byte, which only keeps the grammar from being empty.
-            grammar = json.dumps({"grammars": [{"lark_grammar": f'start: "\\u0000" | X\n{both}'}]})
-            matcher = compiled(self._where, bytes_vocabulary(), grammar)
+            matcher = self._questions.ask(self._where, f'start: "\\u0000" | X\n{both}')
             self._asked[text] = int(_first_bytes(matcher).sum()) > 1
         return self._asked[text]
 
