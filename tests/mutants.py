@@ -229,7 +229,7 @@ MUTANTS = [
     Mutant("a run is shown to every page that asks", "report/watch.py", 'self.headers.get("Host") not in known', "False", f"{U}report_watch.py"),
     Mutant("the context is scored too", "eval/target.py", "max(len(ids) - len(rest), 1)", "1", f"{U}eval_harness.py"),
     Mutant("blanks stay with the context", "eval/target.py", "text = prompt.text.rstrip()", "text = prompt.text", f"{U}eval_harness.py"),
-    Mutant("a line that a kill cut off is kept", "eval/journal.py", "os.ftruncate(self._file, good)", "pass", f"{U}eval_harness.py"),
+    Mutant("a line that a kill cut off is kept", "eval/journal.py", "self._file.truncate(good)", "pass", f"{U}eval_harness.py"),
     Mutant("another model's items are used", "eval/journal.py", "if there.get(name) != ours.get(name):", "if False:", f"{U}eval_harness.py"),
     Mutant("prompts longer than their length", "eval/ruler/generate.py", "0, length - task.tokens", "0, length", f"{U}eval_ruler.py"),
     Mutant("one needle is all needles", "eval/ruler/harness.py", "float(any(hits)) if any_of else", "float(any(hits)) if True else", f"{U}eval_ruler.py"),

@@ -98,8 +98,11 @@ def test_scores_are_a_curve_and_change_no_bit(place, manner):
 
 
 @pytest.mark.slow
-def test_scores_of_what_two_processes_train(place):
-    assert run(place, SCORES, processes=2) == run(place, to="plain", processes=2)
+@pytest.mark.parametrize("manner", ["{}", "{shard: 2}"])
+def test_scores_of_what_two_processes_train(place, manner):
+    parallel = f"stages.sft.parallel={manner}"
+    scored = run(place, SCORES, parallel, processes=2)
+    assert scored == run(place, parallel, to="plain", processes=2)
     assert list(scores(place)) == [2, 4, 5]
 
 
