@@ -449,21 +449,52 @@ turns = st.fixed_dictionaries(
         "reasoning_content": scalars, "train": scalars, "tool_call_id": scalars,
     },
 )  # fmt: skip
+trees = st.recursive(
+    scalars,
+    lambda replies: st.fixed_dictionaries(
+        {"text": scalars, "replies": st.lists(replies, max_size=3) | scalars},
+        optional={"role": roles, "rank": scalars, "deleted": scalars},
+    ),
+    max_leaves=5,
+)
 values = (
     scalars
     | turns
+    | trees
     | st.lists(turns, max_size=3)
     | st.lists(scalars, max_size=2)
     | st.lists(functions, max_size=2)
 )
-rows_ = st.dictionaries(
-    st.sampled_from([*COLUMNS, "other"]), values | values.map(json.dumps), max_size=5
+# A row that is right, of which some columns are anything.
+bases = st.sampled_from(
+    [
+        {},
+        {"prompt": "q", "completion": "a"},
+        {"instruction": "q", "input": "", "output": "a", "history": [["p", "b"]]},
+        {"instruction": "q", "instances": [{"input": "", "output": "a"}]},
+        {
+            "prompt": {
+                "text": "q",
+                "role": "prompter",
+                "replies": [{"text": "a", "role": "assistant"}],
+            }
+        },
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"text": "### Instruction:\nq\n\n### Response:\na"},
+    ]
 )
+columns = st.dictionaries(
+    st.sampled_from([*COLUMNS, "history", "other"]), values | values.map(json.dumps), max_size=5
+)
+rows_ = st.builds(dict.__or__, bases, columns)
 
 
 @settings(max_examples=150, deadline=None)
 @given(rows_, st.sampled_from(["chat", "preference"]))
 @example({"instances": [], "instruction": False}, "chat")
+@example({"prompt": "q", "completion": "a", "history": True}, "chat")
+@example({"prompt": {"text": "q", "replies": True}}, "chat")
 def test_any_row_is_used_or_left_out(tmp_path_factory, row, form):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text(json.dumps(row))

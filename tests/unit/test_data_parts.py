@@ -311,9 +311,9 @@ def test_ten_thousand_parts_open_within_a_second(tmp_path):
     write_json(
         one.folder / "meta.json", {**one.meta, "parts": [{**part, "name": n} for n in names]}
     )
-    before = time.process_time()
+    before = time.thread_time()  # what earlier tests left running is not counted
     shard = Shard.open(one.folder)
-    opened = time.process_time() - before
+    opened = time.thread_time() - before
     assert shard.documents == 10_000
     assert shard.tokens[shard.document(7_654)].tolist() == [7, 8, 9]
     assert {part for part, _ in shard._maps} == {7_654}

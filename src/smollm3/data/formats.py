@@ -14,8 +14,9 @@ spellings that data sets use.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -228,12 +229,14 @@ def _question_and_answer(row: Row, prompt: str, answer: str) -> Messages:
 
 def _history(value: Any) -> Messages:
     """LLaMA-Factory's earlier turns: [[question, answer], ...]."""
-    messages: Messages = []
-    for turn in from_json(value) or ():
-        if not isinstance(turn, Sequence) or len(turn) != 2:
-            raise Damaged("a history that is not [[question, answer], ...]")
-        messages += [*_side(turn[0], "user"), *_side(turn[1], "assistant")]
-    return messages
+    turns = from_json(value) or []
+    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
+        raise Damaged("a history that is not [[question, answer], ...]")
+    return [
+        message
+        for asked, answered in turns
+        for message in (*_side(asked, "user"), *_side(answered, "assistant"))
+    ]
 
 
 def _instances(row: Row) -> Iterator[Messages]:
@@ -254,14 +257,21 @@ def _best_path(node: Mapping[str, Any]) -> Messages:
     path = []
     while True:
         path.append({"role": node.get("role"), "content": node.get("text")})
-        replies = [r for r in node.get("replies") or () if isinstance(r, Mapping)]
-        replies = [r for r in replies if not r.get("deleted") and r.get("text")]
+        replies = node.get("replies") or []
+        if not isinstance(replies, list):
+            raise Damaged("replies that are no list")
+        replies = [r for r in replies if isinstance(r, Mapping) and r.get("text")]
+        replies = [r for r in replies if not r.get("deleted")]
         if not replies:
             while len(path) > 1 and path[-1]["role"] != "assistant":
                 path.pop()
             return normal_messages(path)
-        last = len(replies)
-        node = min(replies, key=lambda r: last if r.get("rank") is None else r["rank"])
+        node = min(replies, key=_rank)
+
+
+def _rank(reply: Mapping[str, Any]) -> float:
+    rank = reply.get("rank")
+    return rank if isinstance(rank, int | float) else math.inf
 
 
 # Pairs
