@@ -16,6 +16,9 @@ TO_EDGE = re.compile(
 )
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _DECODER = json.JSONDecoder()
+DEEPEST = (
+    500  # values in each other; how deep Python itself reads JSON differs between its versions
+)
 
 
 def in_string(text: str) -> bool:
@@ -57,10 +60,22 @@ def _python_literal(text: str) -> Any:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The object, if it is one that can be passed on: no NaN, infinities or lone surrogates."""
+    """The object, if it is one that can be passed on: no NaN, infinities or lone surrogates, and
+    not too deep."""
     try:
         value = json.loads(text)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and is_shallow(value) else None
+
+
+def is_shallow(value: Any) -> bool:
+    """Whether a JSON value has at most `DEEPEST` values in each other."""
+    level = [value]
+    for _ in range(DEEPEST):
+        parts = [x for x in level if isinstance(x, dict | list)]
+        if not parts:
+            return True
+        level = [y for x in parts for y in (x.values() if isinstance(x, dict) else x)]
+    return False

@@ -16,6 +16,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
+from smollm3.chat.calls import is_shallow
 from smollm3.chat.tags import CALL, CODE, END_MARKS
 
 Messages = list[dict[str, Any]]
@@ -233,6 +234,8 @@ def _call(call: Any) -> dict[str, Any]:
     arguments = _from_pairs(arguments)
     if not isinstance(arguments, Mapping | str):
         raise Damaged("arguments of a tool call that are no object")
+    if not is_shallow(arguments):
+        raise Damaged("arguments of a tool call that are nested too deeply")
     normal: dict[str, Any] = {"type": "function"}
     if isinstance(call.get("id"), str):
         normal = {"id": call["id"], **normal}
