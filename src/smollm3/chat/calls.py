@@ -16,9 +16,7 @@ TO_EDGE = re.compile(
 )
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _DECODER = json.JSONDecoder()
-DEEPEST = (
-    500  # values in each other; how deep Python itself reads JSON differs between its versions
-)
+DEEPEST = 500  # values in each other: how deep Python reads JSON differs by its version
 
 
 def in_string(text: str) -> bool:
