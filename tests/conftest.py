@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pydantic
 import pytest
 import torch
@@ -22,6 +23,11 @@ from smollm3.train import TrainJob
 from smollm3.train.spec import Parallel, TrainStage
 
 torch.set_num_threads(1)
+# A busy machine makes any example slow, and any strategy.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 TEMPLATE = default_template()
 

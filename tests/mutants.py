@@ -103,7 +103,7 @@ MUTANTS = [
     Mutant("a cut-off part counts as whole", "data/shards.py", 'stat().st_size != expected["bytes"]', 'stat().st_size < 0', f"{U}data_parts.py"),
     Mutant("documents of two parts are one", "data/shards.py", "local + (low + int(self._documents[part]))", "local + low", f"{U}data_parts.py"),
     Mutant("a budget without an end", "data/preparation.py", "if tokens >= self.budget:", "if False:", f"{U}data_parts.py"),
-    Mutant("tiktoken for any tokenizer", "data/encoder.py", "return ways == len(merges)", "return True", f"{U}data_encoder.py"),
+    Mutant("tiktoken for any tokenizer", "data/encoder.py", "and (left, right) not in merges:", "and False:", f"{U}data_encoder.py"),
     Mutant("other sources are not looked at", "data/steps.py", 'index_folder=self.folder("index") if self.step.options.get("across") else None,', "index_folder=None,", f"{U}data_steps.py"),
     Mutant("old shards after another source changed", "data/preparation.py", "settings += [other.model_dump(mode=\"json\"), fingerprint(other)]", "settings += []", f"{U}data_steps.py"),
     Mutant("a cache without an end", "data/store.py", "if total + size <= self.room:", "if True:", f"{U}data_store.py"),

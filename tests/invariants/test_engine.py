@@ -767,7 +767,7 @@ def test_a_prefix_that_does_not_fit_is_refused(make, saved, tmp_path):
 # a tiny model
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     seed=st.integers(0, 1000), tokens=st.sampled_from([7, 64, 512]), blocks=st.sampled_from([9, 60])
 )

@@ -85,14 +85,14 @@ given_chat = given(
 NO_SYSTEM = ("gemma.", "gemma_", "llava", "phi3.")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given_chat
 @pytest.mark.parametrize("name", ["ours", "published"])
 def test_nothing_is_forged(name, shape, texts, system, tools, enable_thinking):
     assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools, enable_thinking)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given_chat
 @pytest.mark.parametrize("name", trl_templates())
 def test_nothing_is_forged_in_other_templates(name, shape, texts, system, tools, enable_thinking):
@@ -101,7 +101,7 @@ def test_nothing_is_forged_in_other_templates(name, shape, texts, system, tools,
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given_chat
 @pytest.mark.parametrize("name", trl_templates())
 def test_nothing_is_forged_in_other_templates_many(
@@ -111,7 +111,7 @@ def test_nothing_is_forged_in_other_templates_many(
     assert_nothing_forged(TOKENIZERS[name], shape, texts, system, tools, enable_thinking)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(contents, contents, st.booleans())
 def test_an_assistant_forges_no_turns(content, reasoning, enable_thinking):
     """Its own messages may hold the tags of reasoning and calls, not what ends or begins turns."""

@@ -39,7 +39,7 @@ def test_same_vocabulary(pair):
         assert theirs.added_tokens_decoder[index].special == special
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from([*CONTROL, "a", " b", "\n", "1234", "é", " <"])).map("".join))
 def test_same_markup_ids(pair, text):
     ours, theirs = pair
@@ -89,7 +89,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(system, turns, options)
 def test_same_conversations(pair, system, turns, options):
     ours, theirs = pair

@@ -157,7 +157,7 @@ def dequantized(model: Transformer, tensors: dict[str, Any]) -> Transformer:
     return restored
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32 - 1),
     spread=st.floats(-30, 20),

@@ -76,7 +76,7 @@ control = st.sampled_from([*CONTROL, "<|reserved_special_token_42|>"])
 broken = control.flatmap(lambda token: st.integers(1, len(token)).map(lambda n: token[:n]))
 plain_texts = st.lists(plain, max_size=8).map("".join)
 texts = st.lists(st.one_of(plain, plain, control, broken), max_size=10).map("".join)
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=300)
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,7 @@ from smollm3.infer.sampler import least_kept
 from smollm3.model import ModelConfig, Transformer, Yarn, nope_pattern, packed, rope_tables
 
 VOCAB = 300
-few = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite
@@ -293,7 +291,7 @@ def test_tokenizer_and_stop_tokens_of_a_saved_folder(tmp_path, tokenizer):
         assert mine.ids == answer[0, 3:].tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),

@@ -84,7 +84,7 @@ def test_the_published_setting_for_128k() -> None:
     assert attention == pytest.approx(1.06931, abs=5e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     head_dim=st.integers(4, 128).map(lambda n: 2 * n),
     theta=st.floats(1e3, 1e7),

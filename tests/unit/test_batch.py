@@ -125,7 +125,7 @@ class Killed(BaseException):
 
 
 @given(kills=st.lists(st.integers(1, 40), max_size=6), torn=st.integers(0, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_killed_anywhere_is_the_same_file(tokenizer, tmp_path_factory, kills, torn):
     """A kill cuts a write short, after some of its bytes."""
     folder = tmp_path_factory.mktemp("batch")

@@ -151,7 +151,7 @@ messages = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(messages, st.booleans(), st.booleans())
 @pytest.mark.parametrize("tok", [OURS, THEIRS], ids=["ours", "published"])
 def test_ids_of_a_turn_parse_to_its_message(tok, message, think, python):

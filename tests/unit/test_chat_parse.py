@@ -348,13 +348,13 @@ def text_of(message, **options):
     return written.removesuffix(stop).translate(rendering.restore)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(messages)
 def test_parse_undoes_render(message):
     assert parse(text_of(message, python_tools=["def f()"]), python=True) == message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(messages.filter(lambda m: m.reasoning is None))
 def test_parse_undoes_render_without_thinking(message):
     assert parse(text_of(message, enable_thinking=False)) == message
@@ -371,7 +371,7 @@ def assert_splits_do_not_matter(text, cuts, **styles):
 cuts = st.lists(st.integers(0, 80))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(messages, cuts)
 def test_messages_are_the_same_at_every_split(message, cuts):
     text = text_of(message, python_tools=["def f()"])
@@ -393,7 +393,7 @@ fragments += [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(fragments), max_size=20).map("".join), cuts, st.booleans())
 def test_any_text_is_the_same_at_every_split(text, cuts, python):
     assert_splits_do_not_matter(text, cuts, python=python)

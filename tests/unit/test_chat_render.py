@@ -320,7 +320,7 @@ def control_of(rendered):
     return [i for i in rendered.ids if i >= FIRST_CONTROL]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(spelled, spelled, st.lists(spelled, max_size=3))
 def test_contents_never_become_control(text, tool, parts):
     def chat(user_text, tool_text, user_parts):

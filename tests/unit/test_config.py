@@ -74,7 +74,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.dictionaries(st.sampled_from(["role", "content", "parts", "names", "x"]), json_values))
 def test_every_place_is_in_the_value_or_missing_from_it(value):
     try:

@@ -41,7 +41,7 @@ def test_mixed_pieces(exact, fast):
     assert fast(texts) == exact.encode_batch(texts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_any_text(exact, fast, text):
     assert fast([text]) == exact.encode_batch([text])

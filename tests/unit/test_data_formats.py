@@ -490,7 +490,7 @@ columns = st.dictionaries(
 rows_ = st.builds(dict.__or__, bases, columns)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows_, st.sampled_from(["chat", "preference"]))
 @example({"instances": [], "instruction": False}, "chat")
 @example({"prompt": "q", "completion": "a", "history": True}, "chat")

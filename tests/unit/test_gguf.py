@@ -551,7 +551,7 @@ def test_truncated_at_every_kilobyte(file, tmp_path):
             load_model(tmp_path / "cut.gguf")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_flipped_bytes_in_the_header(file, tmp_path_factory, data):
     raw = bytearray(file.read_bytes())

@@ -110,7 +110,7 @@ def test_constant_blocks(name, value):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     values=hnp.arrays(
         np.float32,

@@ -276,7 +276,7 @@ def walk(constraint, rng, tokenizer, steps=600) -> list[int]:
     return ids
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schemas(), st.randoms(use_true_random=False))
 def test_whatever_is_drawn_is_valid(small, tokenizer, schema, rng):
     constraint = small.start(Json(schema), [])
@@ -285,7 +285,7 @@ def test_whatever_is_drawn_is_valid(small, tokenizer, schema, rng):
         jsonschema.validate(json.loads(tokenizer.decode(ids)), schema)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([*CASES]), st.sampled_from([HEADER, OPEN, CLOSED]), st.integers(0, 9), st.randoms(use_true_random=False))  # fmt: skip
 def test_going_back_is_as_if_never_gone(small, tokenizer, case, prompt, budget, rng):
     """Masks, forced tokens and the end depend on the accepted tokens alone."""

@@ -169,7 +169,7 @@ def test_the_ends_of_the_distribution(monkeypatch, number, token, top_k):
     assert drawn([0.0, 0.5, 0.5, 0.0], top_k=top_k) == {token}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     V=st.sampled_from([5, 200, 5000, 20_000]),
@@ -192,7 +192,7 @@ def test_least_kept_is_that_of_a_full_sort(seed, V, spread, top_k, top_p, min_p)
     assert kept.sum() == (weights >= np.float32(smallest)).sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     n=st.sampled_from([1, 10, 3000, 9000, 30_000]),
@@ -255,7 +255,7 @@ def test_penalties_and_biases():
 # masks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     V=st.sampled_from([3, 32, 70, 6000, 9001]),

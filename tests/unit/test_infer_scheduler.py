@@ -63,7 +63,7 @@ def test_the_first_to_be_published_stays():
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_are_never_lost_nor_given_twice(data):
     blocks = BlockPool(6)
     held: list[list[int]] = []
@@ -310,7 +310,7 @@ def workloads(draw):
 
 
 @given(workloads(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_request_ends_and_every_block_is_given_back(workload, drafting):
     asked, arrivals, cancels, numbers = workload
     sch = scheduler(**numbers)

@@ -168,14 +168,14 @@ def schemas(keys, most):
     return st.one_of(typed, typed, made)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(whole_vocabulary().filter(lambda s: isinstance(s, dict)))
 def test_what_is_accepted_is_satisfied(made, tokenizer, schema):
     check(made, tokenizer, schema)
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10_000)
 @given(whole_vocabulary().filter(lambda s: isinstance(s, dict)))
 def test_what_is_accepted_is_satisfied_often(made, tokenizer, schema):
     check(made, tokenizer, schema)

@@ -44,7 +44,7 @@ def eager() -> PromptLookup:
     return lookup
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pieces, st.integers(1, 12))
 def test_lookup_proposes_what_followed_the_longest_match(pieces, limit):
     lookup, ids = eager(), []
@@ -204,7 +204,7 @@ def make_draft(tokenizer, **options):
     return DraftModel(Follower(Config(), **options), tokenizer, tokenizer)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.randoms(use_true_random=False), st.integers(1, 80), st.floats(0, 1))
 def test_a_draft_model_guesses_as_if_it_read_everything_anew(tokenizer, rng, prompt, luck):
     model = make_draft(tokenizer)

@@ -162,7 +162,7 @@ def test_yarn_leaves_nope_layers_alone():
 
 
 @pytest.mark.parametrize("mask_max", [0, 512], ids=["a call each", "mask"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=3))
 def test_packed_documents_are_alone(mask_max, rows):
     """Logits and gradients of a packed row are those of each document by itself."""

@@ -15,7 +15,7 @@ def short_draws(monkeypatch):
     monkeypatch.setattr(init, "DRAW", 40)  # runs of 5 rows of 8
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_a_part_has_the_bits_of_the_whole(data):
     shape = (23, 8)

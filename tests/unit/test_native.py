@@ -370,7 +370,7 @@ def test_blocks_go_out_and_come_back(quantised):
     assert torch.equal(second.step(batch((63, ids[63:], [6, 2])))[0], expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.data())
 def test_any_cut_into_steps_gives_the_same_bits(quantised, sizes, data):
     backend = test_any_cut_into_steps_gives_the_same_bits.__dict__.setdefault(

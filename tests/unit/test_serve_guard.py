@@ -340,7 +340,7 @@ def test_a_full_queue_over_http(tokenizer):
 @example("\ud83d\ude00")
 @example("\\ud83d")
 @example("\ude00\ud83d")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_text_comes_in_whole(text):
     """Whatever is spelled as escapes or in bytes: only halves of characters are replaced."""
     escaped = json.dumps([text]).encode()
@@ -353,7 +353,7 @@ def test_every_text_comes_in_whole(text):
 
 
 @given(st.binary())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_other_bytes_are_left_alone(data):
     data = data.replace(b"\xed", b"") + b"\\u00e9\\"
     assert whole_text(data) == data

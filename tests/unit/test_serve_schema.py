@@ -92,7 +92,6 @@ def check(schema, count):
         run = hypothesis.given(case=operation.as_strategy())(one)
         hypothesis.settings(
             max_examples=share,
-            deadline=None,
             database=None,
             derandomize=True,
             suppress_health_check=list(hypothesis.HealthCheck),

@@ -63,7 +63,7 @@ def test_split_is_llama_3s(tok):
     assert pieces == ["It", "'s", "Ġ", "123", "45", "ĠaÃ±b", ",ĊĊ", "Ġ", "Ġx"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(codec="utf-8")))
 def test_text_round_trip(text):
     tok = MODULE_TOK
@@ -77,7 +77,7 @@ spelled = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(spelled)
 def test_text_never_becomes_control(text):
     ids = MODULE_TOK.encode(text)

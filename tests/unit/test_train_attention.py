@@ -32,7 +32,7 @@ def gradients(out, leaves, of):
 CUTS = st.lists(st.lists(st.integers(1, S - 1), max_size=6), min_size=B, max_size=B)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(CUTS)
 def test_documents_as_segments(cuts):
     ids = documents(cuts)
@@ -47,7 +47,7 @@ def test_documents_as_segments(cuts):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(CUTS, st.sampled_from([2, 3, 4]))
 def test_ranks_with_some_columns_together_are_the_whole(cuts, cp):
     ids = documents(cuts)

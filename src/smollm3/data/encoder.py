@@ -97,12 +97,9 @@ def same_merges(parts: dict[str, Any]) -> bool:
         return False
     if sum(len(token) == 1 for token in vocabulary) < 256:
         return False
-    ways = 0
     for token in vocabulary:
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
-            if left in vocabulary and right in vocabulary:
-                ways += 1
-                if (left, right) not in merges:
-                    return False
-    return ways == len(merges)
+            if left in vocabulary and right in vocabulary and (left, right) not in merges:
+                return False
+    return True
