@@ -62,7 +62,15 @@ def test_published_utilisation():
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"kv_heads": 3}, "kv_heads"), ({"head_dim": 7}, "head_dim"), ({"layers": 5}, "uses_rope")],
+    [
+        ({"kv_heads": 3}, "kv_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"layers": 5}, "uses_rope"),
+        *(
+            ({name: 0}, name)
+            for name in ("head_dim", "heads", "kv_heads", "ffn", "hidden", "context")
+        ),
+    ],
 )
 def test_impossible_shapes(changes, word):
     with pytest.raises(ValueError, match=word):
