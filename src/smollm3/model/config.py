@@ -46,7 +46,7 @@ class ModelConfig:
     yarn: Yarn | None = None
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "context"):
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not above 0")
         if self.heads % self.kv_heads:
