@@ -72,8 +72,17 @@ def is_shallow(value: Any) -> bool:
     """Whether a JSON value has at most `DEEPEST` values in each other."""
     level = [value]
     for _ in range(DEEPEST):
-        parts = [x for x in level if isinstance(x, dict | list)]
-        if not parts:
+        if not any(isinstance(x, dict | list) for x in level):
             return True
-        level = [y for x in parts for y in (x.values() if isinstance(x, dict) else x)]
+        level = inside(level)
     return False
+
+
+def inside(level: list[Any]) -> list[Any]:
+    """What the lists and objects among these values hold."""
+    return [
+        item
+        for container in level
+        if isinstance(container, dict | list)
+        for item in (container.values() if isinstance(container, dict) else container)
+    ]

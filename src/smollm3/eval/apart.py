@@ -65,7 +65,6 @@ def _of(name: str, wanted: Wanted, settings: Settings) -> Iterator[Apart]:
         return
     if not settings.chat:
         raise UserError(f"{name}: is of chats; add --chat")
-    limit = settings.max_tokens or BFCL_TOKENS
     if name == mt_bench.NAME:
         bench, judge = mt_bench.read(wanted.data, wanted.limit), _judge(name, wanted)
         yield Apart(
@@ -95,7 +94,7 @@ def _of(name: str, wanted: Wanted, settings: Settings) -> Iterator[Apart]:
                 yield _toolqa(level, wanted, settings)
     else:
         for category in _categories(name):
-            yield _bfcl(category, wanted.limit, settings, limit)
+            yield _bfcl(category, wanted.limit, settings)
 
 
 def _toolqa(level: str, wanted: Wanted, settings: Settings) -> Apart:
@@ -112,24 +111,15 @@ def _toolqa(level: str, wanted: Wanted, settings: Settings) -> Apart:
     )
 
 
-def _bfcl(category: str, limit: int | None, settings: Settings, tokens: int) -> Apart:
-    task = f"{BFCL}_{category}"
-    if category in bfcl_turns.CATEGORIES:
-        held = bfcl_turns.questions(category)
-        return Apart(
-            task,
-            ["accuracy"],
-            len(held),
-            4.0,
-            lambda asking: bfcl_turns.samples(held[:limit], settings, tokens, asking.answered),
-        )
-    single = bfcl.questions(category)
+def _bfcl(category: str, limit: int | None, settings: Settings) -> Apart:
+    bench: Any = bfcl_turns if category in bfcl_turns.CATEGORIES else bfcl
+    held, tokens = bench.questions(category), settings.max_tokens or BFCL_TOKENS
     return Apart(
-        task,
+        f"{BFCL}_{category}",
         ["accuracy"],
-        len(single),
+        len(held),
         4.0,
-        lambda asking: bfcl.samples(single[:limit], settings, tokens, asking.answered),
+        lambda asking: bench.samples(held[:limit], settings, tokens, asking.answered),
     )
 
 

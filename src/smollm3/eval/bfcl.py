@@ -16,7 +16,7 @@ from typing import Any
 
 from smollm3.errors import UserError
 from smollm3.eval.local import read_text
-from smollm3.eval.target import Answered, Ask, Prompt, Settings
+from smollm3.eval.target import Answered, Ask, Prompt, Settings, ask_by
 from smollm3.files import packaged_file
 
 CATEGORIES = (
@@ -251,16 +251,14 @@ def _plain_items(value: Sequence[Any]) -> list[Any]:
 def samples(
     asked: Sequence[Question], settings: Settings, max_tokens: int, answer: Answered
 ) -> list[dict[str, Any]]:
-    """Ask and judge: samples in the harness's form. Greedy unless the model's own sampling is
-    wanted."""
+    """Ask and judge: samples in the harness's form."""
     written = answer([_ask(question, settings, max_tokens) for question in asked])
     return [_judged(question, w) for question, w in zip(asked, written, strict=True)]
 
 
 def _ask(question: Question, settings: Settings, max_tokens: int) -> Ask:
     prompt = Prompt(messages=tuple(question.messages), tools=tuple(tools(question.functions)))
-    temperature = None if settings.sample else 0.0
-    return Ask(prompt, max_tokens=max_tokens, temperature=temperature, seed=settings.seed)
+    return ask_by(settings, prompt, max_tokens)
 
 
 def _judged(question: Question, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from smollm3.agent.sandbox import Interpreter, Limits, StartError, find_sandbox
 from smollm3.errors import UserError
 from smollm3.eval.bfcl import json_rows, tool_messages, tool_name, tools
 from smollm3.eval.code import need_sandbox
-from smollm3.eval.target import Answered, Ask, Prompt, Settings
+from smollm3.eval.target import Answered, Ask, Prompt, Settings, ask_by
 from smollm3.files import packaged_file
 
 CATEGORIES = tuple(f"multi_turn_{n}" for n in ("base", "miss_func", "miss_param", "long_context"))
@@ -179,8 +179,7 @@ class Conversation:
     def ask(self, settings: Settings, max_tokens: int) -> Ask:
         offered = self.question.functions[len(self.turns) - 1]
         prompt = Prompt(messages=tuple(self.messages), tools=tuple(tools(offered)))
-        temperature = None if settings.sample else 0.0
-        return Ask(prompt, max_tokens=max_tokens, temperature=temperature, seed=settings.seed)
+        return ask_by(settings, prompt, max_tokens)
 
     def take(self, written: Mapping[str, Any], services: Services) -> None:
         """An answer: its calls are made, or the next turn begins."""

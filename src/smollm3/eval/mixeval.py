@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3.errors import UserError
-from smollm3.eval.target import Answered, Ask, Prompt, Settings
+from smollm3.eval.target import Answered, Ask, Prompt, Settings, ask_by
 from smollm3.files import read_json
 
 NAME = "mixeval_hard"
@@ -108,12 +108,8 @@ def samples(
 
 
 def _ask(item: Item, settings: Settings) -> Ask:
-    return Ask(
-        Prompt(messages=({"role": "user", "content": item.prompt},)),
-        max_tokens=settings.max_tokens or ANSWER_TOKENS,
-        temperature=None if settings.sample else 0.0,
-        seed=settings.seed,
-    )
+    prompt = Prompt(messages=({"role": "user", "content": item.prompt},))
+    return ask_by(settings, prompt, settings.max_tokens or ANSWER_TOKENS)
 
 
 def judgement(item: Item, answer: str) -> Ask:

@@ -15,7 +15,7 @@ from typing import Any
 
 from smollm3.errors import UserError
 from smollm3.eval.local import rows_of_file
-from smollm3.eval.target import Answered, Ask, Prompt, Settings
+from smollm3.eval.target import Answered, Ask, Prompt, Settings, ask_by
 
 NAME = "mt_bench"
 FILES = ("question.jsonl", "reference_answer_gpt-4.jsonl", "judge_prompts.jsonl")
@@ -107,12 +107,8 @@ def _ask(question: Question, said: Sequence[str], turn: int, settings: Settings)
     for user, answer in zip(question.turns, said, strict=False):
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": question.turns[turn]})
-    return Ask(
-        Prompt(messages=tuple(messages)),
-        max_tokens=settings.max_tokens or ANSWER_TOKENS,
-        temperature=None if settings.sample else TEMPERATURES.get(question.category, 0.0),
-        seed=settings.seed,
-    )
+    prompt, temperature = Prompt(messages=tuple(messages)), TEMPERATURES.get(question.category, 0.0)
+    return ask_by(settings, prompt, settings.max_tokens or ANSWER_TOKENS, temperature)
 
 
 def judgement(

@@ -80,6 +80,12 @@ class Ask:
     seed: int = 0
 
 
+def ask_by(settings: Settings, prompt: Prompt, max_tokens: int, temperature: float = 0.0) -> Ask:
+    """At the task's temperature, greedy mostly, unless the model's own sampling is wanted."""
+    own = None if settings.sample else temperature
+    return Ask(prompt, max_tokens=max_tokens, temperature=own, seed=settings.seed)
+
+
 Answered = Callable[[Sequence[Ask]], list[dict[str, Any]]]  # `Written`, as a dict, of each
 
 

@@ -23,7 +23,7 @@ from smollm3.errors import UserError
 from smollm3.eval.bfcl import tool_messages
 from smollm3.eval.local import rows_of_file
 from smollm3.eval.questions import exact, f1
-from smollm3.eval.target import Answered, Ask, Prompt, Settings
+from smollm3.eval.target import Answered, Prompt, Settings, ask_by
 
 LEVELS = ("easy", "hard")
 NAMES = ("toolqa", *(f"toolqa_{level}" for level in LEVELS))
@@ -248,12 +248,7 @@ def _samples(
     ]
     while running := [each for each in dialogues if each.answer is None]:
         asks = [
-            Ask(
-                Prompt(messages=tuple(each.messages), tools=tools),
-                max_tokens=max_tokens,
-                temperature=None if settings.sample else 0.0,
-                seed=settings.seed,
-            )
+            ask_by(settings, Prompt(messages=tuple(each.messages), tools=tools), max_tokens)
             for each in running
         ]
         for each, written in zip(running, answer(asks), strict=True):

@@ -146,11 +146,12 @@ def _reply(request: Request, error: ApiError) -> Response:
 
 def first_error(error: RequestValidationError) -> tuple[str, str | None]:
     """One line about a body that is no request, and its field; long ones not in full."""
-    if any(e["type"] == "json_invalid" for e in error.errors()):
+    errors = error.errors()
+    if any(e["type"] == "json_invalid" for e in errors):
         return "the body cannot be read as JSON", None
-    if any(e["loc"] == ("body",) for e in error.errors()):
+    if any(e["loc"] == ("body",) for e in errors):
         return "the body must be a JSON object", None
-    bodiless = [{**e, "loc": e["loc"][1:]} for e in error.errors()]  # the first is "body"
+    bodiless = [{**e, "loc": e["loc"][1:]} for e in errors]  # the first is "body"
     first = problems(bodiless, error.body)[0]
     key, message = shortened(first.key), shortened(first.message)
     if first.kind == "unknown":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from smollm3.chat.calls import inside
 from smollm3.infer import Engine
 from smollm3.serve.errors import refused
 from smollm3.serve.settings import Settings
@@ -75,12 +76,7 @@ def _measured(value: Any, deepest: int, most: int) -> tuple[int, int]:
     """Levels of lists and objects, and values in them, counted hardly beyond their limits."""
     depth, values, level = 0, 0, [value]
     while level and depth <= deepest and values <= most:
-        level = [
-            item
-            for container in level
-            if isinstance(container, dict | list)
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
+        level = inside(level)
         depth += 1
         values += len(level)
     return depth, values

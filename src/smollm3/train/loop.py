@@ -310,7 +310,7 @@ class Trainer:
         }
         looks, spec = progress.looks, self.stage.validation
         if spec is not None and looks.best is not None:
-            metrics |= {"held_out_loss": looks.best, "best_step": looks.step}
+            metrics |= {HELD_OUT: looks.best, "best_step": looks.step}
             if spec.keep == "best" and looks.step < progress.step:
                 self._take_best(looks.step)
         if progress.resumed_under:

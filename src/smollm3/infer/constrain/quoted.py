@@ -162,12 +162,10 @@ class _Grammar:
                     told.append(f"%ignore {self._ignored(ignored)}\n")
                 case "defined":
                     told.append(f"{part.text}: ")
-                case "word" if part.text.endswith("i"):
-                    told.append(self._patterns.rule(self._patterns.read(part.regex)))
-                case "word":
+                case "word" if not part.text.endswith("i"):
                     spelled = json.dumps(_said(part.text), ensure_ascii=False)[1:-1]
                     told.append(json.dumps(spelled, ensure_ascii=False))
-                case "pattern":
+                case "word" | "pattern":
                     told.append(self._patterns.rule(self._patterns.read(part.regex)))
                 case "name" if part.text in self._terminals:
                     told.append(self._named(part.text))

@@ -1,8 +1,7 @@
 """POST /v1/responses, the tools: all of them are functions to the model.
 
-The
-tools of a namespace are functions whose names begin with its name. What the model calls is told by
-the names and in the form that the request has for it.
+The tools of a namespace are functions whose names begin with its name. What the model calls is told
+by the names and in the form that the request has for it.
 """
 
 from __future__ import annotations
