@@ -161,7 +161,8 @@ class TestInterpreter:
         assert ended.ended == "the interpreter is gone: it ended itself; its variables are lost"
         assert "NameError" in jail.run("x").error
 
-    def test_time_runs_out_and_variables_stay(self, jail):
+    def test_time_runs_out_and_variables_stay(self, jail, monkeypatch):
+        monkeypatch.setattr(process, "_GRACE_SECONDS", PATIENCE)  # on a busy machine it stops late
         jail.run("x = 1")
         began = time.monotonic()
         run = jail.run(

@@ -17,7 +17,8 @@ import os
 import platform
 import resource
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,6 +39,11 @@ ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000  # what a filter return
 
 # machine: (AUDIT_ARCH, column of SYSCALLS)
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+# struct stat of the kernel, and which of its fields Python's stat_result begins with
+_STAT = {
+    "x86_64": ("=QQQIIIIQqqqqQqQqQ", (3, 1, 0, 2, 4, 5, 8, 11, 13, 15)),
+    "aarch64": ("=QQIIIIQQqiiqqQqQqQ", (2, 1, 0, 3, 4, 5, 8, 12, 14, 16)),
+}
 # name: number on x86_64, on aarch64 (None: not there). What CPython, glibc and musl call.
 # fmt: off
 SYSCALLS = {
@@ -85,10 +91,13 @@ SYSCALLS = {
     "flistxattr": (196, 13),
 }
 # fmt: on
+# What Landlock does not govern: what is told of a path, and changes of modes and times.
 _METADATA = (
-    *("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat", "readlink", "readlinkat"),
-    *("getxattr", "lgetxattr", "listxattr", "llistxattr", "statfs"),
+    *("stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "statfs"),
+    *("readlink", "readlinkat", "getxattr", "lgetxattr", "listxattr", "llistxattr"),
+    *("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat"),
 )
+_O_PATH = 0x200000  # opens any path, to ask `fstat` about it
 # Known to programs, so the refusal should read "not permitted"; all else is "not implemented",
 # which makes a C library fall back on older calls.
 # fmt: off
@@ -124,10 +133,13 @@ def lock(config: dict[str, Any]) -> list[str]:
         return []
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     layers = []
+    alone = config["kind"] != "landlock"
+    if not alone and platform.machine() in MACHINES:
+        import_without_stat()
     abi = restrict_files(config["read"], config["write"])
     if abi:
         layers.append(f"Landlock {abi}")
-    if filter_calls(bool(config["kind"] != "landlock")):
+    if filter_calls(alone):
         layers.append("seccomp")
     return layers
 
@@ -195,9 +207,71 @@ def restrict_files(read: Sequence[str], write: Sequence[str]) -> int:
     return abi if restricted else 0
 
 
-def filter_calls(files: bool) -> bool:
+def import_without_stat() -> None:
+    """Python's library is found, and imported, by questions about what was opened, which Landlock
+    governs. Where the C library asks `fstat` by `newfstatat` (glibc 2.33 to 2.38), which is
+    refused, it loads no program either: so those of the library are loaded now."""
+    for folder in sys.path:
+        if os.path.basename(folder) == "lib-dynload":
+            for name in os.listdir(folder):
+                if not name.startswith(("_test", "_xx", "xx")):
+                    with contextlib.suppress(OSError):
+                        ctypes.CDLL(os.path.join(folder, name))
+    for name in ("os", "posix"):
+        module: Any = sys.modules[name]
+        module.stat = module.fstat = stat_opened
+        module.listdir = list_opened
+
+
+@contextlib.contextmanager
+def _opened(path: Any, flags: int = 0, dir_fd: int | None = None) -> Iterator[int]:
+    if isinstance(path, int):
+        yield path
+        return
+    place = os.open(path, os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=dir_fd)
+    try:
+        yield place
+    finally:
+        os.close(place)
+
+
+def _call(name: str, *arguments: Any) -> int:
+    number = SYSCALLS[name][MACHINES[platform.machine()][1]]
+    result: int = _libc.syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def stat_opened(
+    path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True
+) -> os.stat_result:
+    """`os.stat` of what can be opened."""
+    data = ctypes.create_string_buffer(256)
+    with _opened(path, 0 if follow_symlinks else os.O_NOFOLLOW, dir_fd) as place:
+        _call("fstat", place, data)
+    form, order = _STAT[platform.machine()]
+    fields = struct.unpack_from(form, data)
+    return os.stat_result([fields[at] for at in order])
+
+
+def list_opened(path: Any = ".") -> list[str]:
+    """`os.listdir` of what can be opened."""
+    names = []
+    data = ctypes.create_string_buffer(1 << 16)
+    with _opened(path, os.O_DIRECTORY) as place:
+        while size := _call("getdents64", place, data, ctypes.c_size_t(len(data))):
+            at = 0
+            while at < size:  # struct linux_dirent64: inode, offset, length of this, kind, name
+                length = struct.unpack_from("=H", data, at + 16)[0]
+                names.append(os.fsdecode(data.raw[at + 19 : at + length].split(b"\0")[0]))
+                at += length
+    return [name for name in names if name not in (".", "..")]
+
+
+def filter_calls(alone: bool) -> bool:
     """Whether the filter is in force."""
-    program = program_for(platform.machine(), os.getpid(), files)
+    program = program_for(platform.machine(), os.getpid(), alone)
     if program is None:
         return False
 
@@ -248,20 +322,20 @@ def _one_of(index: int, values: Sequence[int]) -> bytes:
     return body + _op(_RETURN, REFUSE | errno.EPERM) + _op(_RETURN, ALLOW)
 
 
-def _bit(index: int, bit: int) -> bytes:
-    """Allow where the bit is set in the argument, refuse elsewhere."""
+def _bit(index: int, bit: int, is_set: bool = True) -> bytes:
+    """Allow where the bit is set (or is not) in the argument, refuse elsewhere."""
     return (
         _argument(index)
-        + _op(_ANY_BIT, bit, 1, 0)
+        + _op(_ANY_BIT, bit, is_set, not is_set)
         + _op(_RETURN, REFUSE | errno.EPERM)
         + _op(_RETURN, ALLOW)
     )
 
 
-def program_for(machine: str, pid: int, files: bool = True) -> bytes | None:
-    """The filter for a process, None for a machine that we do not know. files: there are some of
-    its own; otherwise what Landlock does not govern is refused: changes of a file's mode and times,
-    and what is told of paths, except by `stat` and `access`, without which nothing is imported."""
+def program_for(machine: str, pid: int, alone: bool = True) -> bytes | None:
+    """The filter for a process, None for a machine that we do not know. alone: it is in namespaces
+    with files and processes of its own; otherwise calls are refused that tell of paths or change a
+    file's mode and times, and those that tell of other processes."""
     if machine not in MACHINES:
         return None
     arch, column = MACHINES[machine]
@@ -279,8 +353,16 @@ def program_for(machine: str, pid: int, files: bool = True) -> bytes | None:
     allow = _op(_RETURN, ALLOW)
     refuse = _op(_RETURN, REFUSE | errno.EPERM)
     program = _op(_LOAD, 4) + _op(_EQUAL, arch, 1, 0) + _op(_RETURN, KILL) + _op(_LOAD, 0)
-    if not files:
-        conditions |= dict.fromkeys(_METADATA, refuse)
+    if not alone:
+        conditions |= dict.fromkeys((*_METADATA, "get_robust_list"), refuse)
+        conditions |= {"open": _bit(1, _O_PATH, False), "openat": _bit(2, _O_PATH, False)}
+        conditions |= dict.fromkeys(
+            ("getpgid", "getsid", "sched_getaffinity"), _one_of(0, (0, pid))
+        )
+        conditions["getpriority"] = _one_of(1, (0, pid))
+        # A negative clock is the processor time of a process.
+        clocks = ("clock_gettime", "clock_getres", "clock_nanosleep")
+        conditions |= dict.fromkeys(clocks, _one_of(0, range(12)))
     bodies = [(n[column], conditions.get(name, allow)) for name, n in SYSCALLS.items()]
     bodies += [(n[column], refuse) for n in FORBIDDEN.values()]
     for number, body in bodies:
