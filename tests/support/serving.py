@@ -104,7 +104,7 @@ def local(engine, settings=None, keys=(), agent=None, **options):
 def listening(engine, settings=None, keys=(), agent=None):
     """The address of a server on a socket of this machine."""
     service = Service(engine, settings or Settings(), Keys(list(keys)), "tiny", agent)
-    config = uvicorn.Config(guarded(service), port=0, log_config=None, lifespan="off")
+    config = uvicorn.Config(guarded(service), port=0, log_config=None, lifespan="off", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
