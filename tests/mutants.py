@@ -295,7 +295,7 @@ MUTANTS = [
     Mutant("what cannot fit is tokenised", "serve/service.py", "if tokens > room:", "if False:", f"{A}texts.py"),
     Mutant("a stranger's brackets", "config/yaml.py", "if depth > MAX_DEPTH:", "if False:", f"{A}depth.py"),
     Mutant("files of the dead are kept", "files.py", "        if held is not None:\n            _delete(partial)", "        if False:\n            _delete(partial)", f"{A}folders.py"),
-    Mutant("modes of the user's files", "agent/sandbox/lockdown.py", "conditions |= dict.fromkeys((*_METADATA, ", "conditions |= dict.fromkeys((", f"{A}landlock.py"),
+    Mutant("modes of the user's files", "agent/sandbox/lockdown.py", "conditions |= dict.fromkeys((*_OF_PATHS, ", "conditions |= dict.fromkeys((", f"{A}landlock.py"),
     Mutant("a file opened by name only", "agent/sandbox/lockdown.py", '"openat": _bit(2, _O_PATH, False)', '"openat": _op(_RETURN, ALLOW)', f"{A}landlock.py"),
     Mutant("who keeps much stays", "serve/shelf.py", "greediest = max(", "greediest = min(", f"{A}keys.py"),
     Mutant("conversations without end", "serve/dialects/openai_kept.py", "if items >= MOST_ITEMS or size >= MOST_BYTES:", "if False:", f"{A}kept.py"),

@@ -125,6 +125,34 @@ class TestFilter:
         expected = lockdown.ALLOW if allowed else lockdown.REFUSE | errno.EPERM
         assert self.verdict(machine, name, *arguments) == expected
 
+    @pytest.mark.parametrize(
+        ("name", "arguments", "allowed"),
+        [
+            ("newfstatat", (), False),
+            ("truncate", (), False),  # Landlock knows it since Linux 6.2
+            ("renameat2", (), False),
+            ("mkdirat", (), False),
+            ("openat", (2**64 - 100, 0, 0), True),
+            ("openat", (2**64 - 100, 0, 0x200000), False),  # O_PATH
+            ("openat", (2**64 - 100, 0, 0x280000), False),
+            ("fstat", (3,), True),
+            ("getpgid", (0,), True),
+            ("getpgid", (PID,), True),
+            ("getpgid", (1,), False),
+            ("getpriority", (0, 1), False),
+            ("get_robust_list", (1,), False),
+            ("clock_gettime", (1,), True),
+            ("clock_gettime", (2**64 - 6,), False),  # the processor time of process 0
+            ("clock_gettime", (2**32 - 6,), False),
+        ],
+    )
+    def test_without_files_and_processes_of_its_own(self, machine, name, arguments, allowed):
+        number = lockdown.SYSCALLS[name][lockdown.MACHINES[machine][1]]
+        program = lockdown.program_for(machine, PID, alone=False)
+        assert len(program) // 8 < 4096
+        expected = lockdown.ALLOW if allowed else lockdown.REFUSE | errno.EPERM
+        assert decide(program, machine, number, (*arguments, *[0] * 6)[:6]) == expected
+
     @given(number=st.integers(0, 2**32 - 1), arguments=st.tuples(*[st.integers(0, 2**64 - 1)] * 6))
     def test_no_call_passes_that_is_not_listed(self, machine, number, arguments):
         column = lockdown.MACHINES[machine][1]

@@ -91,11 +91,13 @@ SYSCALLS = {
     "flistxattr": (196, 13),
 }
 # fmt: on
-# What Landlock does not govern: what is told of a path, and changes of modes and times.
-_METADATA = (
+# By a path: told of it, which Landlock never governs, or changed (`truncate` since Linux 6.2 only)
+_OF_PATHS = (
     *("stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "statfs"),
-    *("readlink", "readlinkat", "getxattr", "lgetxattr", "listxattr", "llistxattr"),
-    *("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat"),
+    *("readlink", "readlinkat", "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir"),
+    *("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat", "truncate", "creat"),
+    *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
+    *("unlink", "unlinkat", "rmdir", "mkdir", "mkdirat"),
 )
 _O_PATH = 0x200000  # opens any path, to ask `fstat` about it
 # Known to programs, so the refusal should read "not permitted"; all else is "not implemented",
@@ -334,8 +336,8 @@ def _bit(index: int, bit: int, is_set: bool = True) -> bytes:
 
 def program_for(machine: str, pid: int, alone: bool = True) -> bytes | None:
     """The filter for a process, None for a machine that we do not know. alone: it is in namespaces
-    with files and processes of its own; otherwise calls are refused that tell of paths or change a
-    file's mode and times, and those that tell of other processes."""
+    with files and processes of its own; otherwise it has none to change, and calls are refused that
+    tell of paths, change what is there, or tell of other processes."""
     if machine not in MACHINES:
         return None
     arch, column = MACHINES[machine]
@@ -354,7 +356,7 @@ def program_for(machine: str, pid: int, alone: bool = True) -> bytes | None:
     refuse = _op(_RETURN, REFUSE | errno.EPERM)
     program = _op(_LOAD, 4) + _op(_EQUAL, arch, 1, 0) + _op(_RETURN, KILL) + _op(_LOAD, 0)
     if not alone:
-        conditions |= dict.fromkeys((*_METADATA, "get_robust_list"), refuse)
+        conditions |= dict.fromkeys((*_OF_PATHS, "get_robust_list"), refuse)
         conditions |= {"open": _bit(1, _O_PATH, False), "openat": _bit(2, _O_PATH, False)}
         conditions |= dict.fromkeys(
             ("getpgid", "getsid", "sched_getaffinity"), _one_of(0, (0, pid))
