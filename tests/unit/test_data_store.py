@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from smollm3.cli import cli
-from smollm3.data import prepare
+from smollm3.data import prepare, remote
 from smollm3.data import store as store_module
 from smollm3.data.loader import Loader
 from smollm3.data.shards import Shard, move, verify
@@ -24,7 +24,7 @@ URL = "memory://bucket/data"
 def shard(tmp_path, tokenizer, monkeypatch):
     """A source of six parts of some 20 kB, and an empty cache and bucket."""
     monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     fsspec.filesystem("memory").store.clear()
     for i in range(6):
         rows = (json.dumps({"text": f"Row {i}.{j}: " + "word " * 40}) for j in range(250))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from tests.support.noise import save_noise
 
+from smollm3.data import remote
 from smollm3.errors import UserError
 from smollm3.recipe.load import load_recipe_text
 from smollm3.recipe.runner import Events, Run
-from smollm3.train import ProcessGroup, mirror, train
+from smollm3.train import ProcessGroup, train
 from smollm3.train import training_checkpoint as checkpoints
 from smollm3.train.mirror import Mirror
 
@@ -20,7 +21,7 @@ MEMORY = fsspec.filesystem("memory")
 
 @pytest.fixture
 def url(monkeypatch):
-    monkeypatch.setattr(mirror.time, "sleep", lambda _: None)
+    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
     yield "memory://states/t/stage"
     if MEMORY.exists("/states"):
         MEMORY.rm("/states", recursive=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from smollm3.data.remote import RemoteFile, again, in_one_line
 from smollm3.errors import UserError
 
 Kind = Literal["text", "jsonl", "csv", "parquet", "warc"]
@@ -86,14 +89,12 @@ def left_out(folder: Path) -> list[str]:
 
 
 def _find_url(pattern: str) -> dict[str, int]:
-    from fsspec.core import url_to_fs
+    with in_one_line(f"{pattern}: cannot be listed"):
+        from fsspec.core import url_to_fs
 
-    try:
         system, path = url_to_fs(pattern)
-        names = sorted(system.glob(path))
-        sizes = [system.info(name) for name in names]
-    except (OSError, ImportError, ValueError) as e:
-        raise UserError(f"{pattern}: cannot be listed ({e})") from None
+        names = sorted(again(lambda: system.glob(path)))
+        sizes = [again(partial(system.info, name)) for name in names]
     return {
         system.unstrip_protocol(info["name"]): int(info.get("size") or 0)
         for info in sizes
@@ -103,12 +104,7 @@ def _find_url(pattern: str) -> dict[str, int]:
 
 def open_file(file: str) -> BinaryIO:
     """The bytes of a file or URL as they are stored."""
-    if "://" not in file:
-        return open(file, "rb", BUFFER)
-    import fsspec
-
-    opened: BinaryIO = fsspec.open(file, "rb").open()
-    return opened
+    return BufferedReader(RemoteFile(file), BUFFER) if "://" in file else open(file, "rb", BUFFER)
 
 
 def split(files: Sequence[tuple[str, int]], part_bytes: int) -> list[list[Span]]:

@@ -4,16 +4,15 @@ of bounded size that all processes of a machine share."""
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from smollm3.data.remote import again, in_one_line
 from smollm3.errors import UserError
 from smollm3.files import PARTIAL, cache_folder, disk_errors
-
-ATTEMPTS = 6  # to fetch a file, longer apart each time
 
 
 class Store:
@@ -53,26 +52,18 @@ class Store:
         self._ahead.submit(lambda: self.open(name, size).close())
 
     def _fetch(self, name: str, path: Path, size: int) -> BufferedReader:
-        import fsspec
-
         self._make_room(size)
-        partial = path.with_name(f".{path.name}{PARTIAL}")
+        unfinished = path.with_name(f".{path.name}{PARTIAL}")
         where = f"{self.url}/{name}"
-        for attempt in range(ATTEMPTS):
+        with in_one_line(f"{where}: cannot be fetched"):
             try:
-                system, remote = fsspec.url_to_fs(where)
-                system.get_file(remote, str(partial))
-                break
+                again(lambda: _get(where, unfinished))
             except FileNotFoundError:
                 raise UserError(f"{where}: is not there any more") from None
-            except OSError as e:
-                if attempt + 1 == ATTEMPTS:
-                    raise UserError(f"{where}: cannot be fetched ({e})") from None
-                time.sleep(2.0**attempt)
-        if partial.stat().st_size != size:
-            raise UserError(f"{where}: {partial.stat().st_size} bytes instead of {size}")
-        file = partial.open("rb")
-        partial.replace(path)
+        if unfinished.stat().st_size != size:
+            raise UserError(f"{where}: {unfinished.stat().st_size} bytes instead of {size}")
+        file = unfinished.open("rb")
+        unfinished.replace(path)
         return file
 
     def _make_room(self, size: int) -> None:
@@ -91,24 +82,31 @@ class Store:
             total -= bytes_
 
 
-def upload(folder: Path, url: str, files: dict[str, int]) -> str:
-    """Copy `files` {name: bytes} of a prepared source to <url>/<name of the folder>; its URL."""
+def _get(url: str, file: Path) -> None:
     import fsspec
 
+    system, remote = fsspec.url_to_fs(url)
+    system.get_file(remote, str(file))
+
+
+def upload(folder: Path, url: str, files: dict[str, int]) -> str:
+    """Copy `files` {name: bytes} of a prepared source to <url>/<name of the folder>; its URL."""
     where = f"{url.rstrip('/')}/{folder.name}"
-    try:
+    with in_one_line(f"{where}: cannot be written"):
+        import fsspec
+
         system, base = fsspec.url_to_fs(where)
         for name, size in files.items():
-            remote = f"{base}/{name}"
-            if system.exists(remote) and _size(system, remote) == size:
-                continue
-            system.makedirs(remote.rpartition("/")[0], exist_ok=True)
-            system.put_file(str(folder / name), remote)
-            if _size(system, remote) != size:
+            again(partial(_put, system, folder / name, f"{base}/{name}", size))
+            if _size(system, f"{base}/{name}") != size:
                 raise UserError(f"{where}/{name}: did not arrive whole; run again")
-    except (OSError, ImportError, ValueError) as e:
-        raise UserError(f"{where}: cannot be written ({e})") from None
     return where
+
+
+def _put(system: Any, file: Path, remote: str, size: int) -> None:
+    if not system.exists(remote) or _size(system, remote) != size:
+        system.makedirs(remote.rpartition("/")[0], exist_ok=True)
+        system.put_file(str(file), remote)
 
 
 def _size(system: Any, path: str) -> int:

@@ -310,8 +310,8 @@ class Batches:
 
     def _fail(self, name: str, errors: list[Json]) -> None:
         told = {"object": "list", "data": errors}
+        self._drop_answers(name)  # first: who reads that it failed finds their room free
         self._change(name, status="failed", failed_at=int(time.time()), errors=told)
-        self._drop_answers(name)
 
     def _drop_answers(self, name: str) -> None:
         path = self._store.path("batches", f"{name}.answers")

@@ -7,18 +7,16 @@ stores of objects know no rename, and of one object a reader sees all or nothing
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from smollm3.data.remote import again, in_one_line
 from smollm3.errors import UserError
 from smollm3.files import new_folder
 from smollm3.train.training_checkpoint import DESCRIPTION, checksums, folder_of, kept, steps_in
 
-ATTEMPTS = 6  # to move a file, longer apart each time
 AT_ONCE = 8  # files under way
 
 
@@ -32,28 +30,27 @@ class Mirror:
     def __init__(self, url: str, warn: Callable[[str], None]) -> None:
         self.url, self.warn = url.rstrip("/"), warn
         self._failed: list[str] = []  # in the thread of `put`, until `tell`
-        try:
+        with in_one_line(f"states: {self.url}: cannot be opened"):
             import fsspec
 
             self._system, self._base = fsspec.url_to_fs(self.url)
-        except (ImportError, ValueError, OSError) as e:
-            raise UserError(f"states: {self.url}: cannot be opened ({e})") from None
 
     def put(self, folder: Path, keep_every: int | None) -> None:
         """Copy a finished checkpoint, then delete old ones. Where that fails after some attempts
         `tell` says so, and the older copies stay: training has its own checkpoints and goes on."""
         there = f"{self._base}/{folder.name}"
         try:
-            self._again(lambda: self._system.makedirs(there, exist_ok=True))
-            tensors = [path for path in folder.iterdir() if path.name != DESCRIPTION]
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda path: self._upload(path, there), tensors))
-            self._upload(folder / DESCRIPTION, there)
-            whole = self._again(self._whole)
-            for step in self._again(self._steps) - kept(whole, keep_every):
-                self._delete(step)
-        except OSError as e:
-            self._failed.append(f"states: {self.url}/{folder.name}: cannot be written ({e})")
+            with in_one_line(f"states: {self.url}/{folder.name}: cannot be written"):
+                again(lambda: self._system.makedirs(there, exist_ok=True))
+                tensors = [path for path in folder.iterdir() if path.name != DESCRIPTION]
+                with ThreadPoolExecutor(AT_ONCE) as pool:
+                    list(pool.map(lambda path: self._upload(path, there), tensors))
+                self._upload(folder / DESCRIPTION, there)
+                whole = again(self._whole)
+                for step in again(self._steps) - kept(whole, keep_every):
+                    self._delete(step)
+        except UserError as e:
+            self._failed.append(str(e))
 
     def tell(self) -> None:
         """Warn of what failed since it was last called."""
@@ -64,8 +61,8 @@ class Mirror:
         """Fetch the newest good checkpoint into a folder that has none so new. A damaged one is
         told, and the one before it taken; one of another job (its digest) is a UserError."""
         newest = max(steps_in(checkpoints), default=-1)
-        try:
-            there = self._again(self._whole)
+        with in_one_line(f"states: {self.url}: cannot be read"):
+            there = again(self._whole)
             for step in sorted(there, reverse=True):
                 if step <= newest:
                     return
@@ -76,17 +73,15 @@ class Mirror:
                 except (_Damaged, FileNotFoundError) as e:
                     where = f"states: {self.url}/{folder.name}"
                     self.warn(f"{where}: damaged ({e}); taking the one before it")
-        except OSError as e:
-            raise UserError(f"states: {self.url}: cannot be read ({e})") from None
 
     def forget(self) -> None:
         """Delete all of them."""
-        for step in self._again(self._steps):
+        for step in again(self._steps):
             self._delete(step)
 
     def _fetch(self, step: int, folder: Path, job: str) -> None:
         there = f"{self._base}/{folder.name}"
-        text = self._again(lambda: self._system.cat_file(self._description(step)))
+        text = again(lambda: self._system.cat_file(self._description(step)))
         try:
             content = json.loads(text)
             files, of = dict(content["files"]), content["job"]
@@ -122,25 +117,13 @@ class Mirror:
 
     def _delete(self, step: int) -> None:
         description = self._description(step)
-        if self._again(lambda: self._system.exists(description)):
-            self._again(lambda: self._system.rm_file(description))
+        if again(lambda: self._system.exists(description)):
+            again(lambda: self._system.rm_file(description))
         with suppress(FileNotFoundError):  # a store of objects has no empty folders
-            self._again(lambda: self._system.rm(f"{self._base}/step-{step}", recursive=True))
+            again(lambda: self._system.rm(f"{self._base}/step-{step}", recursive=True))
 
     def _upload(self, path: Path, there: str) -> None:
-        self._again(lambda: self._system.put_file(str(path), f"{there}/{path.name}"))
+        again(lambda: self._system.put_file(str(path), f"{there}/{path.name}"))
 
     def _download(self, there: str, path: Path) -> None:
-        self._again(lambda: self._system.get_file(there, str(path)))
-
-    @staticmethod
-    def _again(act: Callable[[], Any]) -> Any:
-        """Do it, some more times where the network fails."""
-        for attempt in range(ATTEMPTS - 1):
-            try:
-                return act()
-            except FileNotFoundError:
-                raise
-            except OSError:
-                time.sleep(2.0**attempt)
-        return act()
+        again(lambda: self._system.get_file(there, str(path)))
