@@ -43,7 +43,7 @@ test-portable: ## the same on kernels without any instruction set
 	ATEN_CPU_CAPABILITY=default SMOLLM3_ISA=portable $(MAKE) test
 
 test-all: $(VENV)/.installed-dev page ## also the slow tests and the mutation tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
+	SMOLLM3_NEW_EXAMPLES=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 attack: $(VENV)/.installed-dev ## attack a server here in every known way, and hold it to its bounds
 	$(BIN)/python -m pytest -m "" tests/attack tests/unit/test_agent_sandbox.py tests/unit/test_agent_jail.py tests/unit/test_hostile_files.py -s

@@ -128,6 +128,16 @@ def test_any_finite_values_stay_near(name, values):
         assert np.abs(block - of).max() <= 2 * np.abs(of).max() / steps + 1e-5
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+@pytest.mark.parametrize("size", [3e-6, 1e-5, 6.1e-5, 2e-4])
+def test_tiny_weights_are_not_zeros(name, size):
+    """Their scale of scales lies among the smallest numbers of float16."""
+    values = rows(7, n=8).reshape(-1) * np.float32(size / 0.02)
+    back = dequantize(quantize(values, name), name)
+    assert np.abs(back - values).mean() < np.abs(values).mean() / 4
+    assert np.abs(back - values).max() <= 2 * np.abs(values).max() / 7
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoding_does_not_depend_on_the_chunks(name):
     values = rows(5, n=300)

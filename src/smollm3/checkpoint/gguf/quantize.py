@@ -132,9 +132,17 @@ def _fit_line(x: Floats, top: int, weights: Floats | None) -> tuple[Floats, Floa
     return scale, -shift
 
 
+def _unit(d: Floats) -> NDArray[np.float16]:
+    """d in float16; among its smallest numbers, k * 2^-24, the next that is no smaller: counts of
+    units have a largest, and a block of weights of 1e-5 would be zeros."""
+    steps = np.abs(d) * np.float32(2**24)
+    up = np.copysign(np.ceil(steps), d) / np.float32(2**24)
+    return np.where((steps < 16) & (np.abs(d) > TINY), up, d).astype(np.float16)
+
+
 def _six_bits(values_N8: Floats) -> tuple[NDArray[np.float16], Bytes]:
     """A float16 unit for each row, and the row's values in that unit, 0..63."""
-    unit = (values_N8.max(axis=1) / np.float32(63)).astype(np.float16)
+    unit = _unit(values_N8.max(axis=1) / np.float32(63))
     q = np.rint(values_N8 * _inverse(unit.astype(np.float32))[:, None])
     return unit, np.minimum(q, 63).astype(np.uint8)
 
@@ -175,7 +183,7 @@ def _fit_scale(x: Floats, half: int, weights: Floats | None) -> Floats:
 def _q6_k(x_N256: Floats, weights: Floats | None) -> Records:
     parts = None if weights is None else weights.reshape(-1, 16)
     scale = _fit_scale(x_N256.reshape(-1, 16), 32, parts).reshape(-1, 16)
-    d = (_largest(scale) / np.float32(-128)).astype(np.float16)
+    d = _unit(_largest(scale) / np.float32(-128))
     d32 = d.astype(np.float32)
     scales = np.rint(scale * _inverse(d32)[:, None]).clip(-128, 127)
     unit = d32[:, None] * scales
