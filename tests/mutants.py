@@ -120,7 +120,7 @@ MUTANTS = [
     Mutant("children of a synth stage stay", "recipe/graph.py", "reads = {*parents[name], *makers(spec, recipe)}", "reads = {*parents[name]}", f"{U}recipe_synth.py"),
     Mutant("asked anew when made again", "recipe/stages.py", "if known.exists() and not (inputs.work / ANSWERS).exists():", "if False:", f"{U}recipe_synth.py"),
     Mutant("what was answered is asked again", "synth/run.py", "return [question for question in wanted if question.key not in self.answers]", "return wanted", f"{U}synth.py"),
-    Mutant("a line that is down is damage", "data/remote.py", "        raise UserError(f\"{what} ({why})\") from None", "        raise OSError(f\"{what} ({why})\") from None", f"{U}data_remote.py"),
+    Mutant("a line that is down is damage", "data/remote.py", "raise UserError(f\"{what} ({first_line(e)})\") from None", "raise OSError(f\"{what} ({first_line(e)})\") from None", f"{U}data_remote.py"),
     Mutant("a file read again from its beginning", "data/remote.py", "self._file.seek(self._at)", "pass", f"{U}data_remote.py"),
     Mutant("a copy is there before all of it is", "train/mirror.py", "return {step for step in self._steps() if self._system.exists(self._description(step))}", "return self._steps()", f"{U}train_mirror.py"),
     Mutant("a copy is taken unchecked", "train/mirror.py", 'if checksums(partial / name for name in files) != files:', "if False:", f"{U}train_mirror.py"),

@@ -27,6 +27,11 @@ class TryAgain(UserError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _shown(character: str) -> str:
     if character.isprintable():
         return character

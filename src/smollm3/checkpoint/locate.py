@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from smollm3.errors import UserError
+from smollm3.errors import UserError, first_line
 from smollm3.files import packaged_file, read_json
 
 SHORT_NAMES = {
@@ -120,5 +120,5 @@ def reason(error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [(str(e).strip() or type(e).__name__).splitlines()[0] for e in (error, cause)]
+    lines = [first_line(e) for e in (error, cause)]
     return lines[0] if cause is error else f"{lines[0]} ({lines[1]})"

@@ -20,7 +20,7 @@ from itertools import chain, count
 from typing import Any, NamedTuple
 
 from smollm3.data.places import BUFFER, Kind, Span, named_kind, open_file, row_counts, unreadable
-from smollm3.errors import UserError
+from smollm3.errors import UserError, first_line
 
 Row = dict[str, Any]
 MAX_ROW = 1 << 26  # bytes of a line or a value; what is longer is no row of a data set
@@ -435,5 +435,5 @@ def _longest(column: Any) -> int:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The beginning of what an error says."""
+    return first_line(error)[:200]

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from io import SEEK_SET, RawIOBase
 from typing import Any, TypeVar
 
-from smollm3.errors import UserError
+from smollm3.errors import UserError, first_line
 
 ATTEMPTS = 6  # each twice as long after the one before: half a minute together
 T = TypeVar("T")
@@ -42,8 +42,7 @@ def in_one_line(what: str) -> Iterator[None]:
     except Exception as e:
         if not _of_a_file_system(e):
             raise
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{what} ({why})") from None
+        raise UserError(f"{what} ({first_line(e)})") from None
 
 
 def _of_a_file_system(error: Exception) -> bool:
