@@ -213,6 +213,7 @@ MUTANTS = [
     Mutant("the end of an input is lost", "serve/dialects/openai_chat.py", "rest = self._custom.pop(choice).end()", 'self._custom.pop(choice); rest = ""', f"{U}serve_clients.py"),
     Mutant("an input is told twice", "serve/dialects/custom_tools.py", "more, self._told = text[len(self._told) :], text", "more, self._told = text, text", f"{U}serve_clients.py"),
     Mutant("HEAD is counted as nothing", "serve/app.py", 'scope.update({"route": asked["route"]} if "route" in asked else {})', "pass", f"{U}serve_guard.py"),
+    Mutant("the OpenAPI document is made on the loop", "serve/page.py", "def openapi() -> JSONResponse", "async def openapi() -> JSONResponse", "tests/attack/test_fuzz.py"),
     Mutant("images may be asked about", "serve/dialects/messages.py", "if isinstance(part, OtherPart) and part.inner is None:", "if False:", f"{U}serve_clients.py"),
     Mutant("late system messages are lost", "chat/render.py", "if any(is_system(message) for message in chat[1:]):", "if False:", f"{U}serve_clients.py"),
     Mutant("an overflow in other words", "serve/errors.py", "return TooLong(error) if isinstance(error, ContextOverflow) else refused(str(error))", "return refused(str(error))", f"{U}serve_clients.py"),

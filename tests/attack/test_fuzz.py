@@ -92,6 +92,15 @@ def fuzzed():
         yield server
 
 
+def test_first_visits():
+    """What is made when it is first asked for is made beside the loop: for the OpenAPI document
+    everybody waited half a second."""
+    with victim() as server, Pulse(server) as pulse:
+        for path in ("/openapi.json", "/docs", "/", "/metrics", "/v1/models", "/slots", "/props"):
+            assert httpx2.get(server.url + path, timeout=60).status_code < 500
+    assert pulse.work < STALL
+
+
 @pytest.mark.parametrize("path", DIALECTS[:4])
 def test_some_bodies(fuzzed, path):
     statuses = list(bodies(fuzzed, path, 20, 0))

@@ -78,7 +78,8 @@ def routes(service: Service) -> FastAPI:
     app = FastAPI(
         title="smollm3",
         version=importlib.metadata.version("smollm3"),
-        docs_url=None,  # its page would fetch scripts from elsewhere; ours is at /docs
+        openapi_url=None,  # FastAPI would make the document on the loop, and its pages would
+        docs_url=None,  # fetch scripts from elsewhere: ours are in page.py
         redoc_url=None,
     )
     for module in (

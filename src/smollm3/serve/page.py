@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import shlex
+import threading
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 STATIC = Path(__file__).with_name("static")
@@ -31,9 +32,20 @@ def how_to_get(static: Path = STATIC, checkout: Path = CHECKOUT) -> str:
 def add(app: FastAPI, static: Path = STATIC) -> None:
     """The chat page's files lie in `static`; without them / says how to get them."""
 
+    one = threading.Lock()
+
+    def document() -> dict[str, Any]:
+        """Made at the first request, in half a second: on a thread, for others wait on the loop."""
+        with one:
+            return app.openapi()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> JSONResponse:
+        return JSONResponse(document())
+
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
-        return HTMLResponse(describe(app.openapi()))
+        return HTMLResponse(describe(document()))
 
     @app.get("/", include_in_schema=False)
     def index() -> Response:  # looks each time: a page that is built now is there on reload
