@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import io
-import random
 import re
-import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -15,10 +12,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from smollm3.data.readers import Read, Row
+from smollm3.data.remote import again, in_one_line
 from smollm3.data.spec import Blobs
-from smollm3.errors import UserError
 
-ATTEMPTS = 6
 MAX_BYTES = 64 << 20  # of a text; a stream that gives more is no source file
 TIMEOUT = 60.0
 _ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
@@ -32,7 +28,7 @@ def with_texts(reads: Iterable[Read], blobs: Blobs) -> Iterator[Read]:
     """The rows with what their ids name as the column `text`, in order.
 
     `blobs.requests` are under way at a time and as many answers are kept, no more. What the bucket
-    does not have is a fault; a bucket that does not answer after ATTEMPTS tries is a UserError.
+    does not have is a fault; a bucket that does not answer is asked again, and then a UserError.
     """
     with ThreadPoolExecutor(blobs.requests) as pool:
         asked: deque[tuple[Read, Future[str] | None]] = deque()
@@ -82,8 +78,7 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
-    """What lies at `url`. Waits longer after each failure, up to half a minute."""
-    for attempt in range(ATTEMPTS):
+    def once() -> bytes:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
                 data: bytes = answer.read(MAX_BYTES + 1)
@@ -92,9 +87,7 @@ def _fetch(url: str) -> bytes:
             e.close()
             if e.code in (403, 404, 410):  # S3 answers 403 for what is not there
                 raise Missing("not in the bucket") from None
-            reason = f"HTTP {e.code}"
-        except (OSError, http.client.HTTPException) as e:
-            reason = str(e) or type(e).__name__
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
-    raise UserError(f"{url}: no answer after {ATTEMPTS} attempts ({reason}); run again later")
+            raise
+
+    with in_one_line(f"{url}: cannot be read"):
+        return again(once)

@@ -7,6 +7,7 @@ not depend on that, so it ends the reading, and the same command goes on.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from smollm3.errors import UserError, first_line
 
-ATTEMPTS = 6  # each twice as long after the one before: half a minute together
+ATTEMPTS = 6  # each up to twice as long after the one before: half a minute together at most
 T = TypeVar("T")
 _FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError)
 
@@ -30,7 +31,7 @@ def again(act: Callable[[], T]) -> T:
         except Exception as e:
             if not _of_a_file_system(e):
                 raise
-            time.sleep(2.0**attempt)
+            time.sleep(2.0**attempt * random.uniform(0.5, 1))  # not all workers at once
     return act()
 
 
