@@ -220,6 +220,9 @@ def test_names_and_numbers_of_calls():
     variable = [{"area.get": {"side": ["x1"]}}]
     assert verdict(("area_get", {"side": "x1"}), answers=variable)
     assert not verdict(("area_get", {"side": "X 1"}), answers=variable)
+    named = [{"area.get": {"side": [5.0], "name": ["Boston"]}}]  # the schema does not require it
+    assert verdict(("area_get", {"side": 5, "name": "Boston"}), answers=named)
+    assert not verdict(("area_get", {"side": 5}), answers=named)
 
 
 def test_types_become_those_of_json_schema():
