@@ -107,6 +107,17 @@ class TestTwo:
         for name in expected:
             assert torch.equal(kept[name], expected[name])
 
+    def test_in_parts_they_go_back_as_whole(self, make_job, two, tmp_path):
+        looks = {"validation": {"every": 6, "rows": 8, "retain": 0.8}}
+        parts = two.train(make_job(tmp_path / "a", steps=6, parallel={"shard": 2}, **looks))
+        whole = train(make_job(tmp_path / "b", steps=6, **looks), ProcessGroup.single())
+        share = parts.metrics["share_of_best"]
+        assert whole.metrics["share_of_best"] == share < 1
+        weights = Weights(parts.written)
+        for name, expected in whole.model.named_parameters():
+            if name in weights:  # tied ones are written once
+                torch.testing.assert_close(weights[name], expected, atol=1e-5, rtol=0)
+
 
 @pytest.mark.slow
 class TestFour:

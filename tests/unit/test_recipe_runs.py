@@ -1,11 +1,13 @@
 """A run over an old folder: what holds it to its recipe, and what does not."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from smollm3 import checkpoint
+from smollm3.checkpoint.adapter import read_adapter
 from smollm3.errors import UserError
 from smollm3.files import new_folder, write_json
 from smollm3.recipe.load import load_recipe_text
@@ -169,6 +171,94 @@ def test_a_held_out_loss_an_early_end_and_the_best_weights(place):
     run(short, "stages.sft.lr.peak=0.5", f"stages.sft.steps={best}")
     ours, same = (checkpoint.load_model(at / "run/sft") for at in (place, short))
     assert torch.equal(ours.embed.weight, same.embed.weight)
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_the_weights_go_back_towards_the_parents(place, adapter):
+    """As far as so much of what the held-out loss has gained stays, and no further."""
+    steps = ["stages.sft.steps=6", "stages.sft.lr.peak=1e-2"]
+    if adapter:
+        steps.append(f"stages.sft.adapter={{kind: {adapter}, rank: 2}}")
+
+    def ended(*validation):
+        look = f"stages.sft.validation={{every: 6, rows: 8{''.join(validation)}}}"
+        run(place, *steps, look, redo=["sft"])
+        metrics = json.loads((place / "run/sft/stage.json").read_text())["metrics"]
+        return checkpoint.load_model(place / "run/sft").state_dict(), metrics
+
+    parent = checkpoint.load_model(place / "base").state_dict()
+    best, before = ended()
+    found = {retain: ended(f", retain: {retain}") for retain in (0.3, 0.9)}
+    shares = [metrics["share_of_best"] for _, metrics in found.values()]
+    assert 0 < shares[0] < shares[1] < 1
+    # About the share of the way is the share of the gain, where so few steps are taken.
+    (_, less), (_, more) = found.values()
+    assert less["held_out_loss"] > more["held_out_loss"] > before["held_out_loss"]
+    for weights, metrics in found.values():
+        for name, value in weights.items():
+            expected = parent[name].lerp(best[name], metrics["share_of_best"])
+            torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)
+
+
+def test_dora_goes_back_in_its_own_parameters(place):
+    """Directions and lengths: on the line between the two weights, no DoRA lies."""
+    adapter = "stages.sft.adapter={kind: dora, rank: 2, layers: [q, down], embeddings: true}"
+    look = "stages.sft.validation={every: 4, rows: 8%s}"
+    run(place, adapter, look % "", "stages.sft.lr.peak=1e-2")
+    best = read_adapter(place / "run/sft/adapter")
+    run(place, adapter, look % ", retain: 0.7", "stages.sft.lr.peak=1e-2", redo=["sft"])
+    found = read_adapter(place / "run/sft/adapter")
+    share = json.loads((place / "run/sft/stage.json").read_text())["metrics"]["share_of_best"]
+    assert 0 < share < 1
+    parent = checkpoint.load_model(place / "base").state_dict()
+    for name, layer in found.layers.items():
+        end, lengths = best.layers[name], parent[f"{name}.weight"].norm(dim=1)
+        assert torch.equal(layer.a, end.a)
+        torch.testing.assert_close(layer.b, end.b * share)
+        torch.testing.assert_close(layer.magnitude, lengths.lerp(end.magnitude, share))
+    name = "embed.weight"
+    torch.testing.assert_close(found.whole[name], parent[name].lerp(best.whole[name], share))
+
+
+def test_the_least_share_that_is_enough(place):
+    """Against all tenths, one by one."""
+    from smollm3.train import loop
+
+    losses, taken = {}, loop.Trainer._near_the_parent
+
+    def near(self, best, step, retain):
+        for tenths in range(11):
+            began, ended = (
+                self.job.initial_weights(),
+                loop.validation.kept(Path(self.job.work), step),
+            )
+            read = loop.interpolated(self.model, began, ended, tenths / 10)
+            with torch.no_grad():
+                loop.fill(dict(self.trained), read)
+            losses[tenths] = self._held_out()["held_out_loss"]
+        return taken(self, best, step, retain)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "_near_the_parent", near)
+        look = "stages.sft.validation={every: 6, rows: 8, retain: 0.7}"
+        run(place, "stages.sft.steps=6", "stages.sft.lr.peak=1e-2", look)
+    metrics = json.loads((place / "run/sft/stage.json").read_text())["metrics"]
+    enough = losses[10] + 0.3 * (losses[0] - losses[10])
+    least = min(tenths for tenths, loss in losses.items() if loss <= enough)
+    assert metrics["share_of_best"] == least / 10
+    assert metrics["held_out_loss"] == pytest.approx(losses[least])
+
+
+def test_without_a_gain_the_weights_stay(place):
+    look = "stages.sft.validation={every: 1, patience: 2, rows: 3%s}"
+    worse = ("stages.sft.lr.peak=0.5", "stages.sft.steps=30")
+    run(place, look % "", *worse)
+    best = checkpoint.load_model(place / "run/sft").state_dict()
+    run(place, look % ", retain: 0.9", *worse, redo=["sft"])
+    record = json.loads((place / "run/sft/stage.json").read_text())
+    assert record["metrics"]["share_of_best"] == 1
+    for name, value in checkpoint.load_model(place / "run/sft").state_dict().items():
+        assert torch.equal(value, best[name])
 
 
 def test_each_source_has_its_held_out_loss(place):

@@ -323,21 +323,18 @@ class _Planner:
             }
             for s in sources
         ]
-        at: Key = ("stages", "compare", "claims")
+        at: Key = ("stages", "compare")
         for i in (1, 0):
             if i < len(claims):
-                self.text.set((*at, i), claims[i])
+                self.text.set((*at, "claims", i), claims[i])
             else:
-                self.text.remove((*at, i))
+                self.text.remove((*at, "claims", i))
         if self.machine.is_cpu:
-            self._set(
-                ("stages", "compare", "documents"), 40, "a CPU reads these in a minute or two"
-            )
-            self._set(("stages", "compare", "answers"), 4, "written in a minute here")
-        at = ("stages", "compare", "panel")
-        if (known := questions(tokenizer)) != self._value(at):
+            self._set((*at, "documents"), 40, "a CPU reads these in a minute or two")
+            self._set((*at, "answers"), 4, "written in a minute here")
+        if (known := questions(tokenizer)) != self._value((*at, "panel")):
             why = "the model's chat template has no place for thinking, for tools, or for both"
-            self._set(at, known, why)
+            self._set((*at, "panel"), known, why)
         self._panel()
         if find_spec("gguf") is not None and _fits_gguf(self.config):
             why = "for transformers and vLLM; for llama.cpp"
@@ -401,9 +398,11 @@ class _Planner:
             rows = min(held[name], max(4, trained // 40))
             every = math.ceil(cost.steps / min(10, max(3, 0.4 * trained / rows)))
             looks = math.ceil(cost.steps / every)
-            share = looks * rows / 2 / trained
-            why = f"{looks} looks at {rows} held-out rows, {share:.0%} on top; the best is kept"
             current = self._value((*at, "validation"))
+            retain = current.get("retain")
+            share = (looks + (5 if retain else 0)) * rows / 2 / trained
+            why = f"{looks} looks at {rows} held-out rows, {share:.0%} on top; the best is kept"
+            why += f", as near the parent as {retain:.0%} of its gain allows" if retain else ""
             self._set((*at, "validation"), current | {"every": every, "rows": rows}, why)
             self.text.set((*at, "save_every"), max(1, math.ceil(cost.steps / 5)))
 
@@ -412,8 +411,7 @@ class _Planner:
             s.name: (len(s.lengths), int(s.lengths.sum()) if s.is_pairs else s.tokens)
             for s in sources
         }
-        costs = stage_costs(self._recipe(), sizes=sizes)
-        return [cost for cost in costs if cost.kind == "train"]
+        return [c for c in stage_costs(self._recipe(), sizes=sizes) if c.kind == "train"]
 
     def _recipe(self) -> Recipe:
         return load_recipe_text(self.text.text, FILE)

@@ -187,6 +187,8 @@ def _train_problems(
             yield at, "starts from nothing and no tokenizer stage is above it"
         if stage.is_preference:
             yield at, f"loss {stage.loss} needs a parent: its reference model"
+        if stage.validation and stage.validation.retain:
+            yield (*at, "validation", "retain"), "needs a parent, whose weights it goes back to"
     parent = recipe.stages.get(parents[0]) if parents else None
     if stage.carry and not isinstance(parent, TrainStage):
         yield (*at, "carry"), "needs a parent that is a train stage of this recipe"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any
 
@@ -132,6 +133,30 @@ def initial(read: Read, seed: int) -> Read:
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name: all of them, or an adapter's."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def interpolated(model: nn.Module, began: Read, ended: Mapping[str, Tensor], share: float) -> Read:
+    """Each trained tensor on the way from the parent's (0) to where it ended (1).
+
+    began: the weights before the first step. An adapter's `a` stays where it ended, as its product
+    with `b`, which began at 0, is what moves the weight: at share x it is W + x·s·B·A.
+    """
+
+    def reading(name: str, shape: tuple[int, ...], part: tuple[slice, ...]) -> Tensor:
+        end: Tensor = ended[name][part].float()
+        module, leaf = _owner(model, name)
+        if not isinstance(module, Adapted):
+            return began(name, shape, part).float().lerp(end, share)
+        match leaf:
+            case "a":
+                return end
+            case "b":
+                return end * share
+            case _:
+                lengths: Tensor = module.frozen().norm(dim=1)
+                return lengths.cpu()[part].lerp(end, share)
+
+    return reading
 
 
 def weights_of(model: Transformer, spec: Adapter) -> AdapterWeights:

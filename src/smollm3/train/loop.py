@@ -25,7 +25,7 @@ from smollm3.model import Transformer
 from smollm3.train import optimizer as optimizers
 from smollm3.train import schedule, validation
 from smollm3.train import training_checkpoint as checkpoints
-from smollm3.train.adapters import merge_, trained, weights_of
+from smollm3.train.adapters import interpolated, merge_, trained, weights_of
 from smollm3.train.forward import slices
 from smollm3.train.job import HELD_OUT, StepRecord, TrainJob, TrainResult
 from smollm3.train.layout import Layout
@@ -249,14 +249,19 @@ class Trainer:
             or (record.step % spec.every and record.step < steps)
         ):
             return record
-        losses = self.validator.losses(self._held_out_loss)
-        self.parallel.release(self.model)
+        losses = self._held_out()
         better = self.progress.looks.better(losses[HELD_OUT], record.step)
         if better and spec.keep == "best":
             whole = self.parallel.whole(dict(self.trained))
             if self.group.is_main_process:
                 validation.keep(Path(self.job.work), record.step, whole)
         return replace(record, metrics=record.metrics | losses)
+
+    def _held_out(self) -> dict[str, float]:
+        assert self.validator is not None
+        losses = self.validator.losses(self._held_out_loss)
+        self.parallel.release(self.model)
+        return losses
 
     def _held_out_loss(self, part: Batch, references: References | None) -> LossSums:
         with self.parallel.losses(), self.forward.precision():
@@ -311,7 +316,9 @@ class Trainer:
         looks, spec = progress.looks, self.stage.validation
         if spec is not None and looks.best is not None:
             metrics |= {HELD_OUT: looks.best, "best_step": looks.step}
-            if spec.keep == "best" and looks.step < progress.step:
+            if spec.retain is not None:
+                metrics |= self._near_the_parent(looks.best, looks.step, spec.retain)
+            elif spec.keep == "best" and looks.step < progress.step:
                 self._take_best(looks.step)
         if progress.resumed_under:
             metrics["resumed_under"] = progress.resumed_under
@@ -329,6 +336,30 @@ class Trainer:
     def _take_best(self, step: int) -> None:
         best = validation.kept(Path(self.job.work), step)
         fill(dict(self.trained), lambda name, shape, part: best[name][part])
+
+    @torch.no_grad()
+    def _near_the_parent(self, best: float, step: int, retain: float) -> dict[str, float]:
+        """Give back what the held-out loss can do without: of the way from the parent's weights to
+        the best ones, the fewest tenths that keep this share of what the loss has gained.
+
+        What is not trained for is forgotten less so (Wortsman et al. 2022, arXiv:2109.01903).
+        """
+        began, ended = self.job.initial_weights(), validation.kept(Path(self.job.work), step)
+
+        def loss(tenths: int) -> float:
+            fill(dict(self.trained), interpolated(self.model, began, ended, tenths / 10))
+            return self._held_out()[HELD_OUT]
+
+        low, high, found = 0, 10, best
+        enough = best + (1 - retain) * (loss(0) - best)
+        while high - low > 1 and enough > best:  # else nothing was gained
+            middle = (low + high) // 2
+            if (held_out := loss(middle)) <= enough:
+                high, found = middle, held_out
+            else:
+                low = middle
+        fill(dict(self.trained), interpolated(self.model, began, ended, high / 10))
+        return {HELD_OUT: found, "share_of_best": high / 10}
 
     def _loss(self, batch: Batch, references: References | None) -> LossSums:
         batch = self.forward.mine(batch)

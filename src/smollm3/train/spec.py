@@ -91,13 +91,22 @@ class Validation(StrictModel):
 
     every: steps between two looks; the last step is always one. rows: at most so many rows (or
     pairs). keep: the weights that the stage leaves, of its best look or of its last step.
-    patience: end after so many looks in a row without a better loss; absent: never.
+    patience: end after so many looks in a row without a better loss; absent: never. retain: at the
+    end the best weights are interpolated with the parent's, as near to the parent's as this share
+    of what the held-out loss has gained stays; absent: they stay as they are.
     """
 
     every: int = Field(gt=0)
     rows: int = Field(default=100, gt=0)
     keep: Literal["best", "last"] = "best"
     patience: int | None = Field(default=None, gt=0)
+    retain: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _retains_the_best(self) -> Validation:
+        if self.retain is not None and self.keep != "best":
+            raise ValueError("retain needs keep: best")
+        return self
 
 
 class Scores(StrictModel):
