@@ -107,12 +107,15 @@ class TestTwo:
         for name in expected:
             assert torch.equal(kept[name], expected[name])
 
-    def test_in_parts_they_go_back_as_whole(self, make_job, two, tmp_path):
+    @pytest.mark.parametrize("kind", ["all", "apo_zero"])
+    def test_in_parts_they_go_back_as_whole(self, make_job, two, tmp_path, kind):
         looks = {"validation": {"every": 6, "rows": 8, "retain": 0.8}}
-        parts = two.train(make_job(tmp_path / "a", steps=6, parallel={"shard": 2}, **looks))
-        whole = train(make_job(tmp_path / "b", steps=6, **looks), ProcessGroup.single())
+        stage = STAGES[kind] | {"steps": 6} | looks
+        parts = two.train(make_job(tmp_path / "a", parallel={"shard": 2}, **stage))
+        whole = train(make_job(tmp_path / "b", **stage), ProcessGroup.single())
         share = parts.metrics["share_of_best"]
-        assert whole.metrics["share_of_best"] == share < 1
+        assert whole.metrics["share_of_best"] == share
+        assert share < 1 or kind == "apo_zero"  # which gains nothing on these held-out pairs
         weights = Weights(parts.written)
         for name, expected in whole.model.named_parameters():
             if name in weights:  # tied ones are written once
