@@ -138,7 +138,7 @@ MUTANTS = [
     Mutant("two stages' adapters at one scale", "checkpoint/adapter.py", "layer.b.float() * one.scale if layer", "layer.b.float() if layer", f"{U}train_adapters.py"),
     Mutant("autocast keeps one copy of what q, k and v read", "train/memory.py", "elements + 5 * E, float32s + normed", "elements + 2 * E, float32s + normed", f"{U}train_memory.py"),
     Mutant("what is retained is given back", "train/loop.py", "(1 - retain) * (loss(0)", "retain * (loss(0)", f"{U}recipe_runs.py"),
-    Mutant("the weights of a share that is too small", "train/loop.py", "interpolated(self.model, began, ended, high / 10)", "interpolated(self.model, began, ended, low / 10)", f"{U}recipe_runs.py"),
+    Mutant("the weights of a share that is too small", "train/loop.py", "HELD_OUT: loss(tenths)", "HELD_OUT: loss(tenths - 1)", f"{U}recipe_runs.py"),
     Mutant("an adapter goes back twice", "train/adapters.py", 'case "a":\n                return end', 'case "a":\n                return end * share', f"{U}recipe_runs.py"),
     Mutant("everybody may load adapters", "serve/dialects/adapters.py", "if not service.keys:", "if False:", f"{U}serve_adapters.py"),
     Mutant("seed without position", "infer/sampler.py", 'f"{seed}/{position}"', 'f"{seed}"', f"{U}infer_sampler.py"),

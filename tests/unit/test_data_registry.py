@@ -278,10 +278,11 @@ def test_a_bucket_that_fails_is_asked_again(tmp_path, monkeypatch):
         source = FileSource(kind="parquet", files=[stack(tmp_path, range(5))], blobs=Blobs(url=url))
         assert len(list(documents(source, 0))) == 5
         assert set(handler.log.values()) == {3}
-    with bucket(fails=99) as (url, _):
+    with bucket(fails=99) as (url, handler):
         source = source.model_copy(update={"blobs": Blobs(url=url)})
         with pytest.raises(UserError, match="cannot be read .*503"):
             list(documents(source, 0))
+        assert max(handler.log.values()) == remote.ATTEMPTS == 6
 
 
 def test_ids_that_are_none_are_counted(tmp_path):

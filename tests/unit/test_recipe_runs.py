@@ -57,6 +57,10 @@ def run(place, *overrides, **options):
     return before, made
 
 
+def metrics_of(place):
+    return json.loads((place / "run/sft/stage.json").read_text())["metrics"]
+
+
 def fail_after(monkeypatch, steps):
     """Let training end with an error after so many steps."""
     from smollm3.train import loop
@@ -183,7 +187,7 @@ def test_the_weights_go_back_towards_the_parents(place, adapter):
     def ended(*validation):
         look = f"stages.sft.validation={{every: 6, rows: 8{''.join(validation)}}}"
         run(place, *steps, look, redo=["sft"])
-        metrics = json.loads((place / "run/sft/stage.json").read_text())["metrics"]
+        metrics = metrics_of(place)
         return checkpoint.load_model(place / "run/sft").state_dict(), metrics
 
     parent = checkpoint.load_model(place / "base").state_dict()
@@ -208,7 +212,7 @@ def test_dora_goes_back_in_its_own_parameters(place):
     best = read_adapter(place / "run/sft/adapter")
     run(place, adapter, look % ", retain: 0.7", "stages.sft.lr.peak=1e-2", redo=["sft"])
     found = read_adapter(place / "run/sft/adapter")
-    share = json.loads((place / "run/sft/stage.json").read_text())["metrics"]["share_of_best"]
+    share = metrics_of(place)["share_of_best"]
     assert 0 < share < 1
     parent = checkpoint.load_model(place / "base").state_dict()
     for name, layer in found.layers.items():
@@ -222,16 +226,13 @@ def test_dora_goes_back_in_its_own_parameters(place):
 
 def test_the_least_share_that_is_enough(place):
     """Against all tenths, one by one."""
-    from smollm3.train import loop
+    from smollm3.train import loop, validation
 
     losses, taken = {}, loop.Trainer._near_the_parent
 
     def near(self, best, step, retain):
         for tenths in range(11):
-            began, ended = (
-                self.job.initial_weights(),
-                loop.validation.kept(Path(self.job.work), step),
-            )
+            began, ended = self.job.initial_weights(), validation.kept(Path(self.job.work), step)
             read = loop.interpolated(self.model, began, ended, tenths / 10)
             with torch.no_grad():
                 loop.fill(dict(self.trained), read)
@@ -242,7 +243,7 @@ def test_the_least_share_that_is_enough(place):
         patch.setattr(loop.Trainer, "_near_the_parent", near)
         look = "stages.sft.validation={every: 6, rows: 8, retain: 0.7}"
         run(place, "stages.sft.steps=6", "stages.sft.lr.peak=1e-2", look)
-    metrics = json.loads((place / "run/sft/stage.json").read_text())["metrics"]
+    metrics = metrics_of(place)
     enough = losses[10] + 0.3 * (losses[0] - losses[10])
     least = min(tenths for tenths, loss in losses.items() if loss <= enough)
     assert metrics["share_of_best"] == least / 10
@@ -255,8 +256,7 @@ def test_without_a_gain_the_weights_stay(place):
     run(place, look % "", *worse)
     best = checkpoint.load_model(place / "run/sft").state_dict()
     run(place, look % ", retain: 0.9", *worse, redo=["sft"])
-    record = json.loads((place / "run/sft/stage.json").read_text())
-    assert record["metrics"]["share_of_best"] == 1
+    assert metrics_of(place)["share_of_best"] == 1
     for name, value in checkpoint.load_model(place / "run/sft").state_dict().items():
         assert torch.equal(value, best[name])
 

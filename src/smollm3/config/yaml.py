@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import yaml
 
 from smollm3.config.problems import Path
-from smollm3.errors import UserError
+from smollm3.errors import UserError, first_line
 
 MAX_VALUES = 100_000  # a few lines of aliases to aliases stand for billions
 MAX_DEPTH = 64  # the library's C code calls itself for each level, until the stack ends
@@ -74,7 +74,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise UserError(f"{name}{line}: {e.problem or e.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise UserError(f"{name}: not valid YAML ({str(e).splitlines()[0]})") from None
+        raise UserError(f"{name}: not valid YAML ({first_line(e)})") from None
     finally:
         loader.dispose()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from smollm3.data.places import named_kind
 from smollm3.data.spec import HubSource
-from smollm3.errors import UserError
+from smollm3.errors import UserError, first_line
 
 # Words in the names of files and folders that are not for training.
 _HELD_BACK = {"test", "tests", "testing", "validation", "valid", "val", "dev", "eval", "heldout"}
@@ -25,7 +25,7 @@ def hub_files(source: HubSource) -> tuple[str, list[tuple[str, int]]]:
         info = HfApi().dataset_info(source.repo, revision=source.revision, files_metadata=True)
     except (HfHubHTTPError, OSError, ValueError) as e:
         reached = isinstance(e, HfHubHTTPError) and not isinstance(e, ConnectionError)
-        reason = str(e).strip().splitlines()[0] if reached else "it cannot be reached"
+        reason = first_line(e) if reached else "it cannot be reached"
         return _snapshot(source, reason)
     files = []
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3.data.sources import Document, documents
 from smollm3.data.spec import Source, Step
-from smollm3.errors import UserError
+from smollm3.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from smollm3.data.preparation import Preparation
@@ -121,7 +121,7 @@ def _built(step: Step, build: Callable[[], Any]) -> Any:
     except TypeError as e:
         raise UserError(f"steps: {step.kind}: {e}") from None
     except ImportError as e:
-        reason = str(e).strip().splitlines()[0]
+        reason = first_line(e)
         raise UserError(f"steps: {step.kind}: {reason}; pip install 'smollm3[data]'") from None
 
 

@@ -400,7 +400,8 @@ class _Planner:
             looks = math.ceil(cost.steps / every)
             current = self._value((*at, "validation"))
             retain = current.get("retain")
-            share = (looks + (5 if retain else 0)) * rows / 2 / trained
+            at_the_end = 6 if retain else 0  # the parent, four on the way to it, what stays
+            share = (looks + at_the_end) * rows / 2 / trained
             why = f"{looks} looks at {rows} held-out rows, {share:.0%} on top; the best is kept"
             why += f", as near the parent as {retain:.0%} of its gain allows" if retain else ""
             self._set((*at, "validation"), current | {"every": every, "rows": rows}, why)
@@ -440,9 +441,8 @@ def _adapter(kind: str) -> dict[str, Any] | None:
     forgotten (measured in docs/finetuning.md)."""
     if kind == "full":
         return None
-    kind, base = ("lora", {"base": "nf4"}) if kind == "qlora" else (kind, {})
-    layers = ["gate", "up", "down"]
-    return {"kind": kind, "rank": RANK, "alpha": 2 * RANK, "layers": layers, **base}
+    lora = {"kind": "lora", "rank": RANK, "alpha": 2 * RANK, "layers": ["gate", "up", "down"]}
+    return lora | ({"base": "nf4"} if kind == "qlora" else {"kind": kind})
 
 
 def _power_below(n: float, least: int, most: int) -> int:

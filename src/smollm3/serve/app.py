@@ -78,9 +78,9 @@ def routes(service: Service) -> FastAPI:
     app = FastAPI(
         title="smollm3",
         version=importlib.metadata.version("smollm3"),
-        openapi_url=None,  # FastAPI would make the document on the loop, and its pages would
-        docs_url=None,  # fetch scripts from elsewhere: ours are in page.py
-        redoc_url=None,
+        # FastAPI would make the document on the loop, and its pages would fetch scripts from
+        # elsewhere: ours are in page.py.
+        openapi_url=None,
     )
     for module in (
         openai_chat,

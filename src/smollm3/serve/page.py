@@ -32,11 +32,11 @@ def how_to_get(static: Path = STATIC, checkout: Path = CHECKOUT) -> str:
 def add(app: FastAPI, static: Path = STATIC) -> None:
     """The chat page's files lie in `static`; without them / says how to get them."""
 
-    one = threading.Lock()
+    lock = threading.Lock()
 
     def document() -> dict[str, Any]:
         """Made at the first request, in half a second: on a thread, for others wait on the loop."""
-        with one:
+        with lock:
             return app.openapi()
 
     @app.get("/openapi.json", include_in_schema=False)

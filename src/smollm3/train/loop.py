@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -350,16 +351,10 @@ class Trainer:
             fill(dict(self.trained), interpolated(self.model, began, ended, tenths / 10))
             return self._held_out()[HELD_OUT]
 
-        low, high, found = 0, 10, best
-        enough = best + (1 - retain) * (loss(0) - best)
-        while high - low > 1 and enough > best:  # else nothing was gained
-            middle = (low + high) // 2
-            if (held_out := loss(middle)) <= enough:
-                high, found = middle, held_out
-            else:
-                low = middle
-        fill(dict(self.trained), interpolated(self.model, began, ended, high / 10))
-        return {HELD_OUT: found, "share_of_best": high / 10}
+        tenths, enough = 10, best + (1 - retain) * (loss(0) - best)
+        if enough > best:  # else nothing was gained
+            tenths = bisect_left(range(10), True, 1, key=lambda tenths: loss(tenths) <= enough)
+        return {HELD_OUT: loss(tenths), "share_of_best": tenths / 10}
 
     def _loss(self, batch: Batch, references: References | None) -> LossSums:
         batch = self.forward.mine(batch)

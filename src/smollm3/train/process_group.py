@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from smollm3.errors import TryAgain
+from smollm3.errors import TryAgain, first_line
 from smollm3.train.preflight import preflight
 
 # Between jobs workers wait while the main process prepares data or evaluates.
@@ -130,7 +130,7 @@ class ProcessGroup:
             time.sleep(0.05)
         if "imed out" in str(error) or "imeout" in str(error):
             return self._hanging()
-        return f"lost contact with another training process ({str(error).splitlines()[0]})"
+        return f"lost contact with another training process ({first_line(error)})"
 
     def _hanging(self) -> str:
         """Which ranks do not answer; the main process knows, by asking all of them."""
