@@ -1,21 +1,23 @@
 """`smollm3 eval` beside lm-evaluation-harness's own Hugging Face backend, on the same requests.
 
-    python benchmarks/evaluation.py smollm2-135m --data FOLDER --items 20
+    python benchmarks/evaluation.py smollm2-135m --data FOLDER --runs evals/*
 
-Both score the options of the same items, in turns (ours, theirs, ours, ...), one thread each; the
-peer reads the same weights dequantised, through transformers. Prints the ratio of the medians, and
-the largest difference of a log-probability where ours computes in float32 on PyTorch.
+Both score the options of the same items, in turns (ours, theirs, ours, ...), with as many threads
+each; the peer reads the same weights dequantised, through transformers. Writes the ratio of the
+medians to results/evaluation.json, and the largest difference of a log-probability where ours
+computes in float32 on PyTorch; and what the evaluations in the folders of --runs took.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import datetime
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,7 +29,12 @@ from lm_eval.models.huggingface import HFLM
 
 from smollm3 import load_engine, load_model, load_tokenizer, save_model
 from smollm3.eval.local import DataFolder
+from smollm3.eval.results import read_results
 from smollm3.eval.target import EngineTarget, Prompt, Settings
+from smollm3.files import read_json, write_json
+from smollm3.machine import machine
+
+RESULTS = Path(__file__).parent / "results" / "evaluation.json"
 
 
 def requests(data: Path, items: int) -> list[tuple[str, str]]:
@@ -56,15 +63,24 @@ def peer(model: str, folder: Path, dtype: torch.dtype, batch: int) -> HFLM:
     return HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch)
 
 
+def whole(run: Path) -> dict[str, Any]:
+    """Items of each task of an evaluation that somebody made, and the seconds that it took."""
+    counted = read_results(run).results["n-samples"]
+    items = {task: n["effective"] for task, n in counted.items()}
+    return {"items": items, "seconds": read_json(run / "run.json")["seconds"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--items", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="Of the peer; its best here.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--runs", type=Path, nargs="*", default=[])
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     asked = requests(options.data, options.items)
     with tempfile.TemporaryDirectory() as folder:
         save_model(load_model(options.model), load_tokenizer(options.model), folder)
@@ -76,7 +92,7 @@ def main() -> None:
         }
         with load_engine(folder, engine="torch", dtype="float32") as engine:
             exact = ours(EngineTarget(engine, "float32", Settings()), asked)
-        with load_engine(options.model, threads=1) as engine:
+        with load_engine(options.model, threads=options.threads) as engine:
             seconds: dict[str, list[float]] = {"smollm3": []}
             for number in range(options.rounds):
                 # A salt of its own for each round would do; a fresh text is as good.
@@ -93,13 +109,19 @@ def main() -> None:
         )
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     found = {
+        "date": f"{datetime.date.today()}",
+        "machine": machine(),
+        "model": options.model,
+        "threads": options.threads,
         "items": options.items,
         "requests": len(asked),
         "seconds": medians,
         "times as fast": {n: s / medians["smollm3"] for n, s in medians.items() if n != "smollm3"},
         "largest difference of a log-probability, float32": largest,
+        "whole": {run.name: whole(run) for run in options.runs},
     }
-    print(json.dumps(found, indent=2))
+    write_json(RESULTS, found)
+    print(RESULTS.read_text())
 
 
 if __name__ == "__main__":

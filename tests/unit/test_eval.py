@@ -197,7 +197,7 @@ def claim(metric: str, model: str = "long", **changes: Any) -> dict[str, Any]:
 def test_a_score_card_of_every_metric(models: dict[str, Path], heldout: dict[str, Shard]) -> None:
     formats = {name: shard.format for name, shard in heldout.items()}
     metrics = known_metrics(formats)
-    assert len(metrics) == 2 + 2 * len(TASKS) + 6 + 2 + 1
+    assert len(metrics) == 2 + 2 * len(TASKS) + 6 + 2 + 2
     told: list[str] = []
     card = evaluate(
         stage(*(claim(metric) for metric in metrics)),
@@ -296,7 +296,7 @@ def test_too_few_held_out_documents(models: dict[str, Path], heldout: dict[str, 
     with pytest.raises(UserError, match=r"sources.maths: fewer than 2 held-out documents"):
         evaluate(stage(claim("loss/maths"), documents=1), models, heldout, 0)
     suite = Suite(load_engine(models["long"]), stage(claim("loss/maths")), heldout, 0, window=4)
-    with pytest.raises(UserError, match="no held-out pair of at most 4 tokens"):
+    with pytest.raises(UserError, match="fewer than 2 held-out pairs of at most 4 tokens"):
         suite.measure("preference/margin")
 
 
@@ -440,7 +440,9 @@ def test_questions_are_held_out(tokenizer: Tokenizer) -> None:
         assert all(is_held_out(a.item.question) for a in suite.answers("sum", mode, 6))
 
 
-def test_margin_counts_pairs_whose_chosen_answer_is_likelier(heldout: dict[str, Shard]) -> None:
+def test_margins_and_the_share_of_pairs_whose_chosen_answer_is_likelier(
+    heldout: dict[str, Shard],
+) -> None:
     """With a constant log-probability the shorter answer is likelier."""
 
     class Constant:
@@ -451,9 +453,14 @@ def test_margin_counts_pairs_whose_chosen_answer_is_likelier(heldout: dict[str, 
     engine: Any = Constant()
     suite = Suite(engine, stage(claim("loss/maths"), documents=50), heldout, 0, window=10_000)
     lengths = [int((shard.masks[shard.document(i)] & 1).sum()) for i in range(shard.documents)]  # type: ignore[index]
-    ahead = [c < r for c, r in zip(lengths[::2], lengths[1::2], strict=True)]
-    measure = suite.measure("preference/margin")
-    assert (measure.value, measure.n) == (sum(ahead) / len(ahead), len(ahead))
+    margins = [r - c for c, r in zip(lengths[::2], lengths[1::2], strict=True)]
+    share, margin = (suite.measure(f"preference/{name}") for name in ("accuracy", "margin"))
+    assert (share.value, share.n) == (sum(m > 0 for m in margins) / len(margins), len(margins))
+    assert margin.value == pytest.approx(sum(margins) / len(margins))
+    assert margin.n == share.n
+    # Each pair is compared with itself: what a better model adds to all of them is no doubt.
+    better = ratio([m + 0.5 for m in margins], [1] * len(margins))
+    assert difference(better, margin).low == pytest.approx(0.5)
 
 
 # Claims
@@ -556,7 +563,8 @@ def test_chance(tokenizer: Tokenizer) -> None:
     assert suite.chance("loss/maths") == math.log(400)
     answers = [item.answer for item in items("mod", suite.stage.items, 0, held_out=True)]
     assert suite.chance("accuracy/mod/think") == max(map(answers.count, answers)) / len(answers)
-    assert suite.chance("preference/margin") == 0.5
+    assert suite.chance("preference/accuracy") == 0.5
+    assert suite.chance("preference/margin") is None
     assert suite.chance("tool_json") == suite.chance("adherence/think") == 0
 
 

@@ -319,6 +319,34 @@ def test_ours_stands_beside_what_is_published(tmp_path):
     assert lines["ARC"].low < 37.5 < lines["ARC"].high
 
 
+def test_the_rows_of_smollm2_are_those_of_its_tables(tmp_path):
+    """Of one task two metrics whose errors add up; a table of the harness's own protocol."""
+    ifeval = {"prompt_level_strict_acc": [1, 0, 0, 0], "inst_level_strict_acc": [1, 1, 0, 0]}
+    scores = {"arc_easy": {"acc": [1, 1, 1, 0]}, "arc_challenge": {"acc_norm": [1, 0, 0, 0]}}
+    folder = results(tmp_path / "a", "smollm2-135m", {"ifeval": ifeval, **scores}, n=4)
+    read = read_results(folder)
+    lines = {(line.table, line.benchmark): line for line in published_lines(read)}
+    line = lines["smollm2-card", "IFEval"]
+    assert (line.value, line.n, line.published) == (37.5, 4, 29.9)
+    both = [read.measure("ifeval", f"{m},none") for m in ifeval]
+    assert line.high == pytest.approx(50 * (both[0].high + both[1].high))
+    assert lines["smollm2-third-party", "ARC Easy"].difference == pytest.approx(75 - 54.12)
+    assert lines["smollm2-third-party", "ARC Challenge"].why == ""
+
+
+def test_another_blank_is_told(tmp_path):
+    values = {"piqa": {"acc_norm": [1, 0]}}
+    settings = {"chat": True, "option_prefix": ""}
+    (line,) = (
+        line
+        for line in published_lines(
+            read_results(results(tmp_path / "a", "smollm2-135m", values, n=2, settings=settings))
+        )
+        if line.table == "smollm2-card"
+    )
+    assert line.why == "another blank before the options of a chat"
+
+
 def test_two_are_compared_item_by_item(tmp_path):
     a = results(tmp_path / "a", "m", {"t": {"acc": [1, 0, 0, 0]}})
     b = results(tmp_path / "b", "m", {"t": {"acc": [1, 1, 1, 0]}, "u": {"acc": [1]}})

@@ -280,6 +280,24 @@ def test_in_a_chat_the_blanks_before_an_option_are_scored_with_it(tokenizer):
     assert rest == tokenizer.encode("\nmodel")
 
 
+def test_a_suite_may_put_a_blank_before_the_options_of_a_chat(tokenizer, data, tmp_path):
+    """As lighteval does, and with it the cards of SmolLM2; normalised by the option without it."""
+    settings = Settings(chat=True, option_prefix=" ")
+    target = fake_target(tokenizer, settings)
+    wanted = Wanted(["piqa"], few_shot=0, data=data)
+    found = evaluated(target, wanted, tmp_path, settings=settings)
+    for sample in found["samples"]["piqa"]:
+        sums = []
+        for (said, option), ((score, _),) in zip(sample["arguments"], sample["resps"], strict=True):
+            prompt = Prompt(messages=tuple(json.loads(said)["messages"]))
+            assert score == target.score(prompt, f" {option}").result()[0]
+            assert score != target.score(prompt, option).result()[0]
+            sums.append(score / len(option))
+        best = max(range(2), key=sums.__getitem__)
+        assert sample["acc_norm"] == float(best == sample["target"])
+    assert suite_of("smollm2-card").settings == settings
+
+
 def test_a_column_that_some_rows_have_is_null_in_the_others(tokenizer, tmp_path):
     options = {f"option_{letter}": letter for letter in "abcd"}
     rows = [{"id": "1", "instruction": "the", "answer": "A", **options}]

@@ -27,7 +27,7 @@ def count(prompt):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Small files in the forms of the real ones."""
+    """Files in the forms of the real ones, with text enough for 131,072 tokens."""
     import random
 
     folder = tmp_path_factory.mktemp("ruler")
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
                 for p in range(12)
             ],
         }
-        for a in range(12)
+        for a in range(400)
     ]
     (folder / "squad.json").write_text(json.dumps({"data": articles}))
     hotpot = [
@@ -62,13 +62,13 @@ def files(tmp_path_factory):
                 for j in range(10)
             ],
         }
-        for i in range(30)
+        for i in range(1000)
     ]
     (folder / "hotpot.json").write_text(json.dumps(hotpot))
     return Files(folder / "essays", folder / "squad.json", folder / "hotpot.json")
 
 
-CASES = [(name, length) for name in TASKS for length in (1536, 4096)]
+CASES = [(name, length) for name in TASKS for length in (1536, 4096, 131_072)]
 
 
 @pytest.mark.parametrize(("name", "length"), CASES)

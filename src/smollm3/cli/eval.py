@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP, RunGroup, engine_options
+from smollm3.cli.options import MODEL, MODEL_HELP, SUITE, RunGroup, engine_options
 
 
 @click.command("run", epilog=MODEL_HELP)
@@ -16,7 +16,7 @@ from smollm3.cli.options import MODEL, MODEL_HELP, RunGroup, engine_options
 @click.option(
     "--tasks", metavar="NAMES", help="Tasks of lm-evaluation-harness, or of ours, by commas."
 )
-@click.option("--suite", metavar="NAME", help="base, instruct, multilingual, long or tools.")
+@SUITE
 @click.option("--data", type=click.Path(path_type=Path), help="A folder of data sets [the Hub].")
 @click.option("--out", type=click.Path(path_type=Path), help="Results; resumable [evals/MODEL].")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Items of each task.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smollm3.cli.options import MODEL, MODEL_HELP, SET, WATCH, RunGroup
+from smollm3.cli.options import MODEL, MODEL_HELP, SET, SUITE, WATCH, RunGroup
 
 
 @click.command(epilog=MODEL_HELP)
@@ -101,7 +101,7 @@ def merge_adapter(adapter: Path, out: Path, base: str | None, dtype: str | None)
     "--shares", default="0,0.25,0.5,0.75,1", show_default=True, help="Of MODEL in the merge."
 )
 @click.option("--tasks", metavar="NAMES", help="As of `smollm3 eval`, by commas.")
-@click.option("--suite", metavar="NAME", help="base, instruct, multilingual, long or tools.")
+@SUITE
 @click.option("--data", type=click.Path(), help="A folder of data sets [the Hub].")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Items of each task.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -91,6 +91,12 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Change one value of the recipe; repeatable.",
 )
+SUITE = click.option(
+    "--suite",
+    metavar="NAME",
+    help="A table of the report (base, instruct, multilingual, long, tools) or of SmolLM2 "
+    "(smollm2-card, smollm2-base-card, smollm2-harness).",
+)
 WATCH = click.option(
     "--watch", is_flag=True, help="Show the run in a browser of this computer meanwhile."
 )

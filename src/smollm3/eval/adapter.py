@@ -59,7 +59,8 @@ class Adapter(LM):  # type: ignore[misc]
         return json.dumps({"messages": messages, "prefill": prefill}, ensure_ascii=False)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        asked = [tuple(request.args) for request in requests]
+        prefix = self.settings.option_prefix if self.settings.chat else ""
+        asked = [(context, f"{prefix}{option}") for context, option in (r.args for r in requests)]
 
         def start(args: tuple[Any, ...]) -> Work:
             return self.target.score(self._prompt(args[0]), args[1])

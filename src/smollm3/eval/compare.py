@@ -104,7 +104,8 @@ def _lines(found: Evaluated, table: Published, scores: Mapping[str, float]) -> l
         measured = [found.measure(row.task, row.metric) for row in rows]
         if any(m is None for m in measured) or name not in scores:
             continue
-        mean = mean_of([m for m in measured if m is not None])
+        of_one_task = len({row.task for row in rows}) == 1
+        mean = mean_of([m for m in measured if m is not None], independent=not of_one_task)
         differs = [row.why for row in rows if not row.same]
         differs += _differences(found, table, rows)
         values = (100 * mean.value, 100 * mean.low, 100 * mean.high, mean.n)
@@ -134,6 +135,8 @@ def _differences(found: Evaluated, table: Published, rows: Sequence[Row]) -> lis
     meant = suite_of(table.suites[0]).settings
     if settings and settings.get("chat") != meant.chat:
         out.append("without the chat template" if meant.chat else "in the chat template")
+    elif settings.get("option_prefix", "") != meant.option_prefix:
+        out.append("another blank before the options of a chat")
     if (
         table.name.endswith("-think")
         and settings
@@ -148,10 +151,14 @@ def _differences(found: Evaluated, table: Published, rows: Sequence[Row]) -> lis
     return out
 
 
-def mean_of(measures: Sequence[Measure]) -> Measure:
-    """The mean of independent scores, as tables print ARC's two sets."""
+def mean_of(measures: Sequence[Measure], independent: bool = True) -> Measure:
+    """The mean of scores, as tables print ARC's two sets; or, not independent, of metrics of the
+    same answers, as IFEval's: these rise and fall together, so their errors add up."""
     k = len(measures)
     value = sum(m.value for m in measures) / k
+    if not independent:
+        low, high = sum(m.low for m in measures) / k, sum(m.high for m in measures) / k
+        return Measure(value, low, high, measures[0].n)
     low = math.sqrt(sum((m.value - m.low) ** 2 for m in measures)) / k
     high = math.sqrt(sum((m.high - m.value) ** 2 for m in measures)) / k
     return Measure(value, value - low, value + high, sum(m.n for m in measures))

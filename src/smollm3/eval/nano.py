@@ -11,7 +11,10 @@ Metrics, all on data that training never saw:
                         declared tools
   tool_json/MODE        the same in one mode
   tool_right            share of them answered by exactly the right call
-  preference/margin     share of held-out pairs whose chosen answer is likelier than the rejected
+  preference/margin     nats by which the chosen answer of a held-out pair is likelier than the
+                        rejected, in the mean; longer answers are less likely, so only the
+                        difference of two models says something
+  preference/accuracy   share of held-out pairs whose chosen answer is likelier
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from smollm3.infer import Engine, SamplingParams
 from smollm3.turn import Reply, Request, wait_all
 
 MODES = ("think", "no_think")
+PREFERENCE = ("preference/margin", "preference/accuracy")
 OPENING = 8  # tokens of an answer that show whether it begins with reasoning
 DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
 
@@ -49,7 +53,7 @@ def known_metrics(formats: Mapping[str, str]) -> list[str]:
         *(f"{kind}/{mode}" for kind in ("adherence", "obeys", "tool_json") for mode in MODES),
         "tool_json",
         "tool_right",
-        *(["preference/margin"] if "preference" in formats.values() else []),
+        *(PREFERENCE if "preference" in formats.values() else []),
     ]
 
 
@@ -126,12 +130,16 @@ class Suite:
                 return share([a.calls_declared for a in asked])
             case ["tool_right"]:
                 return share([a.right for a in self._tool_answers()])
+            case ["preference", "margin"]:
+                margins = self._margins()
+                return ratio(margins, [1] * len(margins))
             case _:
-                return self._margin()
+                return share([margin > 0 for margin in self._margins()])
 
-    def chance(self, metric: str) -> float:
+    def chance(self, metric: str) -> float | None:
         """What no knowledge reaches: the loss of a uniform guess over the vocabulary, the share of
-        the commonest answer among a task's, one pair in two, 0 for what must be written right."""
+        the commonest answer among a task's, one pair in two, 0 for what must be written right.
+        None for a margin, which depends on the answers' lengths."""
         match metric.split("/"):
             case ["loss", _]:
                 return math.log(self.engine.config.vocab_size)
@@ -139,6 +147,8 @@ class Suite:
                 asked = items(task, self.stage.items, self.seed, held_out=True)
                 expected = Counter(item.answer or _spelled(item) for item in asked)
                 return max(expected.values()) / len(asked)
+            case ["preference", "margin"]:
+                return None
             case ["preference", _]:
                 return 0.5
             case _:
@@ -229,8 +239,9 @@ class Suite:
         ]
         return ratio(sums, [int(mask[1:].sum()) for _, mask in documents])
 
-    def _margin(self) -> Measure:
-        ahead: list[bool] = []
+    def _margins(self) -> list[float]:
+        """Of each held-out pair, log p(chosen) - log p(rejected) in nats."""
+        margins: list[float] = []
         for shard in self.heldout.values():
             if shard.format != "preference":
                 continue
@@ -245,13 +256,13 @@ class Suite:
                 float(np.asarray(row)[mask[1:]].sum())
                 for row, (_, mask) in zip(scores, (d for pair in pairs for d in pair), strict=True)
             ]
-            ahead += [c > r for c, r in zip(logps[::2], logps[1::2], strict=True)]
-        if not ahead:
+            margins += [c - r for c, r in zip(logps[::2], logps[1::2], strict=True)]
+        if len(margins) < 2:
             raise UserError(
-                f"preference/margin: no held-out pair of at most {self.window} tokens; "
+                f"preference: fewer than 2 held-out pairs of at most {self.window} tokens; "
                 "raise the holdout of the preference sources"
             )
-        return share(ahead)
+        return margins
 
 
 def _answer(item: Item, reply: Reply | None, mode: str) -> Answer:

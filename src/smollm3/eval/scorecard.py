@@ -16,7 +16,7 @@ from smollm3.errors import UserError
 from smollm3.eval.measure import Measure, difference
 from smollm3.eval.nano import Suite, known_metrics
 from smollm3.eval.panel import Panel, of_measures
-from smollm3.eval.spec import Claim, EvalStage
+from smollm3.eval.spec import Claim, EvalStage, in_nats
 from smollm3.infer import load_engine
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def evaluate(
     window = min(load_config(models[model]).context for model in wanted)
 
     metrics: dict[str, dict[str, Measure]] = {}
-    chances: dict[str, float] = {}
+    chances: dict[str, float | None] = {}
     samples: list[dict[str, Any]] = []
     answers: dict[str, list[dict[str, str]]] = {}
     total, done = sum(map(len, wanted.values())), 0
@@ -136,8 +136,8 @@ def check_claims(stage: EvalStage, models: Collection[str], formats: Mapping[str
 
 
 def show(metric: str, value: float) -> str:
-    """A loss in nats a token, any other metric in per cent."""
-    return f"{value:.3f}" if metric.startswith("loss/") else f"{100 * value:.1f}%"
+    """A loss in nats a token, a margin in nats, any other metric in per cent."""
+    return f"{value:.3f}" if in_nats(metric) else f"{100 * value:.1f}%"
 
 
 def interval(metric: str, numbers: Mapping[str, Any]) -> str:
@@ -202,7 +202,7 @@ def _baseline(claim: Claim) -> tuple[str, str]:
 def _judged(
     claim: Claim,
     metrics: Mapping[str, Mapping[str, Measure]],
-    chances: Mapping[str, float],
+    chances: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """A claim holds or fails where the 95% interval of its distance to the target has one sign,
     else it is not shown; nor is it shown by a model that is no better than chance."""
@@ -214,11 +214,11 @@ def _judged(
         baseline = metrics[baseline_model][baseline_metric]
     verdict, why = _verdict(claim, measure, baseline)
     chance = chances[metric]
-    is_loss = metric.startswith("loss/")
-    better = measure.high < chance if is_loss else measure.low > chance
-    if verdict == "holds" and claim.wants_better and not better:
-        guess = "a uniform guess over the vocabulary" if is_loss else "guessing"
-        verdict, why = "not shown", f"no better than {guess}: {show(metric, chance)}"
+    if verdict == "holds" and claim.wants_better and chance is not None:
+        is_loss = metric.startswith("loss/")
+        if not (measure.high < chance if is_loss else measure.low > chance):
+            guess = "a uniform guess over the vocabulary" if is_loss else "guessing"
+            verdict, why = "not shown", f"no better than {guess}: {show(metric, chance)}"
     return {
         "claim": claim.claim,
         "metric": metric,

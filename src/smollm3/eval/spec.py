@@ -10,6 +10,11 @@ from pydantic import Field, model_validator
 from smollm3.config import StrictModel
 
 
+def in_nats(metric: str) -> bool:
+    """Whether a metric is measured in nats; any other is a share."""
+    return metric.startswith("loss/") or metric == "preference/margin"
+
+
 class Claim(StrictModel):
     """One line of the score card: a metric of a model against a number or another metric.
 
@@ -35,7 +40,8 @@ class Claim(StrictModel):
         has_baseline = self.baseline_metric is not None or self.baseline_model is not None
         if has_baseline != (self.compare != "value"):
             raise ValueError("compare: difference or ratio goes with a baseline, value without")
-        lowest, highest = 0, math.inf if self.metric.startswith("loss/") else 1
+        lowest = -math.inf if self.metric == "preference/margin" else 0
+        highest = math.inf if in_nats(self.metric) else 1
         if self.compare == "value" and (
             (self.at_least is not None and self.at_least <= lowest)
             or (self.at_most is not None and self.at_most >= highest)

@@ -23,6 +23,7 @@ class Settings:
     chat: prompts are conversations, in the model's own template. think, system, thinking_budget:
     of these. max_tokens: instead of the task's own limit. sample: by the model's own sampling
     settings instead of the task's (which are greedy, mostly). seed: of the first repeat.
+    option_prefix: what stands before an option in a chat, where the harness puts nothing.
     """
 
     chat: bool = False
@@ -32,6 +33,7 @@ class Settings:
     max_tokens: int | None = None
     sample: bool = False
     seed: int = 0
+    option_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not self.chat and (self.think or self.system or self.thinking_budget):

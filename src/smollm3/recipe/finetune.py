@@ -314,7 +314,7 @@ class _Planner:
             }
             if not s.is_pairs
             else {
-                "claim": "Chosen answers are preferred more often than before",
+                "claim": "Chosen answers are further ahead of rejected ones than before",
                 "metric": "preference/margin",
                 "model": "apo",
                 "baseline_model": self.wish.base,
