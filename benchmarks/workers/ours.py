@@ -81,7 +81,7 @@ class Ours:
             for i, key in enumerate(keys[TILE:]):
                 block = blocks.take()
                 backend.import_blocks([block], data[i % TILE : i % TILE + 1])
-                blocks.publish(block, key)
+                blocks.publish(block, [key])
                 taken.append(block)
             blocks.release(taken)
 

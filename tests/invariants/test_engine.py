@@ -670,7 +670,7 @@ def test_stats(make):
         ]  # fmt: skip
         assert 0 < s.model_seconds < s.seconds
         assert sum(r.seconds for r in s.recent) == pytest.approx(s.seconds)
-        assert (s.blocks, s.blocks_used, s.blocks_free, s.blocks_cached) == (10, 0, 7, 3)
+        assert (s.blocks, s.blocks_used, s.blocks_free, s.blocks_cached) == (10, 0, 5, 5)
         assert (s.finished, s.failed, s.cancelled, s.preemptions) == (2, 0, 0, 0)
         assert s.block_bytes == 4 * BLOCK
 

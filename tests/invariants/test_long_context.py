@@ -51,7 +51,7 @@ def test_131072_tokens_are_one_pass_of_pytorch(tokenizer, tmp_path):
         answer = engine.submit(prompt, sampled).result()
         again = engine.submit(prompt, sampled)
         assert again.result() == answer
-        assert again.cached_tokens == TOKENS - 64
+        assert again.cached_tokens == TOKENS - 44  # the beginning of a block, too
     assert (answer.finish_reason, len(answer.ids)) == ("length", 40)
     longer = load_model(tmp_path, "float32", "cpu", TOKENS)
     with all_cores(), torch.inference_mode():
@@ -106,7 +106,7 @@ def repeat(engine, ids: list[int], text: list[int]) -> None:
             part = taken[start : start + count]
             backend.import_blocks(part, data[: len(part)])
         for block, key in zip(taken, keys, strict=True):
-            pool.publish(block, key)
+            pool.publish(block, [key])
         pool.release(taken[count:])
 
     worker.ask(fill).result()

@@ -29,6 +29,7 @@ EMPTY = -1
 
 class FakeBackend:
     name = "fake"
+    copies_blocks = True
     kv_cache_dtype = "ids"
     block_bytes = 4 * BLOCK
 
@@ -98,6 +99,10 @@ class FakeBackend:
 
     def import_blocks(self, blocks, data: np.ndarray) -> None:
         self.pool.reshape(-1, BLOCK)[list(blocks)] = np.ascontiguousarray(data).view(np.int32)
+
+    def copy_blocks(self, sources, targets) -> None:
+        pool = self.pool.reshape(-1, BLOCK)
+        pool[list(targets)] = pool[list(sources)]
 
     def close(self) -> None:
         self.closed = True

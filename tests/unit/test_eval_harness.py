@@ -23,7 +23,7 @@ from smollm3.eval.results import ITEMS, RESULTS, measures, read_results, write_r
 from smollm3.eval.suites import names, suite_of
 from smollm3.eval.target import EngineTarget, Prompt, Settings
 from smollm3.infer import SamplingParams
-from smollm3.infer.backends import BLOCK
+from smollm3.infer.blocks import STEP
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_a_run_that_made_nothing_binds_nobody(tmp_path):
 
 
 def test_options_share_the_context(tokenizer, tmp_path):
-    """The question's full blocks are computed once for its four endings."""
+    """The question is computed once for its four endings, but for its last few tokens."""
     target = fake_target(tokenizer)
     rows = rows_hellaswag(words=12)
     write(tmp_path / "hellaswag/validation.jsonl.gz", rows)
@@ -145,7 +145,7 @@ def test_options_share_the_context(tokenizer, tmp_path):
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
         options = set(row["endings"])  # equal ones are one request
         total += sum(len(tokenizer.encode(f"{context} {option}")) - 1 for option in options)
-        saved += (len(options) - 1) * ((len(tokenizer.encode(context)) - 1) // BLOCK) * BLOCK
+        saved += (len(options) - 1) * ((len(tokenizer.encode(context)) - 1) // STEP) * STEP
     assert 0 < target.engine.stats().prefill_tokens <= total - saved < total
 
 

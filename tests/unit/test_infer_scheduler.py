@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollm3.infer.backends import BLOCK
-from smollm3.infer.blocks import BlockPool, block_keys, blocks_of, root
+from smollm3.infer.blocks import STEP, BlockPool, beginning_keys, block_keys, blocks_of, root
 from smollm3.infer.scheduler import Scheduler, Sequence, batch_of
 
 # blocks
@@ -29,6 +29,37 @@ def test_keys_are_chained_and_salted():
     assert root("\ud800") != root("?")  # whatever characters a caller's salt has
 
 
+def test_the_keys_of_beginnings_are_nobody_elses():
+    ids, parent = list(range(40)), root("a")
+    keys = beginning_keys(ids, parent)
+    assert len(keys) == BLOCK // STEP - 1 == len(set(keys))  # the whole block has a key of its own
+    assert not {*keys, *beginning_keys(ids, root("b"))} & set(block_keys(ids, parent))
+    for n in range(40):
+        assert beginning_keys(ids[:n], parent) == keys[: n // STEP]
+    assert beginning_keys([*ids[:9], 0, *ids[10:]], parent)[:3] == [
+        *keys[:2],
+        *beginning_keys([*ids[:9], 0, 10, 11], parent)[2:],
+    ]
+    assert beginning_keys([*ids[:9], 0, *ids[10:]], parent)[2] != keys[2]
+
+
+def test_the_longest_beginning_is_found():
+    blocks = BlockPool(3)
+    short, long = blocks.take(), blocks.take()
+    keys = beginning_keys(range(31), root(""))
+    assert blocks.find_beginning(keys) is blocks.find_beginning([]) is None
+    blocks.publish(short, keys[:2])
+    blocks.publish(long, keys[:5])
+    assert blocks.find_beginning(keys) == (long, 5 * STEP)
+    assert blocks.find_beginning(keys[:2]) == (short, 2 * STEP)
+    blocks.release([short])
+    blocks.release([long])
+    assert blocks.cached == 2
+    blocks.find_beginning(keys[:1])  # used again, so the other goes first
+    assert [blocks.take() for _ in range(2)] == [2, long]
+    assert blocks.find_beginning(keys) == (short, 2 * STEP)
+
+
 def test_blocks_of():
     assert [blocks_of(n) for n in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
 
@@ -39,7 +70,7 @@ def test_the_least_recently_used_goes_first_and_tails_before_heads():
     assert first + second == [0, 1, 2, 3]
     assert blocks.take() is None
     for block, key in zip(first + second, (b"a", b"b", b"c", b"d"), strict=True):
-        blocks.publish(block, key)
+        blocks.publish(block, [key])
     blocks.release(second)
     blocks.release(first)
     assert (blocks.available, blocks.cached) == (4, 4)
@@ -54,8 +85,8 @@ def test_the_least_recently_used_goes_first_and_tails_before_heads():
 def test_the_first_to_be_published_stays():
     blocks = BlockPool(3)
     one, other = blocks.take(), blocks.take()
-    blocks.publish(one, b"k")
-    blocks.publish(other, b"k")
+    blocks.publish(one, [b"k"])
+    blocks.publish(other, [b"k"])
     assert list(blocks.find([b"k"])) == [one]
     blocks.release([other])
     assert (blocks.available, blocks.cached) == (2, 0)
@@ -89,7 +120,7 @@ def test_blocks_are_never_lost_nor_given_twice(data):
             [block] = data.draw(st.sampled_from(held))
             if block not in known.values():
                 key = str(next(keys)).encode()
-                blocks.publish(block, key)
+                blocks.publish(block, [key])
                 known[key] = block
         elif action == "release" and held:
             blocks.release(held.pop(data.draw(st.integers(0, len(held) - 1))))
@@ -172,17 +203,19 @@ def test_a_known_beginning_is_not_computed_again():
     )
     for seq in (again, longer, salted):
         sch.add(seq)
-    # The last token is always computed, and blocks are shared whole.
-    assert sizes(run(sch)) == [(64, 32, 1), (96, 4, 1), (0, 96, 1)]
-    assert [seq.cached_tokens for seq in (first, again, longer, salted)] == [0, 64, 96, 0]
+    # The last token is always computed; whole blocks are shared, and of another it has a copy.
+    assert sizes(run(sch)) == [(92, 4, 1), (96, 4, 1), (0, 96, 1)]
+    assert [seq.cached_tokens for seq in (first, again, longer, salted)] == [0, 92, 96, 0]
     assert again.blocks[:2] == longer.blocks[:2] != salted.blocks[:2]
+    assert sch.copied() == [(longer.blocks[2], again.blocks[2])]
+    assert sch.copied() == []
 
 
 def test_logits_that_are_wanted_are_computed():
     sch = scheduler(tokens=500, logits=500)
     sch.add(sequence(range(96), new=1))
     run(sch)
-    for first, start in ((0, 0), (31, 0), (32, 32), (70, 64), (95, 64)):
+    for first, start in ((0, 0), (3, 0), (31, 28), (32, 32), (70, 68), (95, 92)):
         seq = sequence(range(96), new=0, logits_from=first)
         sch.add(seq)
         assert sizes(run(sch)) == [(start, 96 - start, 96 - first)]
@@ -220,7 +253,54 @@ def test_answers_are_found_by_the_next_turn():
     follow = sequence([*seq.ids, 5])
     sch.add(follow)
     run(sch)
-    assert follow.cached_tokens == 64  # of 70: the last token was never computed
+    assert follow.cached_tokens == 68  # of 70: the last token was never computed
+
+
+def test_options_of_a_question_and_answers_to_it_share_all_of_it():
+    """Of a question of 50 tokens 32 are a block; 16 of the others are copied."""
+    for more in ({"new": 0, "logits_from": 49}, {"new": 5}):
+        sch = scheduler(tokens=500)
+        asked = [
+            sequence([*range(50), *([] if more["new"] else [100 + i] * 9)], **more)
+            for i in range(4)
+        ]
+        for seq in asked:
+            sch.add(seq)
+        assert [(s.sequence, s.start) for s in run(sch)] == [(asked[0], 0)]
+        run(sch)
+        assert [seq.cached_tokens for seq in asked] == [0, 48, 48, 48]
+        sources, targets = zip(*sch.copied(), strict=True)
+        assert len(set(sources)) == 1
+        assert len(set(targets) - set(sources)) == 3
+
+
+def test_who_shares_only_a_greeting_does_not_wait_for_it():
+    sch = scheduler(tokens=500)
+    for i in range(3):
+        sch.add(sequence([*range(20), *[100 + i] * 40]))
+    assert len(run(sch)) == 3
+
+
+def test_a_backend_that_copies_nothing():
+    sch = Scheduler(BlockPool(64), 8, 500, 20, 8, copies=False)
+    for _ in range(3):
+        sch.add(sequence(range(50)))
+    assert sizes(run(sch)) == [(0, 50, 1)]
+    assert sizes(run(sch))[1:] == [(32, 18, 1)] * 2
+    assert sch.copied() == []
+
+
+def test_the_last_block_is_copied_though_its_own_is_given_away():
+    """There is no other: the new sequence takes the one that it copies."""
+    sch = scheduler(count=2, tokens=500)
+    sch.add(sequence(range(60), new=1))
+    run(sch)
+    again = sequence([*range(56), 9], new=1)
+    sch.add(again)
+    assert sizes(run(sch)) == [(56, 1, 1)]
+    [(source, target)] = sch.copied()
+    assert source == target
+    assert sch.blocks.available == 2
 
 
 def test_the_newest_makes_room_and_goes_on_later():

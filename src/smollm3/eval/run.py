@@ -85,7 +85,7 @@ def run(
     machine = {
         "seconds": round(time.monotonic() - began, 3),
         "items_made": made,
-        "threads": torch.get_num_threads(),
+        "threads": getattr(target, "threads", None),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
     }
     return Outcome(found, config, machine)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from smollm3.errors import UserError
@@ -144,6 +145,10 @@ class EngineTarget:
     @property
     def context(self) -> int:
         return self.engine.config.context
+
+    @property
+    def threads(self) -> int:
+        return getattr(self.engine.backend, "threads", torch.get_num_threads())
 
     def count(self, text: str) -> int:
         if self.settings.chat:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Reversible, Sequence
 
 from smollm3.infer.backends import BLOCK
 
+STEP = 4  # tokens: a block's beginnings are known by their first 4, 8, 12, ...
+
 
 def blocks_of(tokens: int) -> int:
     """Blocks that so many tokens take."""
@@ -37,12 +39,26 @@ def block_keys(ids: Sequence[int], parent: bytes) -> list[bytes]:
     return keys
 
 
+def beginning_keys(ids: Sequence[int], parent: bytes) -> list[bytes]:
+    """The keys of what a block begins with: of its first STEP ids, twice as many, and so on, but
+    not of a whole block. Nobody mistakes one for a block's, which is of another number of ids."""
+    keys = []
+    hashed = hashlib.blake2b(parent, digest_size=32)
+    for start in range(0, min(len(ids), BLOCK - 1) - STEP + 1, STEP):
+        hashed.update(array("i", ids[start : start + STEP]).tobytes())
+        keys.append(hashed.digest())
+    return keys
+
+
 class BlockPool:
     """Reference counts of a pool's blocks.
 
-    A published block is found again by its key, also after its last user let it go, until its
+    A published block is found again by its keys, also after its last user let it go, until its
     memory is needed: the least recently used goes first. Memory that holds nothing is taken before
     that, and low numbers before high ones, so that tables tend to be runs.
+
+    Under its own key a block is shared. Under the key of a beginning it is copied: who takes it
+    goes on in another way.
     """
 
     def __init__(self, count: int) -> None:
@@ -51,7 +67,7 @@ class BlockPool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # no user, a key; oldest first
         self._users = [0] * count
         self._by_key: dict[bytes, int] = {}
-        self._keys: dict[int, bytes] = {}
+        self._keys: dict[int, list[bytes]] = {}
 
     @property
     def available(self) -> int:
@@ -69,7 +85,8 @@ class BlockPool:
             block = heapq.heappop(self._empty)
         elif self._idle:
             block, _ = self._idle.popitem(last=False)
-            del self._by_key[self._keys.pop(block)]
+            for key in self._keys.pop(block):
+                del self._by_key[key]
         else:
             return None
         self._users[block] = 1
@@ -83,6 +100,15 @@ class BlockPool:
                 return
             yield block
 
+    def find_beginning(self, keys: Sequence[bytes]) -> tuple[int, int] | None:
+        """A block with the longest known of these beginnings, and how many tokens that is."""
+        for index in reversed(range(len(keys))):
+            if (block := self._by_key.get(keys[index])) is not None:
+                if block in self._idle:
+                    self._idle.move_to_end(block)
+                return block, (index + 1) * STEP
+        return None
+
     def idle(self, block: int) -> bool:
         """Whether nobody uses it, so that sharing it leaves one less available."""
         return block in self._idle
@@ -92,12 +118,13 @@ class BlockPool:
         self._users[block] += 1
         self._idle.pop(block, None)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Let a block, which is full and will not be written again, be found under `key`. Where
-        another is known under it already, that one stays."""
-        if key not in self._by_key:
-            self._by_key[key] = block
-            self._keys[block] = key
+    def publish(self, block: int, keys: Sequence[bytes]) -> None:
+        """Let a block be found under these keys, of what will not be written again, but for those
+        under which another is known already: that one stays."""
+        new = [key for key in keys if key not in self._by_key]
+        if new:
+            self._by_key |= dict.fromkeys(new, block)
+            self._keys.setdefault(block, []).extend(new)
 
     def release(self, blocks: Reversible[int]) -> None:
         """One user less of each block of a sequence. The last ones are forgotten first, as a block

@@ -142,7 +142,7 @@ def _take(pool: BlockPool, count: int) -> list[int]:
 
 def _publish(pool: BlockPool, blocks: list[int], keys: list[bytes]) -> None:
     for block, key in zip(blocks, keys, strict=True):
-        pool.publish(block, key)
+        pool.publish(block, [key])
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

@@ -13,12 +13,13 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from smollm3.infer.adapters import LoadedAdapter
 from smollm3.infer.backends import BLOCK, StepBatch
-from smollm3.infer.blocks import BlockPool, block_keys, blocks_of, root
+from smollm3.infer.blocks import STEP, BlockPool, beginning_keys, block_keys, blocks_of, root
 
 _arrivals = itertools.count()
 
@@ -51,9 +52,13 @@ class Sequence:
         self.prompt = len(self.ids)
         self.keys = block_keys(self.ids, self.root)
 
-    @property
+    @cached_property
     def root(self) -> bytes:
         return root(self.cache_salt, self.adapter.key if self.adapter else "")
+
+    def parent(self, index: int) -> bytes:
+        """The key that block `index` follows."""
+        return self.keys[index - 1] if index else self.root
 
     @property
     def pending(self) -> int:
@@ -65,6 +70,11 @@ class Sequence:
         if self.whole:
             return 0
         return len(self.ids) - 1 if self.logits_from is None else self.logits_from
+
+    @property
+    def reusable(self) -> int:
+        """How many of its tokens the cache can stand for. The last one is always computed."""
+        return min(self.first_wanted, len(self.ids) - 1)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ Draft = Callable[[Sequence, int], list[int]]  # draft tokens for a sequence, at 
 class Scheduler:
     """max_num_seqs: sequences that run at once. max_num_batched_tokens: of a step, where that is
     not fewer than the sequences. max_num_logits: of a step, at most so many wanted by sequences
-    that want those of many tokens. max_num_draft_tokens: of a step, shared by its sequences."""
+    that want those of many tokens. max_num_draft_tokens: of a step, shared by its sequences.
+    copies: whether the backend copies blocks that are not full."""
 
     def __init__(
         self,
@@ -107,16 +118,19 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_num_logits: int,
         max_num_draft_tokens: int,
+        copies: bool = True,
     ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_logits = max_num_logits
         self.max_num_draft_tokens = max_num_draft_tokens
+        self.copies = copies
         self.running: list[Sequence] = []  # both by arrival
         self.waiting: list[Sequence] = []
         self.preemptions = 0
         self._plan: dict[Sequence, Slice] = {}
+        self._to_copy: list[tuple[int, int]] = []
         self._left = 0  # tokens of the step that is being planned
         self._preempted = False  # while planning it
 
@@ -153,16 +167,24 @@ class Scheduler:
         plan, self._plan = list(self._plan.values()), {}  # it keeps no sequence that ends
         return plan
 
+    def copied(self) -> list[tuple[int, int]]:
+        """(from, to): blocks that must be copied before the planned step, all at once."""
+        copies, self._to_copy = self._to_copy, []
+        return copies
+
     def advance(self, sequence: Sequence, computed: int) -> None:
         """After a step: keys and values of the first `computed` ids are in place."""
         sequence.computed = computed
         full, known = computed // BLOCK, len(sequence.keys)
         if full > known:  # of the answer
-            parent = sequence.keys[-1] if known else sequence.root
-            sequence.keys += block_keys(sequence.ids[known * BLOCK : full * BLOCK], parent)
+            ids = sequence.ids[known * BLOCK : full * BLOCK]
+            sequence.keys += block_keys(ids, sequence.parent(known))
         for index in range(sequence.published, full):
-            self.blocks.publish(sequence.blocks[index], sequence.keys[index])
+            keys = [*self._beginnings(sequence, index, computed), sequence.keys[index]]
+            self.blocks.publish(sequence.blocks[index], keys)
         sequence.published = full
+        if computed == sequence.prompt:  # others may have asked the same, or go on from it
+            self._publish_beginning(sequence)
 
     def _prompts(self) -> Iterator[Sequence]:
         """Those with more than the newest token to compute: running, then such as may start.
@@ -181,10 +203,8 @@ class Scheduler:
                 yield sequence
 
     def _found(self, sequence: Sequence) -> list[int] | None:
-        """The blocks known of its beginning; None if there is no room for the rest of it now.
-        The last token is always computed, and all whose logits are wanted."""
-        usable = min(sequence.first_wanted, len(sequence.ids) - 1) // BLOCK
-        found = list(self.blocks.find(sequence.keys[:usable]))
+        """The blocks known of its beginning; None if there is no room for the rest of it now."""
+        found = list(self.blocks.find(sequence.keys[: sequence.reusable // BLOCK]))
         room = self.blocks.available - sum(self.blocks.idle(block) for block in found)
         # What running prompts have yet to take is theirs.
         room -= sum(max(blocks_of(len(s.ids)) - len(s.blocks), 0) for s in self.running)
@@ -192,13 +212,19 @@ class Scheduler:
         return found if needed <= room else None
 
     def _is_coming(self, sequence: Sequence, index: int) -> bool:
-        """Whether another sequence is computing its block `index` just now: better wait for it."""
-        end = (index + 1) * BLOCK
-        if end > min(sequence.first_wanted, len(sequence.ids) - 1):
-            return False
-        key = sequence.keys[index]
-        return any(
-            s.computed < end and len(s.keys) > index and s.keys[index] == key for s in self.running
+        """Whether another sequence is computing just now all that it can use of its block `index`:
+        better wait for it."""
+        start = index * BLOCK
+        end = min(sequence.reusable, start + BLOCK)
+        if end < start + BLOCK:
+            end -= (end - start) % STEP if self.copies else end - start
+        ids = sequence.ids[start:end]
+        return bool(ids) and any(
+            s.computed < end
+            and s.ids[start:end] == ids
+            and len(s.keys) >= index
+            and s.parent(index) == sequence.parent(index)
+            for s in self.running
         )
 
     def _start(self, sequence: Sequence, found: Items[int]) -> None:
@@ -207,14 +233,41 @@ class Scheduler:
         sequence.blocks = array("i", found)
         sequence.published = len(found)
         sequence.computed = len(found) * BLOCK
+        self._copy_beginning(sequence)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
         sequence.running = True
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_arrival)
 
+    def _copy_beginning(self, sequence: Sequence) -> None:
+        """What is known of its next block, into a block of its own, for which `_found` has room.
+        What is copied stays in place until the step, also where `take` gives its block away."""
+        index = len(sequence.blocks)
+        keys = self._beginnings(sequence, index, sequence.reusable)
+        known = self.blocks.find_beginning(keys) if keys else None
+        block = self.blocks.take() if known else None
+        if known and block is not None:
+            self._to_copy.append((known[0], block))
+            sequence.blocks.append(block)
+            sequence.computed += known[1]
+
+    def _publish_beginning(self, sequence: Sequence) -> None:
+        """Let what its last block, which is not full, begins with be found. That is not written
+        again, also where the sequence goes on."""
+        last = sequence.computed // BLOCK
+        if keys := self._beginnings(sequence, last, sequence.computed):
+            self.blocks.publish(sequence.blocks[last], keys)
+
+    def _beginnings(self, sequence: Sequence, index: int, end: int) -> list[bytes]:
+        """The keys of what block `index` begins with, up to place `end` of its sequence."""
+        start = index * BLOCK
+        ids = sequence.ids[start : min(end, start + BLOCK)] if self.copies else []
+        return beginning_keys(ids, sequence.parent(index)) if ids else []
+
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self._publish_beginning(sequence)
         self.blocks.release(sequence.blocks)
         sequence.blocks = array("i")
         sequence.computed = sequence.published = 0

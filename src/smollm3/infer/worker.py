@@ -107,7 +107,10 @@ class Worker:
         self.backend = backend
         self._costs = costs
         logits = max(1, STEP_LOGITS // backend.config.vocab_size)
-        self._limits = (max_num_seqs, max_num_batched_tokens, logits, max_num_draft_tokens)
+        self._limits = (
+            max_num_seqs, max_num_batched_tokens, logits, max_num_draft_tokens,
+            backend.copies_blocks,
+        )  # fmt: skip
         self._scheduler = Scheduler(BlockPool(backend.blocks), *self._limits)
         self._sampler = Sampler(backend.config.vocab_size)
         self._jobs: dict[Sequence, Job] = {}
@@ -236,6 +239,8 @@ class Worker:
     def _step(self) -> None:
         started = time.perf_counter()
         plan = self._plan()
+        if copied := self._scheduler.copied():
+            self.backend.copy_blocks(*zip(*copied, strict=True))
         if not plan:
             return
         for s in plan:

@@ -42,6 +42,7 @@ class Backend(Protocol):
     config: ModelConfig
     blocks: int  # in the pool
     block_bytes: int
+    copies_blocks: bool  # also such as are not full
 
     def step(self, batch: StepBatch) -> Tensor:
         """Logits float32 [R, V]; writes keys and values of all N tokens, and then attends."""
@@ -58,6 +59,9 @@ class Backend(Protocol):
         """[n, block_bytes]: what `import_blocks` takes, in any block."""
 
     def import_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None: ...
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """All are read before one is written."""
 
     def close(self) -> None: ...
 

@@ -29,6 +29,7 @@ class MlxBackend:
     """A folder as mlx-lm reads it, quantised ones included. For an Engine of one row."""
 
     name = "mlx"
+    copies_blocks = False  # what is not full lies in the cache of one sequence
 
     def __init__(self, folder: Path, config: ModelConfig, blocks: int | None = None) -> None:
         if not folder.is_dir():
@@ -83,6 +84,9 @@ class MlxBackend:
             values = self._mx.array(row).view(self._like.dtype)
             self._kept[block] = values.reshape(2 * self.config.layers, G, BLOCK, D)
         self._table = []
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
         self._kept.clear()

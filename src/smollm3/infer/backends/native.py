@@ -34,6 +34,7 @@ class NativeBackend:
     """A network in packed weights and a pool of `blocks` blocks of keys and values."""
 
     name = "native"
+    copies_blocks = True
 
     def __init__(
         self,
@@ -165,6 +166,9 @@ class NativeBackend:
 
     def import_blocks(self, blocks: Sequence[int], data: NDArray[np.uint8]) -> None:
         self._model.write_blocks(list(blocks), np.ascontiguousarray(data))
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.import_blocks(targets, self.export_blocks(sources))
 
     def close(self) -> None:
         """Free the pool; the backend is of no use after."""

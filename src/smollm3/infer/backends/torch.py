@@ -43,6 +43,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    copies_blocks = True
 
     def __init__(self, model: Transformer, blocks: int | None = None) -> None:
         config, like = model.config, model.embed.weight
@@ -162,6 +163,13 @@ class TorchBackend:
         halves = values.view(len(blocks), 2, L, BLOCK, G, D).movedim(0, 2).to(self.k_LPGD.device)
         for pool, half in zip((self.k_LPGD, self.v_LPGD), halves, strict=True):
             _blocks(pool, 1)[:, chosen] = half
+
+    @torch.inference_mode()
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        from_, to = (self._tensor(np.asarray(b, np.int64)) for b in (sources, targets))
+        for pool in (self.k_LPGD, self.v_LPGD):
+            blocks = _blocks(pool, 1)
+            blocks[:, to] = blocks[:, from_]
 
     def close(self) -> None:
         self._graphs = None
