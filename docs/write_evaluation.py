@@ -1,5 +1,6 @@
-"""Prints the table of docs/evaluation.md on the 3B's published tables: the command that makes each
-and what it takes on one H100. A test compares it.
+"""Prints two tables of docs/evaluation.md; a test compares them. smollm2-135m beside what is
+published of it, as `smollm3 eval compare --json` found it (results/smollm2_scores.json). And the
+3B's published tables, the command that makes each and what it takes on one H100.
 
 Items and tokens were counted by benchmarks/evaluation_sizes.py. Times are computed: reading by the
 planner's FLOPs and its share of an H100's peak; writing by what each step reads, all weights and
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smollm3.eval.measure import Z
 from smollm3.eval.ruler import TASKS
 from smollm3.eval.suites import suite_of
 from smollm3.model import ModelConfig
@@ -140,5 +142,27 @@ def table() -> str:
     return "\n".join(out) + "\n"
 
 
+def scores() -> str:
+    """Of each published score the evaluation that is nearest to its protocol."""
+    found = json.loads((RESULTS / "smollm2_scores.json").read_text())["published"]
+    nearest: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in sorted(found, key=lambda line: len(line["why"]), reverse=True):
+        nearest[line["table"], line["benchmark"]] = line
+    out = [
+        "| published table | benchmark | items | here, 95% interval | published | |",
+        "|" + "---|" * 6,
+    ]
+    for (name, benchmark), line in sorted(nearest.items()):
+        error = (line["high"] - line["low"]) / (2 * Z)
+        off = (line["value"] - line["published"]) / error
+        out.append(
+            f"| {name} | {benchmark} | {line['n']:,} | {line['value']:.1f} ({line['low']:.1f} to "
+            f"{line['high']:.1f}) | {line['published']:.1f} | {off:+.1f} standard errors"
+            + (f"; {line['why']} |" if line["why"] else " |")
+        )
+    return "\n".join(out) + "\n"
+
+
 if __name__ == "__main__":
+    print(scores())
     print(table(), end="")

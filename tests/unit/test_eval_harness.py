@@ -184,6 +184,28 @@ def test_what_cannot_run_is_one_line(tokenizer, data, tmp_path, task, message):
         evaluated(fake_target(tokenizer), Wanted([task], data=data, lengths=[64]), tmp_path)
 
 
+def test_ifeval_without_the_words_of_nltk_is_one_line_before_anything_is_asked(
+    tokenizer, tmp_path, monkeypatch
+):
+    import nltk
+
+    def nowhere(*_):
+        raise LookupError
+
+    monkeypatch.setattr(nltk.data, "find", nowhere)
+    monkeypatch.setattr(nltk, "download", lambda *_: False)
+    row = {
+        "key": 1,
+        "prompt": "the",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+    }
+    write(tmp_path / "ifeval/input_data.jsonl", [row])
+    with pytest.raises(UserError, match=r"ifeval: needs punkt_tab of nltk; .*nltk.downloader"):
+        evaluated(fake_target(tokenizer), Wanted(["ifeval"], data=tmp_path), tmp_path)
+    assert len((tmp_path / ITEMS).read_text().splitlines()) == 1  # no item
+
+
 def test_ruler_runs_in_the_harness(tokenizer, tmp_path):
     """Its prompts are longer than a small model's context: asked of one that says it is longer."""
 

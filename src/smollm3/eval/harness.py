@@ -150,12 +150,29 @@ def load_tasks(
 def _load(manager: Any, name: str, specs: list[Any]) -> Any:
     """A task's own code runs when it is loaded: what that needs and has not is told in one line."""
     try:
-        return manager.load(specs)
+        loaded = manager.load(specs)
+        if "ifeval" in name:
+            _need_sentences(name)
+        return loaded
     except UserError:
         raise
     except Exception as e:
         said = " ".join(str(e).split())[:300]
         raise UserError(f"{name}: cannot be loaded ({type(e).__name__}: {said})") from None
+
+
+def _need_sentences(name: str) -> None:
+    """IFEval cuts answers into words by a file of nltk, which the task fetches when it is loaded,
+    if it can; without it the answers would be written and the scores then fail."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english")
+    except LookupError:
+        raise UserError(
+            f"{name}: needs punkt_tab of nltk; where there is a network: python -m nltk.downloader "
+            "punkt_tab, and NLTK_DATA names its folder elsewhere"
+        ) from None
 
 
 def _specs(name: str, wanted: Wanted, target: Target | None, settings: Settings) -> list[Any]:
