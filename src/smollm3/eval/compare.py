@@ -153,12 +153,12 @@ def _differences(found: Evaluated, table: Published, rows: Sequence[Row]) -> lis
 
 def mean_of(measures: Sequence[Measure], independent: bool = True) -> Measure:
     """The mean of scores, as tables print ARC's two sets; or, not independent, of metrics of the
-    same answers, as IFEval's: these rise and fall together, so their errors add up."""
+    same answers, as IFEval's: these rise and fall together, so the widest interval holds for it."""
     k = len(measures)
     value = sum(m.value for m in measures) / k
     if not independent:
-        low, high = sum(m.low for m in measures) / k, sum(m.high for m in measures) / k
-        return Measure(value, low, high, measures[0].n)
+        half = max(max(m.value - m.low, m.high - m.value) for m in measures)
+        return Measure(value, value - half, value + half, measures[0].n)
     low = math.sqrt(sum((m.value - m.low) ** 2 for m in measures)) / k
     high = math.sqrt(sum((m.high - m.value) ** 2 for m in measures)) / k
     return Measure(value, value - low, value + high, sum(m.n for m in measures))
