@@ -147,7 +147,7 @@ MUTANTS = [
     Mutant("newest blocks forgotten first", "infer/blocks.py", "self._idle.popitem(last=False)", "self._idle.popitem()", SCHEDULER),
     Mutant("nothing left to compute of a known prompt", "infer/scheduler.py", "return min(self.first_wanted, len(self.ids) - 1)", "return len(self.ids)", SCHEDULER),
     Mutant("one more token than is known of a block", "infer/blocks.py", "return block, (index + 1) * STEP", "return block, (index + 1) * STEP + 1", SCHEDULER),
-    Mutant("beginnings of other texts", "infer/scheduler.py", "return beginning_keys(ids, sequence.parent(index)) if", "return beginning_keys(ids, sequence.root) if", I + "engine.py"),
+    Mutant("beginnings of other texts", "infer/scheduler.py", "return beginning_keys(ids, sequence.parent(index)) if", "return beginning_keys(ids, sequence.root) if", SCHEDULER),
     Mutant("blocks that are to be copied are not", "infer/worker.py", "self.backend.copy_blocks(*zip(*copied, strict=True))", "pass", I + "engine.py"),
     Mutant("the oldest makes room", "infer/scheduler.py", "newest = self.running[-1]", "newest = self.running[0]", SCHEDULER),
     Mutant("what ended keeps its blocks", "infer/scheduler.py", "self.blocks.release(sequence.blocks)", "pass", SCHEDULER),

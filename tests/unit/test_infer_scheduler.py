@@ -274,6 +274,19 @@ def test_options_of_a_question_and_answers_to_it_share_all_of_it():
         assert len(set(targets) - set(sources)) == 3
 
 
+def test_the_same_words_behind_another_text_are_not_copied():
+    sch = scheduler(tokens=500)
+    words = list(range(200, 220))
+    for before, after, start in (
+        (range(32), words, 0),
+        (range(100, 132), [7] * 20, 0),
+        (range(100, 132), words, 32),  # both are known, but not one behind the other
+    ):
+        sch.add(sequence([*before, *after], new=1))
+        assert sizes(run(sch)) == [(start, 52 - start, 1)]
+    assert sch.copied() == []
+
+
 def test_who_shares_only_a_greeting_does_not_wait_for_it():
     sch = scheduler(tokens=500)
     for i in range(3):
