@@ -137,6 +137,8 @@ def load_tasks(
             loaded = _load(manager, name, _specs(name, wanted, target, settings))
             for task_name, task in loaded["tasks"].items():
                 _set_examples(task_name, task, wanted, missing)
+                if "ifeval" in task_name:  # also of a group
+                    _need_words(task_name)
         except UserError as e:
             if not wanted.skip:
                 raise
@@ -150,10 +152,7 @@ def load_tasks(
 def _load(manager: Any, name: str, specs: list[Any]) -> Any:
     """A task's own code runs when it is loaded: what that needs and has not is told in one line."""
     try:
-        loaded = manager.load(specs)
-        if "ifeval" in name:
-            _need_sentences(name)
-        return loaded
+        return manager.load(specs)
     except UserError:
         raise
     except Exception as e:
@@ -161,7 +160,7 @@ def _load(manager: Any, name: str, specs: list[Any]) -> Any:
         raise UserError(f"{name}: cannot be loaded ({type(e).__name__}: {said})") from None
 
 
-def _need_sentences(name: str) -> None:
+def _need_words(name: str) -> None:
     """IFEval cuts answers into words by a file of nltk, which the task fetches when it is loaded,
     if it can; without it the answers would be written and the scores then fail."""
     import nltk

@@ -24,7 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any
 
@@ -131,10 +131,9 @@ class Suite:
             case ["tool_right"]:
                 return share([a.right for a in self._tool_answers()])
             case ["preference", "margin"]:
-                margins = self._margins()
-                return ratio(margins, [1] * len(margins))
+                return ratio(self._margins, [1] * len(self._margins))
             case _:
-                return share([margin > 0 for margin in self._margins()])
+                return share([margin > 0 for margin in self._margins])
 
     def chance(self, metric: str) -> float | None:
         """What no knowledge reaches: the loss of a uniform guess over the vocabulary, the share of
@@ -239,8 +238,9 @@ class Suite:
         ]
         return ratio(sums, [int(mask[1:].sum()) for _, mask in documents])
 
+    @cached_property
     def _margins(self) -> list[float]:
-        """Of each held-out pair, log p(chosen) - log p(rejected) in nats."""
+        """Of each held-out pair, log p(chosen) - log p(rejected) in nats; of both metrics."""
         margins: list[float] = []
         for shard in self.heldout.values():
             if shard.format != "preference":

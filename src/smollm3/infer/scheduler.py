@@ -216,8 +216,7 @@ class Scheduler:
         better wait for it."""
         start = index * BLOCK
         end = min(sequence.reusable, start + BLOCK)
-        if end < start + BLOCK:
-            end -= (end - start) % STEP if self.copies else end - start
+        end -= (end - start) % (STEP if self.copies else BLOCK)
         ids = sequence.ids[start:end]
         return bool(ids) and any(
             s.computed < end
@@ -243,14 +242,11 @@ class Scheduler:
     def _copy_beginning(self, sequence: Sequence) -> None:
         """What is known of its next block, into a block of its own, for which `_found` has room.
         What is copied stays in place until the step, also where `take` gives its block away."""
-        index = len(sequence.blocks)
-        keys = self._beginnings(sequence, index, sequence.reusable)
-        known = self.blocks.find_beginning(keys) if keys else None
-        block = self.blocks.take() if known else None
-        if known and block is not None:
-            self._to_copy.append((known[0], block))
-            sequence.blocks.append(block)
-            sequence.computed += known[1]
+        keys = self._beginnings(sequence, len(sequence.blocks), sequence.reusable)
+        source, tokens = self.blocks.find_beginning(keys) or (0, 0)
+        if tokens and self._grow(sequence, sequence.computed + tokens):
+            self._to_copy.append((source, sequence.blocks[-1]))
+            sequence.computed += tokens
 
     def _publish_beginning(self, sequence: Sequence) -> None:
         """Let what its last block, which is not full, begins with be found. That is not written
@@ -262,8 +258,8 @@ class Scheduler:
     def _beginnings(self, sequence: Sequence, index: int, end: int) -> list[bytes]:
         """The keys of what block `index` begins with, up to place `end` of its sequence."""
         start = index * BLOCK
-        ids = sequence.ids[start : min(end, start + BLOCK)] if self.copies else []
-        return beginning_keys(ids, sequence.parent(index)) if ids else []
+        ids = sequence.ids[start : min(end, start + BLOCK)]
+        return beginning_keys(ids, sequence.parent(index)) if self.copies else []
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -86,6 +86,7 @@ class MlxBackend:
         self._table = []
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Never asked for, as `copies_blocks` says."""
         raise NotImplementedError
 
     def close(self) -> None:
