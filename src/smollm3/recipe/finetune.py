@@ -123,7 +123,8 @@ class _Planner:
         if wish.adapter not in ADAPTERS:
             raise UserError(f"--adapter {wish.adapter}: take one of {', '.join(ADAPTERS)}")
         self.config = checkpoint.load_config(wish.model)
-        self.text = RecipeText(_shipped())
+        shipped = resources.files("smollm3") / "recipes" / FILE
+        self.text = RecipeText(shipped.read_text(encoding="utf-8"))
         self.said: list[str] = []
 
     def plan(self, cache: Path) -> tuple[str, list[str]]:
@@ -155,6 +156,7 @@ class _Planner:
             self._stage("apo" if source.is_pairs else "sft", source, sources[0])
         if self.machine.is_cpu:
             self._shorten(sources)
+        self._rates(sources)
         self._pace(sources)
         self._override()  # where a decision was about the mapping around it
         load_recipe_text(self.text.text, FILE)  # whatever was set is checked before it is written
@@ -199,7 +201,6 @@ class _Planner:
             f"{epochs:g} x the data is about {epochs * rows // batch:,.0f} steps",
         )
         self._fit(at)
-        self._rate(at, first is not source)
 
     def _context(self, at: Key, source: Looked) -> None:
         most = self.config.context
@@ -288,17 +289,20 @@ class _Planner:
                     for rows in sizes if recompute == "none" else [1]:
                         yield kind, moments, recompute, rows, offload
 
-    def _rate(self, at: Key, again: bool) -> None:
+    def _rates(self, sources: Sequence[Looked]) -> None:
         """2e-5 for 3B weights, as SmolLM3's SFT; smaller models learn at more, an adapter at ten
-        times as much (Schulman et al. 2025, "LoRA without regret")."""
-        rate = 2e-5 * math.sqrt(3e9 / self.config.parameters)
-        adapted = self._value((*at, "adapter")) is not None
-        peak = min(rate * (10 if adapted else 1), 1e-3) / (10 if at[1] == "apo" else 1)
-        why = f"for {count(self.config.parameters)} weights" + (
-            ", ten times as much for an adapter" if adapted else ""
-        )
-        why += "; a tenth of that for preferences" if at[1] == "apo" else ""
-        self._set((*at, "lr", "peak"), float(f"{peak:.2g}"), why)
+        times as much (Schulman et al. 2025, "LoRA without regret"). Preferences take a tenth in
+        2,000 steps, as published recipes do, and more by the root of the number for fewer."""
+        for cost in self._costs(sources):
+            at: Key = ("stages", cost.name)
+            adapted = self._value((*at, "adapter")) is not None
+            peak = min(2e-5 * math.sqrt(3e9 / self.config.parameters) * 10**adapted, 1e-3)
+            more = ", ten times as much for an adapter" if adapted else ""
+            why = f"for {count(self.config.parameters)} weights{more}"
+            if cost.name == "apo":
+                share = min(1.0, math.sqrt(20 / max(1, cost.steps or 0)))
+                peak, why = share * peak, f"{why}; {share:.0%} of that for preferences"
+            self._set((*at, "lr", "peak"), float(f"{peak:.2g}"), why)
 
     # the whole
 
@@ -430,10 +434,6 @@ def _fits_gguf(config: ModelConfig) -> bool:
     except UserError:
         return False
     return not (config.hidden % 32 or config.ffn % 32)  # blocks of q8_0
-
-
-def _shipped() -> str:
-    return (resources.files("smollm3") / "recipes" / FILE).read_text(encoding="utf-8")
 
 
 def _adapter(kind: str) -> dict[str, Any] | None:

@@ -221,12 +221,13 @@ class FourBits(nn.Module):
         self.levels: Tensor
         self.register_buffer("codes", codes[::2] | codes[1::2] << 4)
         self.register_buffer("scales", largest)
-        self.register_buffer("levels", levels)
+        # What each byte of two codes stands for, the lower four bits first.
+        self.register_buffer("levels", torch.cartesian_prod(levels, levels).flip(1).contiguous())
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        codes = torch.stack([self.codes & 15, self.codes >> 4], 1).flatten().int()
-        # Not `levels[codes]`, which makes numbers of 8 bytes of the codes.
-        values = self.levels.index_select(0, codes).view(-1, BLOCK).mul_(self.scales.float())
+        # Two weights move as one number of 8 bytes. Not `[codes]`, whose places have 8 bytes each.
+        pairs = self.levels.view(torch.float64).flatten().index_select(0, self.codes.int())
+        values = pairs.view(torch.float32).view(-1, BLOCK).mul_(self.scales.float())
         return values.flatten()[: math.prod(self.shape)].view(self.shape).to(dtype)
 
     def forward(self, x_BTE: Tensor) -> Tensor:

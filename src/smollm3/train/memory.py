@@ -152,8 +152,8 @@ def _copies(config: ModelConfig, adapter: Adapter | None, learnt: int, *, half: 
     if config.tied and trains_head:  # the head's waits for the embedding's
         copies += 4 * config.vocab_size * config.hidden
     largest = config.hidden * config.ffn
-    if adapter is not None and adapter.base == "nf4":  # the largest matrix, made again from codes
-        copies += 12 * largest
+    if adapter is not None and adapter.base == "nf4":  # the largest matrix again, and its codes
+        copies += 6 * largest
     if adapter is not None and adapter.kind == "dora":  # its sum with B·A, whose lengths are taken
         copies += (8 if half else 4) * largest
     return copies
