@@ -11,7 +11,8 @@ smallest and largest of the single rounds. llama.cpp runs at the best of its own
 a sweep that is kept in the results. Bytes are counted as the file's, so packing weights otherwise
 cannot raise a figure. OpenVINO does not know SmolLM3: it runs a twin of the same sizes, a Llama.
 With --peer any program that takes llama-bench's options joins, with flags of the user's choice.
-Results are kept for each family of processors.
+Results are kept for each family of processors; SMOLLM3_ISA=avx2 makes a larger processor one of
+AVX2, beside peers that were built for that.
 """
 
 from __future__ import annotations
@@ -245,6 +246,7 @@ class Bench:
         return {
             "title": item.title,
             "date": datetime.date.today().isoformat(),
+            "cpu": cpu_name(),
             "model": item.model,
             "bytes": self.path(item.model).stat().st_size,
             "unit": "s" if item.fresh else "tok/s",
@@ -307,6 +309,15 @@ def ratios(
     return found
 
 
+def cpu_flags() -> list[str]:
+    """Of this processor; where SMOLLM3_ISA holds our kernels to AVX2, those of one that has no
+    more, for peers that were built so."""
+    flags = cpu_fields().get("flags", "").split()
+    if os.environ.get("SMOLLM3_ISA") != "avx2":
+        return flags
+    return [flag for flag in flags if not flag.startswith(("avx512", "avx_vnni"))]
+
+
 def cpu_fields() -> dict[str, str]:
     """Of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
@@ -335,8 +346,11 @@ def with_peer(item: Item, spec: str) -> Item:
     if not os.access(program, os.X_OK):
         raise UserError(f"--peer: {program}: no such program")
     method, arguments = item.ask(0)
-    alone = method == "prefill" or (method == "decode" and len(arguments["prompts"]) == 1)
-    if item.fresh or not alone or "llama.cpp" not in item.contenders:
+    batched = Path(program).with_name("llama-batched-bench").exists()
+    able = method == "prefill" or (
+        method == "decode" and (batched or len(arguments["prompts"]) == 1)
+    )
+    if item.fresh or not able or "llama.cpp" not in item.contenders:
         return item
     beside = item.contenders["llama.cpp"].beside
     contender = Contender("llama-bench", {"program": program, "flags": flags}, beside=beside)
@@ -344,7 +358,9 @@ def with_peer(item: Item, spec: str) -> Item:
 
 
 def cpu_name() -> str:
-    return cpu_fields().get("model name", platform.machine())
+    name = cpu_fields().get("model name", platform.machine())
+    isa = os.environ.get("SMOLLM3_ISA")
+    return f"{name} held to {isa}" if isa else name
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -376,8 +392,8 @@ def table(results: Mapping[str, Any]) -> str:
             if "target" in found:
                 target = f"{found['target']:g} {'met' if found['met'] else 'missed'}"
             lines.append(f"| {title} | {ours} | {other} | {spread} | {target} |")
-    about = results["machine"]
-    lines.append(f"\n{about['cpu']}, {about['threads']} threads. {_versions(results)}")
+    cpus = ", ".join(sorted({record["cpu"] for record in results["items"].values()}))
+    lines.append(f"\n{cpus}; {results['machine']['threads']} threads. {_versions(results)}")
     if record := results["items"].get(OF_MEMORY):
         peaks = [f"{column} {m['VmHWM'] / 1e9:.1f} GB" for column, m in record["memory"].items()]
         lines.append(f"Peak memory in {record['title']}: {', '.join(peaks)}.")
@@ -415,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in sorted(RESULTS.glob("peers-*.json")):
             print(table(read_json(path)), end="\n\n")
         return
-    flags = cpu_fields().get("flags", "").split()
+    flags = cpu_flags()
     file = RESULTS / f"peers-{family(flags)}.json"
     results = {"machine": {}, "items": {}, "sweeps": {}}
     if file.exists():

@@ -48,6 +48,7 @@ MUTANTS = [
     # the loop
     Mutant("mean of means in accumulation", "train/loop.py", "others[1] += sums.weight", "others[1] = sums.weight", f"{U}train_loop.py"),
     Mutant("inputs of blocks never leave the card", "train/recompute.py", 'if policy == "offload":', "if False:", f"{U}train_memory.py"),
+    Mutant("few steps of preferences learn as slowly as many", "recipe/finetune.py", "min(1.0, math.sqrt(20 / max(1, cost.steps or 0)))", "0.1", f"{U}finetune.py"),
     Mutant("the host's memory is endless", "recipe/finetune.py", "and memory.host <= SHARE * machine.host", "", f"{U}finetune.py"),
     Mutant("offloaded states are counted on the card", "train/memory.py", "weights = gradients = moments = 0", "pass", f"{U}train_memory.py"),
     Mutant("a notice may take for ever", "recipe/notices.py", "thread.join(SECONDS)", "thread.join()", f"{U}recipe_notices.py"),

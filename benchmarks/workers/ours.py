@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from smollm3.infer.backends import BLOCK
 from smollm3.infer.blocks import block_keys, root
 from smollm3.infer.constrain.grammars import Json
 
+gc.set_threshold(50_000)  # as the command line does
 TILE = 8  # blocks of a real prompt that are repeated to fill a long one
 
 

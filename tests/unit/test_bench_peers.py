@@ -194,12 +194,39 @@ print(json.dumps([{{"avg_ts": rate * int(arguments["-rtr"]), "build_number": 7}}
 """
 
 
+BATCHED = """#!{python}
+import sys
+assert "-rtr" in sys.argv and "1" not in sys.argv, sys.argv
+def value(option):
+    return sys.argv[sys.argv.index(option) + 1]
+print("main: n_kv_max =", value("-c"), file=sys.stderr)
+sizes = [value(option) for option in ("-npp", "-ntg", "-npl")]
+print("|", *("PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s"), "|", sep="|")
+print("|" + " | ".join([*sizes, "99", "0.1", "500.5", "0.2", "44.5", "0.3", "90.1"]) + " |")
+print("timings", file=sys.stderr)
+"""
+
+
+def program(path: Path, text: str) -> Path:
+    path.write_text(text.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
 @pytest.fixture
 def llama_bench(tmp_path) -> Path:
-    program = tmp_path / "llama-bench"
-    program.write_text(LLAMA_BENCH.format(python=sys.executable))
-    program.chmod(0o755)
-    return program
+    return program(tmp_path / "llama-bench", LLAMA_BENCH)
+
+
+def test_streams_are_for_a_program_beside_it(llama_bench, tmp_path):
+    item = ITEMS["streams-q4_0"]
+    assert "ik" not in peers.with_peer(item, f"ik={llama_bench}").contenders
+    program(tmp_path / "llama-batched-bench", BATCHED)
+    item = peers.with_peer(item, f"ik={llama_bench},-rtr,1,-fa,0")
+    contender = item.contenders["ik"]
+    with Worker(contender.engine, Path("unused")) as worker:
+        worker.ask("open", {"model": "m", "context": 64, "threads": 2, **contender.settings})
+        assert peers.asked(worker, item, contender, 0) == 44.5
 
 
 def test_any_llama_bench_can_be_a_peer(llama_bench, tmp_path):
@@ -218,8 +245,6 @@ def test_any_llama_bench_can_be_a_peer(llama_bench, tmp_path):
         assert peers.asked(worker, item, contender, 0) == 30
         assert worker.ask("prefill", {"ids": [1, 2]}) == 300
         assert worker.ask("info", {})["version"] == "7"
-        with pytest.raises(RuntimeError, match="one stream"):
-            worker.ask("decode", {"prompts": [[1], [2]], "tokens": 4})
         worker.ask("open", {**settings, "model": "none", **contender.settings})
         with pytest.raises(RuntimeError, match="no such model"):
             worker.ask("prefill", {"ids": [1]})
@@ -239,6 +264,16 @@ def test_a_peer_that_cannot_be_is_one_line(spec, problem):
 )
 def test_results_are_kept_by_family(flags, name):
     assert peers.family(flags) == name
+
+
+def test_a_larger_processor_can_be_held_to_avx2(monkeypatch):
+    """Our kernels are then, so a peer is refused for no instruction that they may not use."""
+    monkeypatch.setattr(peers, "cpu_fields", lambda: {"flags": " ".join(VNNI), "model name": "X"})
+    monkeypatch.delenv("SMOLLM3_ISA", raising=False)
+    assert (peers.family(peers.cpu_flags()), peers.cpu_name()) == ("avx512", "X")
+    monkeypatch.setenv("SMOLLM3_ISA", "avx2")
+    assert (peers.family(peers.cpu_flags()), peers.cpu_name()) == ("avx2", "X held to avx2")
+    assert refusal(peers.cpu_flags(), {"name": "theirs", "vnni": False}) is None
 
 
 def test_what_runs_beside_a_reading_runs_as_long_as_it(monkeypatch):
