@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import random
 import statistics
 import tempfile
@@ -198,14 +197,13 @@ def main() -> None:
     print(asked.shape, {key: float(f"{value:.4g}") for key, value in found.items()})
     known = json.loads(out.read_text())["results"] if out.exists() else {}
     names = ("torch", "transformers", "trl", "peft")
-    value = {
+    about = {
         "date": datetime.date.today().isoformat(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
         "versions": {name: metadata.version(name) for name in names},
-        "results": known | {asked.shape: {"steps": asked.steps, **found}},
+        "steps": asked.steps,
     }
-    out.write_text(json.dumps(value, indent=2) + "\n")
+    out.write_text(json.dumps({"results": known | {asked.shape: about | found}}, indent=2) + "\n")
     print(out)
 
 
