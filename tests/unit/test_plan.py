@@ -159,6 +159,22 @@ def test_a_small_stage_is_measured_here() -> None:
     assert (cost.steps, cost.tokens_per_step, cost.tokens, cost.estimated) == (10, 128, 1280, False)
 
 
+def test_a_pairs_side_is_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 tokens of 10 pairs: 20 columns a side, of a context of 32, where that is known."""
+    wide: list[tuple[int, int]] = []
+
+    def seconds(config: ModelConfig, rows: int, context: int, **more: Any) -> float:
+        wide.append((context, more["document"]))
+        return 1.0
+
+    monkeypatch.setattr(timing, "step_seconds", seconds)
+    pairs = {"mixture": {"chat": 1}, "loss": "dpo"}
+    for sizes in (None, {"chat": (10, 400)}, {"chat": (10, 4000)}):
+        cost_of(sizes, **pairs)
+    cost_of({"text": (10, 400)})
+    assert wide == [(32, 32), (20, 20), (32, 32), (32, plan.TOKENS_PER_DOCUMENT)]
+
+
 def test_the_recipes_own_hardware_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("smollm3-3b", ["hardware.gpus=8", "hardware.gpu=a100"])
     cost = plan.stage_costs(recipe)[1]

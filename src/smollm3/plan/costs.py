@@ -250,17 +250,27 @@ class _Planner:
 
     def _micro_step_seconds(self, config: ModelConfig, rows: int, stage: TrainStage) -> float:
         bfloat16 = stage.precision == "bfloat16"
-        key = (config, rows, stage.context, bfloat16)
+        width = self._width(stage)
+        key = (config, rows, width, bfloat16)
         if key not in self.timings:
             self.timings[key] = timing.step_seconds(
                 config,
                 rows,
-                stage.context,
+                width,
                 bfloat16=bfloat16,
                 threads=self.recipe.threads,
-                document=stage.context if stage.is_preference else TOKENS_PER_DOCUMENT,
+                document=width if stage.is_preference else TOKENS_PER_DOCUMENT,
             )
         return self.timings[key] * timing.slowdown(self.recipe.processes, self.recipe.threads)
+
+    def _width(self, stage: TrainStage) -> int:
+        """Columns of a row that are computed: of a pair's side, which no other one follows, as many
+        as it has tokens in the mean, where that is known."""
+        sizes = [self.sizes[name] for name in stage.mixture if name in self.sizes]
+        pairs = sum(size[0] for size in sizes)
+        if not stage.is_preference or not pairs:
+            return stage.context
+        return min(stage.context, math.ceil(sum(size[1] for size in sizes) / (2 * pairs)))
 
     def _preparation(self, stage: str, spec: TrainStage) -> tuple[float, list[str]]:
         """Seconds to prepare the sources that no stage before has read, and those not timed."""

@@ -368,7 +368,7 @@ class _Planner:
         for cost in self._costs(sources):
             at: Key = ("stages", cost.name)
             [name] = self._value((*at, "mixture"))
-            seconds = (cost.seconds or 0) * looked[name].work(self._value((*at, "context")))
+            seconds = (cost.seconds or 0) * looked[name].work
             if cost.steps is None or seconds <= LONGEST:
                 continue
             if self._value((*at, "epochs")) is None or self._is_asked(f"stages.{cost.name}.epochs"):
@@ -412,10 +412,7 @@ class _Planner:
             self.text.set((*at, "save_every"), max(1, math.ceil(cost.steps / 5)))
 
     def _costs(self, sources: Sequence[Looked]) -> list[Any]:
-        sizes = {
-            s.name: (len(s.lengths), int(s.lengths.sum()) if s.is_pairs else s.tokens)
-            for s in sources
-        }
+        sizes = {s.name: (len(s.lengths), s.tokens) for s in sources}
         return [c for c in stage_costs(self._recipe(), sizes=sizes) if c.kind == "train"]
 
     def _recipe(self) -> Recipe:

@@ -39,12 +39,11 @@ class Looked:
     def is_pairs(self) -> bool:
         return bool(self.spec["format"] == "preference")
 
-    def work(self, context: int) -> float:
-        """What a step costs, as a share of full rows: packed rows are full, pairs as long as they
-        are, and once more without a backward pass for the reference model."""
-        if not self.is_pairs:
-            return 1.0
-        return 1.5 * float(np.minimum(self.lengths, context).mean()) / context
+    @property
+    def work(self) -> float:
+        """What a step costs beside the training of its rows: of pairs a forward pass of the
+        reference model."""
+        return 1.5 if self.is_pairs else 1.0
 
     def __str__(self) -> str:
         what = {"chat": "conversations", "preference": "pairs", "text": "documents"}
