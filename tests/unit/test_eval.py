@@ -443,16 +443,18 @@ def test_questions_are_held_out(tokenizer: Tokenizer) -> None:
 def test_margins_and_the_share_of_pairs_whose_chosen_answer_is_likelier(
     heldout: dict[str, Shard],
 ) -> None:
-    """With a constant log-probability the shorter answer is likelier."""
+    """With a log-probability of -n at place n the shorter answer is likelier."""
 
-    class Constant:
-        def score_batch(self, batch: list[list[int]]) -> list[list[float]]:
-            return [[-1.0] * (len(ids) - 1) for ids in batch]
+    class ByPlace:
+        def score_batch(self, batch: list[list[int]], firsts: list[int]) -> list[list[float]]:
+            assert min(firsts) > 1  # a question has no logits
+            return [[-p for p in range(n, len(ids))] for n, ids in zip(firsts, batch, strict=True)]
 
     shard = heldout["pairs"]
-    engine: Any = Constant()
+    engine: Any = ByPlace()
     suite = Suite(engine, stage(claim("loss/maths"), documents=50), heldout, 0, window=10_000)
-    lengths = [int((shard.masks[shard.document(i)] & 1).sum()) for i in range(shard.documents)]  # type: ignore[index]
+    masks = [shard.masks[shard.document(i)] & 1 for i in range(shard.documents)]  # type: ignore[index]
+    lengths = [int(mask.nonzero()[0].sum()) for mask in masks]
     margins = [r - c for c, r in zip(lengths[::2], lengths[1::2], strict=True)]
     share, margin = (suite.measure(f"preference/{name}") for name in ("accuracy", "margin"))
     assert (share.value, share.n) == (sum(m > 0 for m in margins) / len(margins), len(margins))

@@ -42,6 +42,8 @@ from smollm3.turn import Reply, Request, wait_all
 MODES = ("think", "no_think")
 PREFERENCE = ("preference/margin", "preference/accuracy")
 OPENING = 8  # tokens of an answer that show whether it begins with reasoning
+# Ids, and which of them are trained on.
+Document = tuple[list[int], "np.ndarray[Any, np.dtype[np.bool_]]"]
 DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
 
 
@@ -231,12 +233,18 @@ class Suite:
             raise UserError(
                 f"sources.{shard.name}: fewer than 2 held-out documents; raise its holdout"
             )
-        scores = self.engine.score_batch([ids for ids, _ in documents])
-        sums = [
-            -float(np.asarray(row)[mask[1:]].sum())
-            for row, (_, mask) in zip(scores, documents, strict=True)
+        losses = [-logp for logp in self._log_probs(documents)]
+        return ratio(losses, [int(mask[1:].sum()) for _, mask in documents])
+
+    def _log_probs(self, documents: list[Document]) -> list[float]:
+        """Of the trained-on tokens of each, summed; the others before them need no logits, and what
+        two sides of a pair begin with is computed once."""
+        firsts = [max(1, int(mask.argmax())) for _, mask in documents]
+        rows = self.engine.score_batch([ids for ids, _ in documents], firsts)
+        return [
+            float(np.asarray(row)[mask[first:]].sum())
+            for row, (_, mask), first in zip(rows, documents, firsts, strict=True)
         ]
-        return ratio(sums, [int(mask[1:].sum()) for _, mask in documents])
 
     @cached_property
     def _margins(self) -> list[float]:
@@ -251,11 +259,7 @@ class Suite:
                 for pair in zip(documents[::2], documents[1::2], strict=True)
                 if all(len(ids) <= self.window for ids, _ in pair)  # a cut answer is another one
             ]
-            scores = self.engine.score_batch([ids for pair in pairs for ids, _ in pair])
-            logps = [
-                float(np.asarray(row)[mask[1:]].sum())
-                for row, (_, mask) in zip(scores, (d for pair in pairs for d in pair), strict=True)
-            ]
+            logps = self._log_probs([side for pair in pairs for side in pair])
             margins += [c - r for c, r in zip(logps[::2], logps[1::2], strict=True)]
         if len(margins) < 2:
             raise UserError(
@@ -272,10 +276,8 @@ def _answer(item: Item, reply: Reply | None, mode: str) -> Answer:
     return Answer(item, mode, reply.text, message, ended=reply.reason != "length")
 
 
-def _documents(
-    shard: Shard, most: int, window: int
-) -> Iterator[tuple[list[int], np.ndarray[Any, np.dtype[np.bool_]]]]:
-    """(ids, mask of trained-on tokens) of the first documents, each cut to `window` tokens."""
+def _documents(shard: Shard, most: int, window: int) -> Iterator[Document]:
+    """The first documents, each cut to `window` tokens."""
     for index in range(min(most, shard.documents)):
         place = shard.document(index)
         span = slice(place.start, min(place.stop, place.start + window))
