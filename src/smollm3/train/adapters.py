@@ -226,7 +226,7 @@ class FourBits(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         # Two weights move as one number of 8 bytes. Not `[codes]`, whose places have 8 bytes each.
-        pairs = self.levels.view(torch.float64).flatten().index_select(0, self.codes.int())
+        pairs = self.levels.view(torch.int64).flatten().index_select(0, self.codes.int())
         values = pairs.view(torch.float32).view(-1, BLOCK).mul_(self.scales.float())
         return values.flatten()[: math.prod(self.shape)].view(self.shape).to(dtype)
 
