@@ -187,7 +187,7 @@ class Bench:
         return locate(model) if ":" not in model else make_shape(model, self.shapes)
 
     def opened(self, item: Item, contender: Contender, settings: Mapping[str, Any]) -> Asked:
-        path = self.path(contender.model or item.model)
+        path = self.path(contender.model or item.model).absolute()
         own = {**contender.settings, **settings}
         return "open", {"model": str(path), "context": item.context, "threads": self.threads, **own}
 
@@ -342,7 +342,7 @@ def with_peer(item: Item, spec: str) -> Item:
     program, *flags = rest.split(",")
     if not name or not program:
         raise UserError(f"--peer: {spec!r} is not NAME=LLAMA_BENCH[,FLAG...]")
-    program = str(Path(program).expanduser())
+    program = str(Path(program).expanduser().absolute())
     if not os.access(program, os.X_OK):
         raise UserError(f"--peer: {program}: no such program")
     method, arguments = item.ask(0)

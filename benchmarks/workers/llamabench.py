@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class LlamaBench:
 
 def _output(command: list[str]) -> str:
     """What it says on both streams; ValueError with its end where it fails."""
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as place:  # some write their log where they run
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
     if run.returncode:
         raise ValueError(f"exit code {run.returncode}: {run.stderr.strip()[-300:]}")
     return run.stdout + run.stderr

@@ -42,9 +42,9 @@ from smollm3.turn import Reply, Request, wait_all
 MODES = ("think", "no_think")
 PREFERENCE = ("preference/margin", "preference/accuracy")
 OPENING = 8  # tokens of an answer that show whether it begins with reasoning
-# Ids, and which of them are trained on.
-Document = tuple[list[int], "np.ndarray[Any, np.dtype[np.bool_]]"]
 DATE = datetime.date(2025, 7, 8)  # told to the model; fixed, so that a score is too
+# Ids, and which of them are trained on.
+Document = tuple[list[int], np.ndarray[Any, np.dtype[np.bool_]]]
 
 
 def known_metrics(formats: Mapping[str, str]) -> list[str]:

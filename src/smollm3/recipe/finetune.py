@@ -26,7 +26,7 @@ from smollm3.eval.panel import TASKS, missing, questions
 from smollm3.infer.backends.memory import free_bytes
 from smollm3.machine import has_bfloat16_units
 from smollm3.model import ModelConfig
-from smollm3.plan import stage_costs
+from smollm3.plan import StageCost, stage_costs
 from smollm3.portable import usable_cpus
 from smollm3.recipe.edit import Path as Key
 from smollm3.recipe.edit import RecipeText, flow
@@ -156,8 +156,9 @@ class _Planner:
             self._stage("apo" if source.is_pairs else "sft", source, sources[0])
         if self.machine.is_cpu:
             self._shorten(sources)
-        self._rates(sources)
-        self._pace(sources)
+        costs = self._costs(sources)  # measured here, so once for both
+        self._rates(costs)
+        self._pace(sources, costs)
         self._override()  # where a decision was about the mapping around it
         load_recipe_text(self.text.text, FILE)  # whatever was set is checked before it is written
         return self.text.text, self.said
@@ -289,11 +290,11 @@ class _Planner:
                     for rows in sizes if recompute == "none" else [1]:
                         yield kind, moments, recompute, rows, offload
 
-    def _rates(self, sources: Sequence[Looked]) -> None:
+    def _rates(self, costs: Sequence[StageCost]) -> None:
         """2e-5 for 3B weights, as SmolLM3's SFT; smaller models learn at more, an adapter at ten
         times as much (Schulman et al. 2025, "LoRA without regret"). Preferences take a tenth in
         2,000 steps, as published recipes do, and more by the root of the number for fewer."""
-        for cost in self._costs(sources):
+        for cost in costs:
             at: Key = ("stages", cost.name)
             adapted = self._value((*at, "adapter")) is not None
             peak = min(2e-5 * math.sqrt(3e9 / self.config.parameters) * 10**adapted, 1e-3)
@@ -386,14 +387,14 @@ class _Planner:
     def _is_asked(self, name: str) -> bool:
         return any(override.partition("=")[0] == name for override in self.wish.overrides)
 
-    def _pace(self, sources: Sequence[Looked]) -> None:
+    def _pace(self, sources: Sequence[Looked], costs: Sequence[StageCost]) -> None:
         """How often a stage looks at what is held out, and saves: up to ten and about five times.
 
         A row that is looked at costs half of one that is trained on; together at most a fifth of
         the work, but three looks at four rows.
         """
         held = {source.name: source.held for source in sources}
-        for cost in self._costs(sources):
+        for cost in costs:
             if cost.steps is None or self._is_asked(f"stages.{cost.name}.validation"):
                 continue
             at: Key = ("stages", cost.name)
@@ -411,7 +412,7 @@ class _Planner:
             self._set((*at, "validation"), current | {"every": every, "rows": rows}, why)
             self.text.set((*at, "save_every"), max(1, math.ceil(cost.steps / 5)))
 
-    def _costs(self, sources: Sequence[Looked]) -> list[Any]:
+    def _costs(self, sources: Sequence[Looked]) -> list[StageCost]:
         sizes = {s.name: (len(s.lengths), s.tokens) for s in sources}
         return [c for c in stage_costs(self._recipe(), sizes=sizes) if c.kind == "train"]
 
